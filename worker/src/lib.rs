@@ -1,0 +1,3 @@
+//! The worker: Burn training, exact gradient sums, checkpoints.
+
+pub mod plan;
