@@ -1,0 +1,155 @@
+//! What is trained: the contract by which users bring a model and data of their own.
+//!
+//! A model is a sequence of blocks, each a Burn module; a model that is not cut into blocks is a sequence of one.
+//! Blocks are what parameters are sharded and gradients are summed by, so a task never mentions workers, ranks or
+//! sums. What flows from one block to the next is a [`Carry`]; the last block returns the loss.
+//!
+//! # Invariants
+//! 1. [`Task::batch`] and [`Task::forward`] are pure: the same samples and the same [`Pass`] give the same bits.
+//! 2. All randomness comes from the [`Pass`], never from a rank, a clock or a global generator.
+
+mod carry;
+pub mod gpt;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use burn::module::Module;
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
+use mattock_data::keys::MicroBatchKey;
+
+pub use self::carry::Carry;
+use mattock_kernels::Kernels;
+use crate::plan::Table;
+
+/// What a block returns.
+pub enum Output<B: Backend> {
+    /// The input of the next block.
+    Next(Carry<B>),
+    /// The last block's: the mean loss over the micro-batch, shape `[1]`.
+    Loss(Tensor<B, 1>),
+}
+
+/// How a forward pass is run.
+#[derive(Debug, Clone, Copy)]
+pub enum Pass {
+    /// For gradients: dropout is on, its masks drawn from the key.
+    Train(MicroBatchKey),
+    /// For measurement: no dropout.
+    Evaluate,
+}
+
+/// From where a task is opened.
+#[derive(Debug)]
+pub struct Source<'a> {
+    /// The recipe's `[model]` table.
+    pub model: &'a Table,
+    /// The recipe's `[data]` table.
+    pub data: &'a Table,
+    /// Folder for what is built once and reused.
+    pub cache: &'a Path,
+    /// Is told what is under way, in words for a person.
+    pub progress: &'a dyn Fn(&str),
+}
+
+/// Why a task could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TaskError {
+    /// A table of the recipe does not fit.
+    #[error("recipe table [{table}]: {reason}")]
+    Table {
+        /// `model` or `data`.
+        table: &'static str,
+        /// What is wrong, and what would do.
+        reason: String,
+    },
+    /// The dataset cannot be built or read.
+    #[error(transparent)]
+    Data(#[from] mattock_data::DataError),
+    /// Anything else that a task of one's own may meet.
+    #[error("{0}")]
+    Other(String),
+}
+
+/// A model and the data that it is trained on.
+pub trait Task: Sized + Send + Sync + 'static {
+    /// A block of the model.
+    type Block<B: Backend>: Module<B>;
+    /// A micro-batch on the host.
+    type Batch: Send + 'static;
+
+    /// Opens what the recipe's tables describe, building the dataset where it is not there yet.
+    fn open(source: &Source<'_>) -> Result<Self, TaskError>;
+
+    /// The model with its initial parameters, a pure function of `seed`.
+    fn blocks<B: Backend>(&self, seed: u64, device: &B::Device) -> Vec<Self::Block<B>>;
+
+    /// What the parameters of block `index` are called by, before their dotted path; empty for none.
+    fn prefix(&self, index: usize) -> String {
+        let _ = index;
+        String::new()
+    }
+
+    /// Training samples in an epoch.
+    fn samples(&self) -> u64;
+
+    /// Tokens (or whatever throughput is counted in) of a sample.
+    fn tokens_per_sample(&self) -> u64 {
+        1
+    }
+
+    /// The training samples of these indices, each below [`Task::samples`], as one micro-batch.
+    fn batch(&self, samples: &[u64]) -> Self::Batch;
+
+    /// Held-out samples, in batches of `size` (the last may be smaller), with the number of samples of each.
+    fn held_out(&self, size: usize) -> Vec<(usize, Self::Batch)> {
+        let _ = size;
+        Vec::new()
+    }
+
+    /// Runs one block. `input` is `None` for the first; the last returns [`Output::Loss`].
+    fn forward<B: Kernels>(
+        &self,
+        block: &Self::Block<B>,
+        input: Option<Carry<B>>,
+        batch: &Self::Batch,
+        pass: Pass,
+    ) -> Output<B>;
+
+    /// What is known of model and data, for the summary and the checkpoints.
+    fn facts(&self) -> Facts;
+
+    /// A few lines drawn from the model, for the end of a run; `None` for tasks that do not write.
+    fn sample<B: Kernels>(&self, blocks: &[Self::Block<B>], prompt: &str, request: &Sampling) -> Option<String> {
+        let _ = (blocks, prompt, request);
+        None
+    }
+}
+
+/// How text is drawn from a model.
+#[derive(Debug, Clone, Copy)]
+pub struct Sampling {
+    /// Tokens to draw.
+    pub tokens: usize,
+    /// Divides the logits; 0 takes the likeliest token.
+    pub temperature: f64,
+    /// Of the draw.
+    pub seed: u64,
+}
+
+/// What is known of model and data.
+#[derive(Debug, Clone, Default)]
+pub struct Facts {
+    /// BLAKE3 of the dataset's contents, in hex.
+    pub dataset_hash: String,
+    /// Cross entropy in nats of a unigram model of the same tokens.
+    pub unigram_loss: Option<f64>,
+    /// `config.json` of the checkpoints, in Hugging Face's form where the model has one.
+    pub config_json: String,
+    /// `tokenizer.json` of the checkpoints.
+    pub tokenizer_json: Option<Arc<[u8]>>,
+    /// Where the dataset was built.
+    pub dataset: Option<PathBuf>,
+}
