@@ -5,12 +5,13 @@
 //! along, so its two gradients meet in the graph of the block that owns it, and nothing needs to know of it.
 
 use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Tensor, TensorMetadata, TensorPrimitive};
 
 /// The tensors that a block hands to the next, in the order in which they were pushed.
 #[derive(Clone)]
 pub struct Carry<B: Backend> {
-    tensors: Vec<B::FloatTensorPrimitive>,
+    tensors: Vec<FloatTensor<B>>,
 }
 
 impl<B: Backend> Default for Carry<B> {
@@ -74,5 +75,5 @@ impl<B: AutodiffBackend> Carry<B> {
 
 /// Gradients of a [`Carry`], in its order.
 pub(crate) struct CarryGradients<B: AutodiffBackend>(
-    Vec<Option<<B::InnerBackend as Backend>::FloatTensorPrimitive>>,
+    Vec<Option<FloatTensor<B::InnerBackend>>>,
 );

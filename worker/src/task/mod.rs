@@ -18,9 +18,11 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use mattock_data::keys::MicroBatchKey;
+use mattock_kernels::Kernels;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 pub use self::carry::Carry;
-use mattock_kernels::Kernels;
 use crate::plan::Table;
 
 /// What a block returns.
@@ -41,7 +43,6 @@ pub enum Pass {
 }
 
 /// From where a task is opened.
-#[derive(Debug)]
 pub struct Source<'a> {
     /// The recipe's `[model]` table.
     pub model: &'a Table,
@@ -51,6 +52,34 @@ pub struct Source<'a> {
     pub cache: &'a Path,
     /// Is told what is under way, in words for a person.
     pub progress: &'a dyn Fn(&str),
+}
+
+impl Source<'_> {
+    /// The `[model]` table as a configuration; a key that it does not know is an error.
+    pub fn model<C: Serialize + DeserializeOwned>(&self) -> Result<C, TaskError> {
+        read("model", self.model)
+    }
+
+    /// The `[data]` table as a configuration; a key that it does not know is an error.
+    pub fn data<C: Serialize + DeserializeOwned>(&self) -> Result<C, TaskError> {
+        read("data", self.data)
+    }
+}
+
+/// Reads a table strictly. What the type itself does not refuse shows as a key that is lost on the way back.
+fn read<C: Serialize + DeserializeOwned>(table: &'static str, value: &Table) -> Result<C, TaskError> {
+    let fault = |reason: String| TaskError::Table { table, reason };
+    let config: C =
+        serde_json::from_value(value.clone().into()).map_err(|error| fault(error.to_string()))?;
+    let known = serde_json::to_value(&config).map_err(|error| fault(error.to_string()))?;
+    match value.keys().find(|&key| known.get(key).is_none()) {
+        None => Ok(config),
+        Some(key) => {
+            let names: Vec<String> =
+                known.as_object().into_iter().flatten().map(|(name, _)| format!("`{name}`")).collect();
+            Err(fault(format!("unknown field `{key}`, expected one of {}", names.join(", "))))
+        }
+    }
 }
 
 /// Why a task could not be opened.

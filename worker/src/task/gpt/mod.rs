@@ -7,13 +7,11 @@ mod sampling;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData};
 use mattock_data::{Corpus, TextConfig, Tokens as TokenFile};
-use serde::de::DeserializeOwned;
 
 pub use self::config::GptConfig;
 pub use self::model::GptBlock;
 use super::{Carry, Facts, Output, Pass, Sampling, Source, Task, TaskError};
 use mattock_kernels::Kernels;
-use crate::plan::Table;
 
 /// A GPT-2-shaped language model on a corpus of text.
 pub struct Gpt {
@@ -32,11 +30,11 @@ impl Task for Gpt {
     type Batch = TokenBatch;
 
     fn open(source: &Source<'_>) -> Result<Self, TaskError> {
-        let config: GptConfig = table("model", source.model)?;
+        let config: GptConfig = source.model()?;
         if let Some(reason) = config.fault() {
             return Err(TaskError::Table { table: "model", reason });
         }
-        let text: TextConfig = table("data", source.data)?;
+        let text: TextConfig = source.data()?;
         let mut progress = |state: mattock_data::Progress| (source.progress)(&state.to_string());
         let corpus = mattock_data::open_or_build(&text, source.cache, &mut progress)?;
         if corpus.train.samples(config.context) == 0 {
@@ -122,10 +120,4 @@ impl TokenBatch {
             targets: Tensor::<B, 1, Int>::from_data(targets, device),
         }
     }
-}
-
-/// Reads a table strictly.
-fn table<T: DeserializeOwned>(name: &'static str, table: &Table) -> Result<T, TaskError> {
-    serde_json::from_value(serde_json::Value::Object(table.clone()))
-        .map_err(|error| TaskError::Table { table: name, reason: error.to_string() })
 }

@@ -231,19 +231,19 @@ impl<B: Kernels> Head<B> {
 
 impl<B: Kernels> Attention<B> {
     fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        self.c_proj.forward(B::attention(self.c_attn.forward(x), self.heads))
+        self.c_proj.forward(<B as Kernels>::attention(self.c_attn.forward(x), self.heads))
     }
 }
 
 impl<B: Kernels> Mlp<B> {
     fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        self.c_proj.forward(B::gelu(self.c_fc.forward(x)))
+        self.c_proj.forward(<B as Kernels>::gelu(self.c_fc.forward(x)))
     }
 }
 
 impl<B: Kernels> Linear<B> {
     fn forward(&self, x: Tensor<B, 3>) -> Tensor<B, 3> {
-        B::linear(x, self.weight.val(), self.bias.val())
+        <B as Kernels>::linear(x, self.weight.val(), self.bias.val())
     }
 }
 

@@ -1,0 +1,157 @@
+//! The commit point of a step: what every rank must have seen before anybody writes state.
+//!
+//! A rank contributes only when its reduced buckets are complete, and writes nothing before it holds the total. All
+//! entries are sums of unsigned integers, so the total does not depend on the order of ranks: a micro-batch's count
+//! and the bits of its loss are contributed by whoever computed it, and are zero elsewhere.
+//!
+//! # Invariants
+//! 1. No state is written unless every micro-batch was counted exactly once.
+//! 2. All ranks read the same verdict from the same total.
+
+use crate::plan::NonFinite;
+
+/// One rank's contribution, or the total over ranks: `[counts; M] [loss bits; M] [nonfinite] [stop]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Ballot {
+    words: Vec<u32>,
+}
+
+/// What a complete total says.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Verdict {
+    /// Mean over the micro-batches, added in their order.
+    pub(crate) loss: f64,
+    /// Whether the state is updated.
+    pub(crate) update: bool,
+    /// Whether the run ends after this step.
+    pub(crate) stop: bool,
+}
+
+/// Why a step may not be written.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum CommitError {
+    /// The one invariant that everything rests on.
+    #[error("micro-batch {index} was counted {count} times in step {step}: nothing was written; this is a bug")]
+    NotOnce {
+        /// The step.
+        step: u64,
+        /// The micro-batch.
+        index: usize,
+        /// How often it was counted.
+        count: u32,
+    },
+    /// `nonfinite = "stop"`.
+    #[error(
+        "the gradient of step {step} is not finite: nothing was written; lower the learning rate, or set \
+         [reduce] nonfinite = \"skip\" to leave such steps out"
+    )]
+    NonFinite {
+        /// The step.
+        step: u64,
+    },
+}
+
+impl Ballot {
+    pub(crate) fn new(micro_batches: usize) -> Self {
+        Self { words: vec![0; 2 * micro_batches + 2] }
+    }
+
+    fn micro_batches(&self) -> usize {
+        self.words.len() / 2 - 1
+    }
+
+    /// This rank computed micro-batch `index`.
+    pub(crate) fn count(&mut self, index: usize, loss: f32) {
+        let losses = self.micro_batches();
+        self.words[index] += 1;
+        self.words[losses + index] = loss.to_bits();
+    }
+
+    /// This rank met an infinity or NaN.
+    pub(crate) fn nonfinite(&mut self) {
+        let index = 2 * self.micro_batches();
+        self.words[index] = 1;
+    }
+
+    /// This rank was asked to stop after the step.
+    pub(crate) fn stop(&mut self) {
+        let index = 2 * self.micro_batches() + 1;
+        self.words[index] = 1;
+    }
+
+    pub(crate) fn into_words(self) -> Vec<u32> {
+        self.words
+    }
+
+    /// Wraps the total over all ranks.
+    pub(crate) fn from_total(words: Vec<u32>) -> Self {
+        Self { words }
+    }
+
+    /// Reads the total.
+    pub(crate) fn verdict(&self, step: u64, nonfinite: NonFinite) -> Result<Verdict, CommitError> {
+        let (counts, rest) = self.words.split_at(self.micro_batches());
+        let (losses, flags) = rest.split_at(self.micro_batches());
+        if let Some((index, &count)) = counts.iter().enumerate().find(|&(_, &count)| count != 1) {
+            return Err(CommitError::NotOnce { step, index, count });
+        }
+        let sum: f64 = losses.iter().map(|&bits| f64::from(f32::from_bits(bits))).sum();
+        let loss = sum / losses.len() as f64;
+        let finite = flags[0] == 0 && loss.is_finite();
+        if !finite && nonfinite == NonFinite::Stop {
+            return Err(CommitError::NonFinite { step });
+        }
+        Ok(Verdict { loss, update: finite, stop: flags[1] != 0 })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn total(ballots: &[Ballot]) -> Ballot {
+        let mut words = vec![0u32; ballots[0].words.len()];
+        for ballot in ballots {
+            words.iter_mut().zip(&ballot.words).for_each(|(sum, word)| *sum = sum.saturating_add(*word));
+        }
+        Ballot::from_total(words)
+    }
+
+    fn split(owners: [usize; 3]) -> Vec<Ballot> {
+        let mut ballots = vec![Ballot::new(3), Ballot::new(3)];
+        for (index, owner) in owners.into_iter().enumerate() {
+            ballots[owner].count(index, 1.5 + index as f32);
+        }
+        ballots
+    }
+
+    #[test]
+    fn the_verdict_is_the_same_whoever_computed_what() {
+        let expected = Ok(Verdict { loss: 2.5, update: true, stop: false });
+        for owners in [[0, 0, 0], [0, 1, 0], [1, 1, 0]] {
+            assert_eq!(total(&split(owners)).verdict(7, NonFinite::Stop), expected);
+        }
+    }
+
+    #[test]
+    fn a_micro_batch_counted_twice_or_never_is_refused() {
+        let mut ballots = split([0, 1, 0]);
+        ballots[0].count(1, 2.5);
+        assert_eq!(
+            total(&ballots).verdict(7, NonFinite::Stop),
+            Err(CommitError::NotOnce { step: 7, index: 1, count: 2 })
+        );
+        assert!(Ballot::new(3).verdict(7, NonFinite::Skip).is_err());
+    }
+
+    #[test]
+    fn one_ranks_flag_is_everybodys() {
+        let mut ballots = split([0, 1, 0]);
+        ballots[1].nonfinite();
+        ballots[0].stop();
+        let total = total(&ballots);
+        assert_eq!(total.verdict(7, NonFinite::Stop), Err(CommitError::NonFinite { step: 7 }));
+        let verdict = total.verdict(7, NonFinite::Skip).unwrap();
+        assert!(!verdict.update && verdict.stop);
+    }
+}

@@ -1,0 +1,103 @@
+//! The gradient sum of one step: from micro-batch gradients to one decoded sum that every rank holds.
+//!
+//! Three ways, one contract. [`ExactSum`] rounds each micro-batch once to integers and exchanges 32 bits an element;
+//! the few blocks whose sum needs more follow in 64 bits. [`ExactSum64`] exchanges 64 bits throughout and gives the
+//! same bits: it is the reference. [`PlainSum`] adds floats, fast and deterministic for one world size only.
+//!
+//! A bucket leaves as soon as its last micro-batch is in, while earlier blocks still run backward. Inputs of the
+//! exchange are kept as they are until the step is committed.
+
+mod exact;
+mod exact64;
+mod plain;
+
+use mattock_collectives::{CollectiveError, Group};
+use mattock_exact::Exponents;
+
+use self::exact::ExactSum;
+use self::exact64::ExactSum64;
+use self::plain::PlainSum;
+use crate::params::Space;
+use crate::plan::Sum;
+
+/// The sum over all ranks.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Summed {
+    /// Exponents of the next step; unchanged by plain sums.
+    pub(crate) exponents: Exponents,
+    /// Blocks whose sum needed 64 bits.
+    pub(crate) wide_blocks: usize,
+}
+
+/// One of the three ways.
+pub(crate) enum GradientSum {
+    Exact(ExactSum),
+    Exact64(ExactSum64),
+    Plain(PlainSum),
+}
+
+impl GradientSum {
+    pub(crate) fn new(sum: Sum, space: &Space, micro_batches: u32) -> Self {
+        match sum {
+            Sum::Exact => Self::Exact(ExactSum::new(space, micro_batches)),
+            Sum::Exact64 => Self::Exact64(ExactSum64::new(space, micro_batches)),
+            Sum::F32 => Self::Plain(PlainSum::new(space, micro_batches, false)),
+            Sum::Bf16 => Self::Plain(PlainSum::new(space, micro_batches, true)),
+        }
+    }
+
+    /// Whether block exponents are part of the state.
+    pub(crate) fn has_exponents(&self) -> bool {
+        !matches!(self, Self::Plain(_))
+    }
+
+    /// Forgets what was added.
+    pub(crate) fn begin(&mut self) {
+        match self {
+            Self::Exact(sum) => sum.begin(),
+            Self::Exact64(sum) => sum.begin(),
+            Self::Plain(sum) => sum.begin(),
+        }
+    }
+
+    /// Adds a micro-batch's gradient of one bucket.
+    pub(crate) fn add(&mut self, bucket: usize, gradient: &[f32], exponents: &Exponents) {
+        match self {
+            Self::Exact(sum) => sum.add(bucket, gradient, exponents),
+            Self::Exact64(sum) => sum.add(bucket, gradient, exponents),
+            Self::Plain(sum) => sum.add(bucket, gradient),
+        }
+    }
+
+    /// Sends a bucket on its way: nothing will be added to it in this step.
+    pub(crate) fn send(&mut self, bucket: usize, group: &Group) {
+        match self {
+            Self::Exact(sum) => sum.send(bucket, group),
+            Self::Exact64(sum) => sum.send(bucket, group),
+            Self::Plain(sum) => sum.send(bucket, group),
+        }
+    }
+
+    /// Whether this rank met an infinity or NaN.
+    pub(crate) fn nonfinite(&self) -> bool {
+        match self {
+            Self::Exact(sum) => sum.nonfinite(),
+            Self::Exact64(sum) => sum.nonfinite(),
+            Self::Plain(sum) => sum.nonfinite(),
+        }
+    }
+
+    /// Waits for all buckets and decodes the mean over micro-batches into `gradient`, which covers the flat space.
+    pub(crate) fn finish(
+        &mut self,
+        group: &Group,
+        exponents: &Exponents,
+        gradient: &mut [f32],
+    ) -> Result<Summed, CollectiveError> {
+        match self {
+            Self::Exact(sum) => sum.finish(group, exponents, gradient),
+            Self::Exact64(sum) => sum.finish(group, exponents, gradient),
+            Self::Plain(sum) => sum.finish(exponents, gradient),
+        }
+    }
+}

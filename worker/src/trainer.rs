@@ -1,0 +1,213 @@
+//! The training loop's heart: one step, from parameters to parameters.
+//!
+//! ```text
+//! attach ─ for each micro-batch: forward, backward, round ─┬─ finish sums ─ commit ─ update, hash
+//!                                 buckets of the last leave ┘
+//! ```
+//!
+//! # Invariants
+//! 1. State is written only after the commit point, so it is at step s or s + 1, never between.
+//! 2. Nothing here depends on rank or world size but which micro-batches are computed.
+//!
+//! Deliberately absent: membership, checkpoints, reports. The session calls [`Trainer::step`] and does those.
+
+use std::sync::Arc;
+
+use mattock_collectives::{CollectiveError, Group, SaturatingSumU32};
+use mattock_data::SampleOrder;
+use mattock_data::keys::MicroBatchKey;
+use mattock_exact::{Exponents, block_maxima};
+use mattock_kernels::TrainBackend;
+
+use crate::commit::{Ballot, CommitError, Verdict};
+use crate::gradients;
+use crate::params::{Space, attach};
+use crate::phases::{Clock, Phase};
+use crate::plan::Plan;
+use crate::schedule::learning_rate;
+use crate::state::State;
+use crate::sum::GradientSum;
+use crate::task::{Pass, Task};
+use crate::update;
+
+/// Why a step was not done.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StepError {
+    /// The exchange failed; nothing was written, and the step can be run again.
+    #[error(transparent)]
+    Collective(#[from] CollectiveError),
+    /// The total says that the step may not be written.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+}
+
+/// What a step did.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepDone {
+    /// The step, from 1: how many are done.
+    pub step: u64,
+    /// Mean loss over the micro-batches, before the update.
+    pub loss: f64,
+    /// Global norm of the mean gradient, before clipping.
+    pub grad_norm: f64,
+    /// Learning rate.
+    pub lr: f64,
+    /// Hash of the state after the step.
+    pub state_hash: u64,
+    /// Whether some rank was asked to stop.
+    pub stop: bool,
+    /// Blocks whose sum needed 64 bits.
+    pub wide_blocks: usize,
+}
+
+/// A worker's half of the training: state, model on the device, and sums.
+pub struct Trainer<'a, B: TrainBackend, T: Task> {
+    task: &'a T,
+    plan: &'a Plan,
+    space: Space,
+    state: State,
+    device: B::Device,
+    blocks: Vec<T::Block<B>>,
+    lengths: Vec<usize>,
+    sum: GradientSum,
+    gradient: Vec<f32>,
+    scratch: Vec<f32>,
+    clock: Clock,
+}
+
+impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
+    /// Starts from `state`, whatever wrote it.
+    pub fn new(task: &'a T, plan: &'a Plan, space: Space, state: State, device: B::Device) -> Self {
+        let blocks = task.blocks::<B>(plan.seed, &device);
+        let lengths: Vec<usize> = space.buckets().iter().map(ExactSizeIterator::len).collect();
+        let sum = GradientSum::new(plan.reduce.sum, &space, plan.batch.micro_batches());
+        let gradient = vec![0.0; space.len()];
+        Self { task, plan, state, device, blocks, lengths, sum, gradient, scratch: Vec::new(), clock: Clock::start(), space }
+    }
+
+    /// The state after the last step.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// Where parameters lie.
+    pub fn space(&self) -> &Space {
+        &self.space
+    }
+
+    /// The stopwatch, for what is done between steps.
+    pub fn clock(&mut self) -> &mut Clock {
+        &mut self.clock
+    }
+
+    /// Runs the next step: computes `assigned` micro-batches, sums over the group, updates.
+    ///
+    /// `stop` asks all ranks to end after this step.
+    pub fn step(&mut self, group: &Group, assigned: &[u32], stop: bool) -> Result<StepDone, StepError> {
+        self.attach();
+        if self.state.exponents.is_empty() && self.sum.has_exponents() {
+            self.measure_exponents(group)?;
+        }
+        let mut ballot = Ballot::new(self.plan.batch.micro_batches() as usize);
+        self.compute(group, assigned, &mut ballot);
+
+        self.clock.enter(Phase::Exchange);
+        let summed = self.sum.finish(group, &self.state.exponents, &mut self.gradient)?;
+        if self.sum.nonfinite() {
+            ballot.nonfinite();
+        }
+        if stop {
+            ballot.stop();
+        }
+        let verdict = self.commit(group, ballot)?;
+
+        self.clock.enter(Phase::Update);
+        Ok(self.write(&verdict, summed.exponents, summed.wide_blocks))
+    }
+
+    /// Puts the parameters into the model's blocks, as leaves of new graphs.
+    fn attach(&mut self) {
+        self.clock.enter(Phase::Other);
+        let blocks = std::mem::take(&mut self.blocks);
+        let parts = blocks.into_iter().zip(self.space.buckets());
+        let parameters = &self.state.parameters;
+        self.blocks = parts.map(|(block, range)| attach(block, &parameters[range.clone()], &self.device)).collect();
+    }
+
+    /// The first step's exponents: from the maxima of micro-batch 0, as rank 0 measures them.
+    fn measure_exponents(&mut self, group: &Group) -> Result<(), StepError> {
+        let mut maxima = vec![0.0f32; self.space.len() / mattock_exact::BLOCK];
+        if group.ring().rank.get() == 0 {
+            let starts: Vec<usize> = self.space.buckets().iter().map(|range| range.start).collect();
+            self.gradients_of(0, |bucket, gradient, _| {
+                let measured = block_maxima(gradient);
+                let first = starts[bucket] / mattock_exact::BLOCK;
+                maxima[first..first + measured.len()].copy_from_slice(&measured);
+            });
+        }
+        self.clock.enter(Phase::Exchange);
+        let maxima = group.broadcast(0, maxima).wait()?;
+        self.state.exponents = Exponents::from_maxima(&maxima, self.plan.batch.micro_batches());
+        Ok(())
+    }
+
+    /// Computes the assigned micro-batches; buckets leave with the last one.
+    fn compute(&mut self, group: &Group, assigned: &[u32], ballot: &mut Ballot) {
+        self.sum.begin();
+        for (position, &index) in assigned.iter().enumerate() {
+            let last = position + 1 == assigned.len();
+            let exponents = std::mem::take(&mut self.state.exponents);
+            let loss = self.gradients_of(index, |bucket, gradient, sum| {
+                sum.add(bucket, gradient, &exponents);
+                if last {
+                    sum.send(bucket, group);
+                }
+            });
+            self.state.exponents = exponents;
+            ballot.count(index as usize, loss);
+        }
+        if assigned.is_empty() {
+            (0..self.lengths.len()).rev().for_each(|bucket| self.sum.send(bucket, group));
+        }
+    }
+
+    /// Runs one micro-batch forward and backward; `sink` receives each bucket's gradient, the last block's first.
+    fn gradients_of(&mut self, index: u32, mut sink: impl FnMut(usize, &[f32], &mut GradientSum)) -> f32 {
+        let Self { task, plan, blocks, lengths, scratch, clock, sum, .. } = self;
+        clock.enter(Phase::Data);
+        let step = self.state.step;
+        let order = SampleOrder::new(plan.seed, task.samples());
+        let samples: Vec<u64> = order.micro_batch(step, index, plan.batch.micro, plan.batch.size).collect();
+        let batch = task.batch(&samples);
+        let pass = Pass::Train(MicroBatchKey { seed: plan.seed, step, micro_batch: index });
+        clock.enter(Phase::Compute);
+        gradients::micro_batch::<B, T>(*task, blocks, lengths, &batch, pass, scratch, |bucket, gradient| {
+            clock.enter(Phase::Round);
+            sink(bucket, gradient, sum);
+            clock.enter(Phase::Compute);
+        })
+    }
+
+    /// The commit point: no state is written before this returns.
+    fn commit(&mut self, group: &Group, ballot: Ballot) -> Result<Verdict, StepError> {
+        let words = Arc::new(ballot.into_words());
+        let total = group.all_reduce::<SaturatingSumU32>(words, Vec::new()).wait()?;
+        Ok(Ballot::from_total(total).verdict(self.state.step, self.plan.reduce.nonfinite)?)
+    }
+
+    /// Writes the state after the commit point.
+    fn write(&mut self, verdict: &Verdict, exponents: Exponents, wide_blocks: usize) -> StepDone {
+        let lr = learning_rate(&self.plan.optimizer, self.state.step, self.plan.steps);
+        let grad_norm = update::norm(&self.gradient);
+        let state_hash = if verdict.update {
+            self.state.exponents = exponents;
+            update::apply(&mut self.state, &self.space, &self.gradient, &self.plan.optimizer, lr, grad_norm)
+        } else {
+            self.state.step += 1;
+            self.state.hash()
+        };
+        let Verdict { loss, stop, .. } = *verdict;
+        StepDone { step: self.state.step, loss, grad_norm, lr, state_hash, stop, wide_blocks }
+    }
+}
