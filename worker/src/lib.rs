@@ -1,10 +1,19 @@
 //! The worker: Burn training, exact gradient sums, checkpoints.
+//!
+//! A [`Task`](task::Task) says what is trained; [`trainer`] runs one step of it; what lies between the two is how the
+//! number of workers leaves no trace: [`plan`] without world size, gradients block by block, exact sums, a commit point.
+//!
+//! Deliberately absent here: the recipe's text, launching, and anything about other workers but their sums.
 
+mod commit;
+mod evaluate;
 mod gradients;
 mod params;
 pub mod phases;
-mod commit;
 pub mod plan;
 pub mod schedule;
 pub mod state;
+mod sum;
 pub mod task;
+pub mod trainer;
+mod update;

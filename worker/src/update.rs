@@ -1,6 +1,6 @@
 //! Clipping and the optimizer's update over the flat space.
 
-use mattock_exact::{AdamWStep, Hyper, adamw, combine_norms, exponent_hash, partial_norms};
+use mattock_exact::{AdamWStep, adamw, exponent_hash, squared_norm};
 
 use crate::params::Space;
 use crate::plan::AdamW;
@@ -8,7 +8,7 @@ use crate::state::State;
 
 /// Global norm of the gradient: squares are added over fixed blocks in fixed order.
 pub(crate) fn norm(gradient: &[f32]) -> f64 {
-    combine_norms(&partial_norms(gradient))
+    libm::sqrt(squared_norm(gradient))
 }
 
 /// Applies one update in place and counts the step; returns the hash of the new state.
@@ -27,19 +27,14 @@ pub(crate) fn apply(
     };
     let mut hash = exponent_hash(&state.exponents);
     for (range, decays) in space.decay_ranges() {
-        let hyper = Hyper {
-            beta1: optimizer.betas[0],
-            beta2: optimizer.betas[1],
-            eps: optimizer.eps,
-            weight_decay: if decays { optimizer.weight_decay } else { 0.0 },
-        };
-        let step = AdamWStep::new(&hyper, state.step, lr, clip);
+        let weight_decay = if decays { optimizer.weight_decay } else { 0.0 };
+        let numbers = mattock_exact::AdamW { betas: optimizer.betas, eps: optimizer.eps, weight_decay };
         hash = hash.wrapping_add(adamw(
             &mut state.parameters[range.clone()],
             &mut state.first[range.clone()],
             &mut state.second[range.clone()],
             &gradient[range.clone()],
-            &step,
+            &AdamWStep::new(&numbers, state.step, lr, clip),
             range.start as u64,
         ));
     }

@@ -9,6 +9,7 @@
 
 mod exact;
 mod exact64;
+mod flight;
 mod plain;
 
 use mattock_collectives::{CollectiveError, Group};

@@ -11,12 +11,15 @@
 //!
 //! Deliberately absent: membership, checkpoints, reports. The session calls [`Trainer::step`] and does those.
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
-use mattock_collectives::{CollectiveError, Group, SaturatingSumU32};
+use mattock_collectives::{CollectiveError, Group, Rank, SaturatingSum};
 use mattock_data::SampleOrder;
 use mattock_data::keys::MicroBatchKey;
-use mattock_exact::{Exponents, block_maxima};
+use mattock_exact::{BLOCK, Exponents, block_maxima};
 use mattock_kernels::TrainBackend;
 
 use crate::commit::{Ballot, CommitError, Verdict};
@@ -137,17 +140,22 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
 
     /// The first step's exponents: from the maxima of micro-batch 0, as rank 0 measures them.
     fn measure_exponents(&mut self, group: &Group) -> Result<(), StepError> {
-        let mut maxima = vec![0.0f32; self.space.len() / mattock_exact::BLOCK];
-        if group.ring().rank.get() == 0 {
-            let starts: Vec<usize> = self.space.buckets().iter().map(|range| range.start).collect();
+        let mut maxima = vec![0.0f32; self.space.len() / BLOCK];
+        let root = Rank(0);
+        if group.ring().rank() == root {
+            let firsts: Vec<usize> = self.space.buckets().iter().map(|range| range.start / BLOCK).collect();
             self.gradients_of(0, |bucket, gradient, _| {
                 let measured = block_maxima(gradient);
-                let first = starts[bucket] / mattock_exact::BLOCK;
-                maxima[first..first + measured.len()].copy_from_slice(&measured);
+                maxima[firsts[bucket]..][..measured.len()].copy_from_slice(&measured);
             });
+            self.clock.enter(Phase::Exchange);
+            let measured = Arc::new(maxima);
+            group.broadcast(Arc::clone(&measured)).wait()?;
+            maxima = measured.to_vec();
+        } else {
+            self.clock.enter(Phase::Exchange);
+            maxima = group.receive_broadcast(root, maxima).wait()?;
         }
-        self.clock.enter(Phase::Exchange);
-        let maxima = group.broadcast(0, maxima).wait()?;
         self.state.exponents = Exponents::from_maxima(&maxima, self.plan.batch.micro_batches());
         Ok(())
     }
@@ -192,7 +200,7 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
     /// The commit point: no state is written before this returns.
     fn commit(&mut self, group: &Group, ballot: Ballot) -> Result<Verdict, StepError> {
         let words = Arc::new(ballot.into_words());
-        let total = group.all_reduce::<SaturatingSumU32>(words, Vec::new()).wait()?;
+        let total = group.all_reduce::<SaturatingSum>(words, Vec::new()).wait()?;
         Ok(Ballot::from_total(total).verdict(self.state.step, self.plan.reduce.nonfinite)?)
     }
 

@@ -1,0 +1,87 @@
+//! The one idea, shown with real processes: the number of workers leaves no trace in the result.
+
+mod common;
+
+use common::{Bench, RECIPE};
+
+/// The recipe with some lines replaced or, under `[table]`, added.
+fn recipe(changes: &[(&str, &str)]) -> String {
+    changes.iter().fold(RECIPE.to_owned(), |text, (from, to)| {
+        assert!(text.contains(from), "the recipe has no line '{from}'");
+        text.replace(from, to)
+    })
+}
+
+/// Every number of workers gives the same losses and hashes, step by step, for both exact accumulators.
+fn assert_same_bits(recipe: &str, workers: &[&str]) {
+    let bench = Bench::with(recipe);
+    let reference = bench.train("exact64", &["--workers", "1", "--set", "reduce.sum=exact64"]).done().curve();
+    assert!(reference.len() > 2);
+    for count in workers {
+        let run = bench.train(&format!("run-{count}"), &["--workers", count]).done();
+        assert_eq!(run.curve(), reference, "{count} workers");
+    }
+}
+
+#[test]
+fn any_number_of_workers_gives_the_same_bits() {
+    // M = 7 on 3 workers, a context that is no power of two, and more workers than a step has room for work.
+    assert_same_bits(RECIPE, &["1", "2", "3", "5"]);
+}
+
+#[test]
+fn more_workers_than_micro_batches_give_the_same_bits() {
+    assert_same_bits(&recipe(&[("micro = 2", "micro = 7")]), &["3"]);
+}
+
+#[test]
+fn dropout_gives_the_same_bits() {
+    assert_same_bits(&recipe(&[("context = 24", "context = 24\ndropout = 0.2\ntied = false")]), &["2", "3"]);
+}
+
+#[test]
+fn a_learning_rate_that_makes_the_loss_jump_gives_the_same_bits() {
+    // Without warm-up and clipping the gradients jump by orders of magnitude: blocks need more than 32 bits.
+    let wild = recipe(&[("lr = 3e-3", "lr = 0.5"), ("clip = 1.0\n", ""), ("warmup = 2", "warmup = 0")]);
+    assert_same_bits(&wild, &["2", "3"]);
+}
+
+#[test]
+fn plain_sums_differ_where_exact_ones_do_not() {
+    // Shows that the comparison can fail: three ranks add floats in another order than one.
+    let bench = Bench::new();
+    let one = bench.train("one", &["--workers", "1", "--set", "reduce.sum=f32"]).done();
+    let three = bench.train("three", &["--workers", "3", "--set", "reduce.sum=f32"]).done();
+    assert_ne!(one.hash(), three.hash());
+    let again = bench.train("again", &["--workers", "3", "--set", "reduce.sum=f32"]).done();
+    assert_eq!(three.hash(), again.hash(), "for one world size it is deterministic");
+}
+
+#[test]
+fn each_micro_batch_is_computed_by_one_rank() {
+    let bench = Bench::new();
+    for step in bench.train("three", &["--workers", "3"]).done().steps() {
+        let ranks = step["ranks"].as_array().unwrap();
+        assert_eq!(ranks.len(), 3);
+        let indices = ranks.iter().flat_map(|rank| rank["micro_batches"].as_array().unwrap().clone());
+        let mut indices: Vec<u64> = indices.map(|index| index.as_u64().unwrap()).collect();
+        indices.sort_unstable();
+        assert_eq!(indices, (0..7).collect::<Vec<u64>>());
+    }
+}
+
+#[test]
+fn a_rank_sends_what_a_ring_must_and_hardly_more() {
+    let large = recipe(&[("dim = 32", "dim = 128"), ("layers = 2", "layers = 6"), ("steps = 8", "steps = 3")]);
+    let bench = Bench::with(&large);
+    for (sum, width) in [("exact", 4.0), ("exact64", 8.0)] {
+        let run = bench.train(sum, &["--workers", "3", "--set", &format!("reduce.sum={sum}")]).done();
+        let parameters = run.summary["parameters"].as_f64().unwrap();
+        let ideal = 2.0 * 2.0 / 3.0 * width * parameters;
+        let last = run.steps().pop().unwrap();
+        for rank in last["ranks"].as_array().unwrap() {
+            let sent = rank["tx_bytes"].as_f64().unwrap();
+            assert!(sent >= 0.99 * ideal && sent <= 1.01 * ideal, "{sum}: {sent} of {ideal}");
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! Exact sums in 64 bits throughout: the simple form, and the reference for [`super::exact`].
+
+use std::ops::Range;
+
+use mattock_collectives::{CollectiveError, Group, Sum};
+use mattock_exact::{BLOCK, Exponents, Rounding, WideAccumulator, decode_wide};
+
+use super::Summed;
+use super::flight::{Flight, all_reduce};
+use crate::params::Space;
+
+/// One accumulator per bucket.
+pub(crate) struct ExactSum64 {
+    micro_batches: u32,
+    buckets: Vec<Bucket>,
+}
+
+struct Bucket {
+    /// In the flat space.
+    range: Range<usize>,
+    accumulator: WideAccumulator,
+    flight: Flight<Sum<i64>>,
+}
+
+impl Bucket {
+    fn blocks(&self) -> Range<usize> {
+        self.range.start / BLOCK..self.range.end / BLOCK
+    }
+}
+
+impl ExactSum64 {
+    pub(super) fn new(space: &Space, micro_batches: u32) -> Self {
+        let rounding = Rounding::new(micro_batches);
+        let bucket = |range: &Range<usize>| Bucket {
+            range: range.clone(),
+            accumulator: WideAccumulator::new(range.len() / BLOCK, rounding),
+            flight: Flight::new(range.len()),
+        };
+        Self { micro_batches, buckets: space.buckets().iter().map(bucket).collect() }
+    }
+
+    pub(super) fn begin(&mut self) {
+        for bucket in &mut self.buckets {
+            bucket.accumulator.reset();
+            bucket.flight.input_mut().fill(0);
+        }
+    }
+
+    pub(super) fn add(&mut self, bucket: usize, gradient: &[f32], exponents: &Exponents) {
+        let bucket = &mut self.buckets[bucket];
+        let eighths = &exponents.eighths()[bucket.blocks()];
+        bucket.accumulator.add(bucket.flight.input_mut(), gradient, eighths);
+    }
+
+    pub(super) fn send(&mut self, bucket: usize, group: &Group) {
+        self.buckets[bucket].flight.send(group);
+    }
+
+    pub(super) fn nonfinite(&self) -> bool {
+        self.buckets.iter().any(|bucket| bucket.accumulator.nonfinite())
+    }
+
+    pub(super) fn finish(
+        &mut self,
+        group: &Group,
+        exponents: &Exponents,
+        gradient: &mut [f32],
+    ) -> Result<Summed, CollectiveError> {
+        for bucket in &mut self.buckets {
+            let eighths = &exponents.eighths()[bucket.blocks()];
+            let sums = bucket.flight.wait()?;
+            decode_wide(sums, eighths, self.micro_batches, &mut gradient[bucket.range.clone()]);
+        }
+        let own = self.buckets.iter().flat_map(|bucket| bucket.accumulator.bounds());
+        let bounds = all_reduce::<Sum<i64>>(group, own.map(|&bound| bound as i64).collect())?;
+        let bounds: Vec<u64> = bounds.into_iter().map(|bound| bound as u64).collect();
+        let wide_blocks = bounds.iter().filter(|&&bound| bound >= u64::from(mattock_exact::WIDE)).count();
+        Ok(Summed { exponents: exponents.next(&bounds), wide_blocks })
+    }
+}
