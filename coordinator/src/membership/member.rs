@@ -1,0 +1,124 @@
+//! The worker's half: which of the coordinator's messages mean something now.
+//!
+//! Messages of older generations, and those that come twice, mean nothing.
+
+use crate::ids::WorkerId;
+use crate::protocol::{Formation, FromCoordinator};
+
+/// What a worker does about a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Instruction {
+    /// Drop the ring there was, and link up as this rank of the formation; then report.
+    Link {
+        /// Own rank.
+        rank: u32,
+        /// The ring.
+        formation: Formation,
+    },
+    /// Train in the ring that was linked.
+    Train(Formation),
+    /// Ask for a stop at the next commit.
+    Stop,
+    /// The run is over.
+    End {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// The worker's half of membership.
+#[derive(Debug, Clone)]
+pub struct Member {
+    worker: WorkerId,
+    formation: Option<Formation>,
+    training: bool,
+    ended: bool,
+}
+
+impl Member {
+    /// A worker that was admitted.
+    pub fn new(worker: WorkerId) -> Self {
+        Self { worker, formation: None, training: false, ended: false }
+    }
+
+    /// The generation of its ring, if it is in one.
+    pub fn generation(&self) -> Option<u64> {
+        self.formation.as_ref().map(|formation| formation.generation)
+    }
+
+    /// Takes in a message; `None` where it means nothing now.
+    pub fn receive(&mut self, message: FromCoordinator) -> Option<Instruction> {
+        if self.ended {
+            return None;
+        }
+        match message {
+            FromCoordinator::Form(formation) => self.form(formation),
+            FromCoordinator::Start { generation } => self.start(generation),
+            FromCoordinator::Stop => Some(Instruction::Stop),
+            FromCoordinator::End { reason } | FromCoordinator::Refused { reason } => {
+                self.ended = true;
+                Some(Instruction::End { reason })
+            }
+            FromCoordinator::Welcome { .. } | FromCoordinator::Heartbeat => None,
+        }
+    }
+
+    fn form(&mut self, formation: Formation) -> Option<Instruction> {
+        if self.generation().is_some_and(|current| formation.generation <= current) {
+            return None;
+        }
+        let rank = formation.places.iter().position(|place| place.worker == self.worker)?;
+        self.formation = Some(formation.clone());
+        self.training = false;
+        Some(Instruction::Link { rank: rank as u32, formation })
+    }
+
+    fn start(&mut self, generation: u64) -> Option<Instruction> {
+        let formation = self.formation.as_ref().filter(|formation| formation.generation == generation)?;
+        if std::mem::replace(&mut self.training, true) {
+            return None;
+        }
+        Some(Instruction::Train(formation.clone()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::Place;
+
+    fn form(generation: u64, workers: &[u64]) -> FromCoordinator {
+        let place =
+            |&worker: &u64| Place { worker: WorkerId(worker), address: String::new(), micro_batches: Vec::new() };
+        FromCoordinator::Form(Formation { generation, step: 0, places: workers.iter().map(place).collect() })
+    }
+
+    #[test]
+    fn old_rings_and_repeated_messages_mean_nothing() {
+        let mut member = Member::new(WorkerId(7));
+        assert!(matches!(member.receive(form(2, &[3, 7])), Some(Instruction::Link { rank: 1, .. })));
+        assert_eq!(member.receive(form(2, &[3, 7])), None);
+        assert_eq!(member.receive(form(1, &[7])), None);
+        assert_eq!(member.receive(FromCoordinator::Start { generation: 1 }), None);
+        assert!(matches!(member.receive(FromCoordinator::Start { generation: 2 }), Some(Instruction::Train(_))));
+        assert_eq!(member.receive(FromCoordinator::Start { generation: 2 }), None);
+        assert!(matches!(member.receive(form(3, &[7])), Some(Instruction::Link { rank: 0, .. })));
+        assert!(matches!(member.receive(FromCoordinator::Start { generation: 3 }), Some(Instruction::Train(_))));
+    }
+
+    #[test]
+    fn a_ring_of_others_means_nothing() {
+        let mut member = Member::new(WorkerId(7));
+        assert_eq!(member.receive(form(1, &[1, 2])), None);
+        assert_eq!(member.generation(), None);
+    }
+
+    #[test]
+    fn after_the_end_nothing_means_anything() {
+        let mut member = Member::new(WorkerId(7));
+        let end = FromCoordinator::End { reason: "over".into() };
+        assert_eq!(member.receive(end.clone()), Some(Instruction::End { reason: "over".into() }));
+        assert_eq!(member.receive(end), None);
+        assert_eq!(member.receive(form(9, &[7])), None);
+    }
+}
