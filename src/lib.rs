@@ -4,4 +4,5 @@
 
 pub mod cli;
 pub mod exit;
+pub mod progress;
 pub mod recipe;
