@@ -6,3 +6,4 @@ pub mod cli;
 pub mod exit;
 pub mod progress;
 pub mod recipe;
+pub mod run_dir;

@@ -42,9 +42,7 @@ fn train_takes_the_flags_of_the_contract() {
 
 #[test]
 fn train_refuses_what_contradicts_itself() {
-    for line in
-        ["r.toml --workers 0", "r.toml --out d --resume --overwrite", "r.toml --resume", "", "r.toml --fast"]
-    {
+    for line in ["r.toml --workers 0", "r.toml --out d --resume --overwrite", "", "r.toml --fast"] {
         let error = parse::<TrainArgs>(line).unwrap_err();
         assert_eq!(error.exit_code(), i32::from(Exit::BadInput as u8), "{line}: {error}");
     }

@@ -31,8 +31,8 @@ pub struct TrainArgs {
     /// The run's folder [default: a fresh runs/NAME-DATE-TIME]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
-    /// Go on from the newest checkpoint of --out, or from that of STEP
-    #[arg(long, value_name = "STEP", num_args = 0..=1, require_equals = true, requires = "out")]
+    /// Go on from the newest checkpoint, or from that of STEP
+    #[arg(long, value_name = "STEP", num_args = 0..=1, require_equals = true)]
     pub resume: Option<Option<u64>>,
     /// Remove what --out and the checkpoint prefix hold, and start afresh
     #[arg(long, conflicts_with = "resume")]

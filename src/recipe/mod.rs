@@ -28,7 +28,7 @@ mod task_table;
 mod tests;
 mod tree;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::path::Path;
 
@@ -54,6 +54,19 @@ pub struct Resolved {
     values: BTreeMap<String, Value>,
 }
 
+/// A key on which two recipes differ.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// Its dotted path.
+    pub key: String,
+    /// Its value in the older one.
+    pub was: String,
+    /// Its value in the newer one.
+    pub is: String,
+    /// Where the newer one says so.
+    pub origin: String,
+}
+
 impl Resolved {
     /// Reads the recipe at `path` with the recipes it extends, and lays `sets` (`key=value`) over it.
     ///
@@ -74,6 +87,22 @@ impl Resolved {
     /// Which task trains: the value of `model.family`.
     pub fn family(&self) -> &str {
         self.values.get("model.family").and_then(Value::as_str).unwrap_or_default()
+    }
+
+    /// Where this recipe says otherwise than `saved`, key by key.
+    pub fn changes_since(&self, saved: &Self) -> Vec<Change> {
+        let keys: BTreeSet<&String> = self.values.keys().chain(saved.values.keys()).collect();
+        let said = |value: Option<&Value>| value.map_or_else(|| "absent".to_owned(), Value::to_string);
+        let differs = |key: &&String| self.values.get(*key) != saved.values.get(*key);
+        keys.into_iter()
+            .filter(differs)
+            .map(|key| Change {
+                key: key.clone(),
+                was: said(saved.values.get(key)),
+                is: said(self.values.get(key)),
+                origin: self.origins.get(key).unwrap_or(&Origin::Default).to_string(),
+            })
+            .collect()
     }
 
     /// Brings home what a task said about its table: `path` is `model` or `data`, or a table below if that is known;
