@@ -4,6 +4,7 @@
 
 pub mod cli;
 pub mod exit;
+pub mod launch;
 pub mod progress;
 pub mod recipe;
 pub mod run_dir;
