@@ -11,7 +11,8 @@ pub enum Exit {
     Done = 0,
     /// A fault of the program or the machine.
     Internal = 1,
-    /// The command line, the recipe, the data or a folder can't be used as they are: mend the input and start again.
+    /// The command line, the recipe, the data or a folder can't be used as they are: mend the input and
+    /// start again.
     BadInput = 2,
     /// A worker was lost or the run failed on its way; what was checkpointed can be resumed.
     RunFailed = 3,
@@ -69,6 +70,18 @@ impl fmt::Display for Failure {
 impl From<crate::recipe::RecipeError> for Failure {
     fn from(error: crate::recipe::RecipeError) -> Self {
         Self::bad_input(error)
+    }
+}
+
+impl From<crate::run_dir::RunDirError> for Failure {
+    fn from(error: crate::run_dir::RunDirError) -> Self {
+        use crate::run_dir::RunDirError::{AnotherRun, Busy, Io, Occupied, Recipe, Record};
+        match error {
+            error @ (Occupied { .. } | AnotherRun { .. } | Busy { .. } | Record { .. } | Recipe(_)) => {
+                Self::bad_input(error)
+            }
+            error @ Io { .. } => Self::internal(error),
+        }
     }
 }
 

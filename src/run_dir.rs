@@ -9,7 +9,8 @@
 //! ```
 //!
 //! # Invariants
-//! 1. A folder that holds a run is never written to by another one, unless the user says which of the two ways on.
+//! 1. A folder that holds a run is never written to by another one, unless the user says which of the two
+//!    ways on.
 //! 2. One process runs in a folder at a time.
 //! 3. Nothing is removed but what a run wrote.
 
@@ -50,7 +51,8 @@ pub enum Reuse {
 #[non_exhaustive]
 pub enum RunDirError {
     /// Somebody's run is in there.
-    #[error("{} holds a run already: --resume goes on with it, --overwrite removes it and starts afresh", path.display())]
+    #[error("{} holds a run already: --resume goes on with it, --overwrite removes it and starts \
+        afresh", path.display())]
     Occupied {
         /// The folder.
         path: PathBuf,
@@ -136,7 +138,8 @@ pub struct RunDir {
 
 impl RunDir {
     /// Opens `out`, or a fresh `runs/NAME-DATE-TIME`, and holds it. Nothing is written but the lock; with
-    /// [`Reuse::Overwrite`] what the last run wrote is removed, its checkpoints excepted, which may lie elsewhere.
+    /// [`Reuse::Overwrite`] what the last run wrote is removed, its checkpoints excepted, which may lie
+    /// elsewhere.
     ///
     /// # Errors
     /// Where the folder is in use, or holds a run that is to be left alone.
@@ -184,8 +187,9 @@ impl RunDir {
         write(&self.record_path(), format!("{json}\n").as_bytes())
     }
 
-    /// Whether the run in the folder can go on as `recipe` says: seed, model and batch must be the same, and so must the
-    /// dataset. Other keys may change; those that did are returned, as `key: was -> is`. Without a run, nothing is refused.
+    /// Whether the run in the folder can go on as `recipe` says: seed, model and batch must be the same,
+    /// and so must the dataset. Other keys may change; those that did are returned, as `key: was -> is`.
+    /// Without a run, nothing is refused.
     ///
     /// # Errors
     /// Naming the first key that means another run.
@@ -283,7 +287,8 @@ impl EventLog {
         self.file.write_all(format!("{line}\n").as_bytes()).map_err(failed("write", &self.path))
     }
 
-    /// Forgets what came after `step`, and a line that was torn: a run that resumes there repeats those steps.
+    /// Forgets what came after `step`, and a line that was torn: a run that resumes there repeats those
+    /// steps.
     ///
     /// # Errors
     /// Where the file system refuses.
@@ -362,7 +367,8 @@ mod tests {
 
     fn recipe(more: &str) -> Resolved {
         let text = format!(
-            "name = \"a\"\nmodel.family = \"gpt\"\nbatch = {{ size = 8, micro = 2 }}\noptimizer.lr = 1e-3\ntrain.steps = 10\n{more}"
+            "name = \"a\"\nmodel.family = \"gpt\"\nbatch = {{ size = 8, micro = 2 }}\noptimizer.lr = \
+                1e-3\ntrain.steps = 10\n{more}"
         );
         Resolved::parse(&text, Path::new("a.toml")).unwrap()
     }

@@ -1,6 +1,7 @@
 //! The command line: one file per subcommand, each with its arguments and what it does with them.
 //!
-//! Arguments are parsed once into structs without loose ends; nothing here knows of tensors, sockets or object stores.
+//! Arguments are parsed once into structs without loose ends; nothing here knows of tensors, sockets or
+//! object stores.
 
 pub mod checkpoint;
 pub mod coordinator;

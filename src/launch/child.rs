@@ -1,4 +1,5 @@
-//! One child process: started, listened to, waited for. What happens to it arrives as [`Notice`]s on a channel.
+//! One child process: started, listened to, waited for. What happens to it arrives as [`Notice`]s on a
+//! channel.
 
 use std::ffi::OsString;
 use std::fmt;

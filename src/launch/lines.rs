@@ -1,4 +1,5 @@
-//! Lines of a child's output, bounded: a child that prints without end, or without a newline, costs no memory.
+//! Lines of a child's output, bounded: a child that prints without end, or without a newline, costs no
+//! memory.
 
 use std::io;
 

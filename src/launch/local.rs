@@ -11,7 +11,8 @@
 //! 2. Every wait has a deadline, but for the run itself while the coordinator and a worker are alive.
 //! 3. When [`LocalRun::supervise`] returns, no child is left.
 //!
-//! Deliberately absent: any opinion on whether the run went well. The events say that, and the coordinator's exit status.
+//! Deliberately absent: any opinion on whether the run went well. The events say that, and the
+//! coordinator's exit status.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -128,6 +129,8 @@ pub enum LaunchError {
     NeverListened {
         /// How it ended, and its last words.
         why: String,
+        /// Its exit code, where it ended by itself.
+        code: Option<i32>,
     },
     /// A killed process is still there.
     #[error("processes {pids:?} are still there {KILL_TIMEOUT:?} after being killed: look at them with ps")]
@@ -138,8 +141,8 @@ pub enum LaunchError {
 }
 
 impl LocalRun {
-    /// Starts everything, passes on what is printed, and returns when all have ended. The first message on `stops` ends the run in
-    /// order, a second one kills.
+    /// Starts everything, passes on what is printed, and returns when all have ended. The first message on
+    /// `stops` ends the run in order, a second one kills.
     ///
     /// # Errors
     /// Where a process can't be started, or the coordinator never listens. No child is left then either.
@@ -351,6 +354,7 @@ impl<'a> Supervisor<'a> {
             let how = self.killed.map_or_else(|| coordinator.to_string(), str::to_owned);
             return Some(Err(LaunchError::NeverListened {
                 why: format!("{how}\n{words}").trim_end().to_owned(),
+                code: coordinator.code(),
             }));
         }
         Some(Ok(Ended {

@@ -1,9 +1,11 @@
 //! Starting a run's processes, and never leaving one behind.
 //!
-//! A child is tied to its parent three times: its standard input is a pipe that ends with the parent, the kernel kills it
-//! when the parent dies ([`die_with_parent`]), and the parent kills what is left when it gives up.
+//! A child is tied to its parent three times: its standard input is a pipe that ends with the parent, the
+//! kernel kills it when the parent dies ([`die_with_parent`]), and the parent kills what is left when it
+//! gives up.
 //!
-//! Deliberately absent: placement on other machines. Slurm, Kubernetes and ssh start `mattock worker` themselves.
+//! Deliberately absent: placement on other machines. Slurm, Kubernetes and ssh start `mattock worker`
+//! themselves.
 
 mod child;
 mod lines;
@@ -26,11 +28,11 @@ const PARENT: &str = "MATTOCK_PARENT";
 /// How many threads a worker computes with; what the user has set is left alone.
 const THREADS: &str = "RAYON_NUM_THREADS";
 
-/// To be called first thing by a program that [`LocalRun`] starts: from here on the kernel kills this process when its parent
-/// dies. Does nothing in a process that was started otherwise.
+/// To be called first thing by a program that [`LocalRun`] starts: from here on the kernel kills this
+/// process when its parent dies. Does nothing in a process that was started otherwise.
 ///
-/// Linux ties a child to the parent's *thread*: the parent must start its children from a thread that lives as long as it does,
-/// such as the main thread under a current-thread runtime.
+/// Linux ties a child to the parent's *thread*: the parent must start its children from a thread that lives
+/// as long as it does, such as the main thread under a current-thread runtime.
 ///
 /// # Errors
 /// Where the parent is gone already: the process should end.

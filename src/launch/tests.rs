@@ -1,3 +1,4 @@
+use std::io::{BufRead, BufReader};
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -184,4 +185,32 @@ async fn what_a_worker_says_without_end_is_cut() {
 fn cores_are_shared_and_every_worker_has_one() {
     let share = |cores, workers| super::share(cores, NonZeroU32::new(workers).unwrap());
     assert_eq!([share(8, 2), share(8, 3), share(2, 5), share(1, 1)], [4, 2, 1, 1]);
+}
+
+/// What the claim below runs in another process; alone it does nothing.
+#[test]
+fn child_of_the_next() {
+    if std::env::var_os(super::PARENT).is_some() {
+        super::die_with_parent().unwrap();
+        println!("tied");
+        std::thread::sleep(LONG);
+        println!("outlived");
+    }
+}
+
+#[test]
+fn a_child_does_not_outlive_a_killed_parent() {
+    let script = r#"MATTOCK_PARENT=$$ "$0" --exact launch::tests::child_of_the_next --nocapture & wait"#;
+    let mut parent = std::process::Command::new("/bin/sh")
+        .args(["-c".as_ref(), script.as_ref(), std::env::current_exe().unwrap().as_os_str()])
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(parent.stdout.take().unwrap()).lines().map(Result::unwrap);
+    assert!(lines.any(|line| line.ends_with("tied")));
+    parent.kill().unwrap();
+    parent.wait().unwrap();
+    // The pipe ends when the last process that holds it has ended.
+    assert!(!lines.any(|line| line.contains("outlived")));
 }

@@ -1,6 +1,7 @@
 //! The stream of events that a coordinator prints, one JSON object a line, as far as progress needs it.
 //!
-//! Read leniently: fields and events that this program does not know are skipped, so that a newer coordinator can be watched.
+//! Read leniently: fields and events that this program does not know are skipped, so that a newer
+//! coordinator can be watched.
 
 use std::collections::BTreeMap;
 

@@ -1,7 +1,8 @@
 //! What the user sees of a run while it goes on, and at its end; all of it made from the stream of events.
 //!
-//! On a terminal one line is redrawn in place; elsewhere plain lines appear every few seconds, so that a log stays readable.
-//! Everything goes to the writer that it is given (standard error), and every instant comes in as an argument.
+//! On a terminal one line is redrawn in place; elsewhere plain lines appear every few seconds, so that a
+//! log stays readable. Everything goes to the writer that it is given (standard error), and every instant
+//! comes in as an argument.
 //!
 //! Deliberately absent: colours, and any number that isn't derived from an event.
 

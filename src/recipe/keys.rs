@@ -1,4 +1,5 @@
-//! Every key of a recipe outside the task's own tables: the one list that is read, printed and searched for near misses.
+//! Every key of a recipe outside the task's own tables: the one list that is read, printed and searched for
+//! near misses.
 
 /// Tables whose content belongs to the task.
 pub(super) const TASK_TABLES: [&str; 2] = ["model", "data"];

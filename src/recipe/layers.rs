@@ -1,7 +1,7 @@
 //! From files and arguments to one tree: base recipes below the recipe, `--set` on top.
 //!
-//! Paths are made absolute while it is known which file wrote them, so that a run does not depend on the folder that a
-//! worker was started in.
+//! Paths are made absolute while it is known which file wrote them, so that a run does not depend on the
+//! folder that a worker was started in.
 
 use std::fs;
 use std::io::Read;
@@ -116,7 +116,8 @@ fn make_absolute(tree: &mut Table, folder: &Path) -> Result<(), RecipeError> {
     Ok(())
 }
 
-/// Leaves alone what is absolute already, a URL, or starts with a variable; and what isn't text, for others to refuse.
+/// Leaves alone what is absolute already, a URL, or starts with a variable; and what isn't text, for others
+/// to refuse.
 fn join_text(folder: &str, value: &mut Value) {
     if let Value::String(path) = value {
         let stands_alone = path.is_empty() || path.starts_with(['/', '$', '~', '{']) || path.contains("://");

@@ -9,13 +9,16 @@
 //! ```
 //!
 //! # Invariants
-//! 1. Nothing is silently ignored: a key that nobody reads is an error that names the nearest one and the line.
-//! 2. The resolved text parses back to the same plan, anywhere: it extends nothing and its paths are absolute.
+//! 1. Nothing is silently ignored: a key that nobody reads is an error that names the nearest one and the
+//!    line.
+//! 2. The resolved text parses back to the same plan, anywhere: it extends nothing and its paths are
+//!    absolute.
 //! 3. No text makes parsing panic.
 //!
-//! Deliberately absent: the number of workers (scheduling, not part of a result), and any knowledge of what `[model]` and
-//! `[data]` hold: those tables belong to the task. Only `model.family`, which selects the task, is read here, and the
-//! paths `data.text` and `data.tokenizer.file` are made absolute.
+//! Deliberately absent: the number of workers (scheduling, not part of a result), and any knowledge of what
+//! `[model]` and
+//! `[data]` hold: those tables belong to the task. Only `model.family`, which selects the task, is read
+//! here, and the paths `data.text` and `data.tokenizer.file` are made absolute.
 
 mod error;
 mod keys;
@@ -105,7 +108,8 @@ impl Resolved {
             .collect()
     }
 
-    /// Brings home what a task said about its table: `path` is `model` or `data`, or a table below if that is known;
+    /// Brings home what a task said about its table: `path` is `model` or `data`, or a table below if that
+    /// is known;
     /// `error` is what serde said when reading it with `deny_unknown_fields`.
     pub fn table_error(&self, path: &str, error: &impl Display) -> RecipeError {
         let prefix = format!("{path}.");

@@ -1,4 +1,5 @@
-//! From the tree of what was written to the checked [`Plan`]: every type, range and contradiction is settled here.
+//! From the tree of what was written to the checked [`Plan`]: every type, range and contradiction is
+//! settled here.
 
 use std::path::Path;
 use std::time::Duration;
@@ -62,7 +63,13 @@ impl Reader<'_> {
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         if name.is_empty() || name.len() > NAME_CHARS_MAX || name.starts_with('.') || !name.chars().all(plain)
         {
-            return Err(self.refuse("name", format!("is {name:?}, but it names a folder: use letters, digits, `-`, `_` and `.`, at most {NAME_CHARS_MAX} of them")));
+            return Err(self.refuse(
+                "name",
+                format!(
+                    "is {name:?}, but it names a folder: use letters, \
+                digits, `-`, `_` and `.`, at most {NAME_CHARS_MAX} of them"
+                ),
+            ));
         }
         Ok(name)
     }
@@ -74,9 +81,13 @@ impl Reader<'_> {
             let below = size - size % micro;
             let sizes = if below == 0 { format!("{micro}") } else { format!("{below} or {}", below + micro) };
             let micros = nearest_divisors(size, micro);
-            return Err(self.refuse("batch.size", format!(
-                "is {size}, which micro-batches of {micro} do not divide: {sizes} would do, or `batch.micro` = {micros}"
-            )));
+            return Err(self.refuse(
+                "batch.size",
+                format!(
+                    "is {size}, which micro-batches of {micro} do not divide: {sizes} would do, or \
+                    `batch.micro` = {micros}"
+                ),
+            ));
         }
         Ok(Batch { size, micro })
     }
@@ -130,7 +141,11 @@ impl Reader<'_> {
             return Ok(Schedule::Cosine { warmup, last });
         }
         if self.tree.get(last).is_some() {
-            return Err(self.refuse(last, "says where a cosine ends, but `optimizer.schedule.kind` is \"constant\": remove one of the two"));
+            return Err(self.refuse(
+                last,
+                "says where a cosine ends, but `optimizer.schedule.kind` is \
+                \"constant\": remove one of the two",
+            ));
         }
         Ok(Schedule::Constant { warmup })
     }
@@ -147,7 +162,11 @@ impl Reader<'_> {
     fn checkpoint(&mut self) -> Result<Checkpoint, RecipeError> {
         let to = self.text("checkpoint.to")?;
         if to.is_empty() {
-            return Err(self.refuse("checkpoint.to", "is empty, expected a folder or a URL, such as \"{out}/checkpoints\" or \"s3://bucket/prefix\""));
+            return Err(self.refuse(
+                "checkpoint.to",
+                "is empty, expected a folder or a URL, such as \
+                \"{out}/checkpoints\" or \"s3://bucket/prefix\"",
+            ));
         }
         Ok(Checkpoint {
             to,
@@ -175,7 +194,13 @@ impl Reader<'_> {
             text.parse::<jiff::SignedDuration>().ok().and_then(|length| Duration::try_from(length).ok());
         match parsed {
             Some(timeout) if (TIMEOUT_MIN..=TIMEOUT_MAX).contains(&timeout) => Ok(timeout),
-            _ => Err(self.refuse(key, format!("is {text:?}, expected a length of time with its unit, from \"100ms\" to \"1h\", such as \"10s\""))),
+            _ => Err(self.refuse(
+                key,
+                format!(
+                    "is {text:?}, expected a length of time with its unit, \
+                from \"100ms\" to \"1h\", such as \"10s\""
+                ),
+            )),
         }
     }
 

@@ -1,4 +1,5 @@
-//! The resolved recipe as text: valid TOML with every default filled in, each value's origin as a comment beside it.
+//! The resolved recipe as text: valid TOML with every default filled in, each value's origin as a comment
+//! beside it.
 
 use toml::Value;
 

@@ -1,7 +1,9 @@
-//! The task's own tables, `[model]` and `[data]`: handed over as JSON, and the task's complaints brought back home.
+//! The task's own tables, `[model]` and `[data]`: handed over as JSON, and the task's complaints brought
+//! back home.
 //!
-//! The task reads its table with serde and `deny_unknown_fields`. serde's messages name a field but no file, line or path;
-//! what it says is matched against the recipe here, so that a wrong key of a task reads like any other.
+//! The task reads its table with serde and `deny_unknown_fields`. serde's messages name a field but no
+//! file, line or path; what it says is matched against the recipe here, so that a wrong key of a task reads
+//! like any other.
 
 use mattock_worker::plan;
 use serde_json::Value as Json;

@@ -56,7 +56,8 @@ timeout = "10s"
 "#;
 
 /// The least that a recipe must say.
-const LEAST: &str = "name = \"least\"\nmodel.family = \"gpt\"\nbatch = { size = 8, micro = 2 }\noptimizer.lr = 1e-3\ntrain.steps = 10\n";
+const LEAST: &str = "name = \"least\"\nmodel.family = \"gpt\"\nbatch = { size = 8, micro = 2 \
+    }\noptimizer.lr = 1e-3\ntrain.steps = 10\n";
 
 fn parse(text: &str) -> Result<Resolved, RecipeError> {
     Resolved::parse(text, Path::new("run.toml"))
@@ -194,7 +195,8 @@ fn values_at_odds_with_each_other_are_refused_with_what_would_do() {
         (
             "micro = 4",
             "micro = 5",
-            "`batch.size` is 32, which micro-batches of 5 do not divide: 30 or 35 would do, or `batch.micro` = 4 or 8",
+            "`batch.size` is 32, which micro-batches of 5 do not divide: 30 or 35 would do, or \
+                `batch.micro` = 4 or 8",
         ),
         ("micro = 4", "micro = 64", "64 would do, or `batch.micro` = 32"),
         ("warmup = 50", "warmup = 401", "`optimizer.schedule.warmup` is 401, more than the 400 steps"),
@@ -292,7 +294,8 @@ fn a_set_that_is_no_assignment_is_refused() {
 
 #[test]
 fn paths_are_absolute_from_the_recipe_that_wrote_them() {
-    let base = "[data]\ntext = [\"a/*.rs\", \"/b/*.rs\", \"$CARGO_HOME/c\", \"~/d\"]\ntokenizer = { file = \"t.json\" }\n[checkpoint]\nto = \"kept\"\n";
+    let base = "[data]\ntext = [\"a/*.rs\", \"/b/*.rs\", \"$CARGO_HOME/c\", \"~/d\"]\ntokenizer = { \
+        file = \"t.json\" }\n[checkpoint]\nto = \"kept\"\n";
     let folder =
         folder(&[("deep/base.toml", base), ("run.toml", &format!("extends = \"deep/base.toml\"\n{LEAST}"))]);
     let root = folder.path().to_str().unwrap();
@@ -405,7 +408,8 @@ proptest! {
         let mut whole = toml::Table::new();
         whole.insert("model".into(), task.into());
         let text = format!(
-            "name = \"p\"\nseed = {seed}\noptimizer.lr = {lr:e}\ntrain.steps = 1\nbatch = {{ size = {}, micro = {micro} }}\n{whole}",
+            "name = \"p\"\nseed = {seed}\noptimizer.lr = {lr:e}\ntrain.steps = 1\nbatch = {{ size = {}, \
+                micro = {micro} }}\n{whole}",
             micro * count,
         );
         let once = parse(&text).unwrap();

@@ -1,8 +1,8 @@
 //! A recipe as written: a tree of TOML values, each with its origin.
 //!
-//! Layers (a base recipe, the recipe, `--set`) are laid over each other before anything is read. A table merges key by
-//! key; a value replaces; and so does a table written inline, because `tokenizer = { kind = "bytes" }` means
-//! to say all there is, and not to inherit a `vocab` from somebody else's BPE.
+//! Layers (a base recipe, the recipe, `--set`) are laid over each other before anything is read. A table
+//! merges key by key; a value replaces; and so does a table written inline, because `tokenizer = { kind =
+//! "bytes" }` means to say all there is, and not to inherit a `vocab` from somebody else's BPE.
 
 use std::collections::BTreeMap;
 use std::path::Path;
