@@ -1,0 +1,349 @@
+//! `mattock train`: a whole run on this machine, from recipe to summary.
+//!
+//! This process holds the run's folder and shows progress; a coordinator and workers, started from the same
+//! executable, do the work. What needs tensors, data or object storage is behind [`Parts`].
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::anyhow;
+use clap::Args;
+
+use super::recipe::RecipeFile;
+use crate::exit::{EXIT_CODES, Exit, Failure};
+use crate::launch::{Deadlines, Ended, LaunchError, Line, Listening, LocalRun, Program, stop_signals};
+use crate::progress::{Event, Mode, Progress, RunEnded, RunOutcome, Summary};
+use crate::recipe::Resolved;
+use crate::run_dir::{EventLog, Reuse, RunDir, RunDirError, RunRecord};
+
+const EXAMPLES: &str = "\
+Examples:
+  mattock train configs/quickstart.toml
+  mattock train configs/quickstart.toml --workers 4 --set train.steps=1000
+  mattock train configs/quickstart.toml --out runs/first --resume
+";
+/// The join token of a local run, in the run's folder.
+const TOKEN: &str = "token";
+
+/// Train a model as a recipe says, with a coordinator and workers on this machine
+#[derive(Debug, Args)]
+#[command(after_help = format!("{EXAMPLES}\n{EXIT_CODES}"))]
+pub struct TrainArgs {
+    /// The recipe.
+    #[command(flatten)]
+    pub recipe: RecipeFile,
+    /// Worker processes to start; the result is the same for any number
+    #[arg(long, value_name = "N", default_value = "2")]
+    pub workers: NonZeroU32,
+    /// Where to compute: auto, cpu, cuda or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub device: String,
+    /// The run's folder [default: a fresh runs/NAME-DATE-TIME]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
+    /// Go on from the newest checkpoint, or from that of STEP
+    #[arg(long, value_name = "STEP", num_args = 0..=1, require_equals = true)]
+    pub resume: Option<Option<u64>>,
+    /// Remove what --out and the checkpoint prefix hold, and start afresh
+    #[arg(long, conflicts_with = "resume")]
+    pub overwrite: bool,
+    /// Print one JSON object about the run on standard output at the end
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What `train` needs of the parts that know tensors, data and object storage.
+pub trait Parts {
+    /// Checks the task's tables, and builds the dataset where there is none; returns the dataset's hash.
+    ///
+    /// # Errors
+    /// Bad input where the task or the data refuse.
+    fn prepare(&self, recipe: &Resolved) -> Result<String, Failure>;
+
+    /// Refuses, accepts or clears what lies under the checkpoint prefix.
+    ///
+    /// # Errors
+    /// Bad input where another run's checkpoints are there, or to resume, none.
+    fn claim_checkpoints(&self, url: &str, reuse: Reuse) -> Result<(), Failure>;
+
+    /// A few lines sampled from the model in a checkpoint; none where the task has no text to show.
+    fn sample(&self, recipe: &Resolved, checkpoint: &str) -> Option<String>;
+}
+
+/// Runs `mattock train`; `out` is standard output. Must be called from the main thread: the processes that
+/// it starts die with it.
+///
+/// # Errors
+/// Bad input before anything is started; a failed run after.
+pub fn run(args: &TrainArgs, parts: &impl Parts, out: &mut impl Write) -> Result<Exit, Failure> {
+    let recipe = args.recipe.resolve()?;
+    args.check(&recipe)?;
+    let record = RunRecord::new(parts.prepare(&recipe)?);
+    let dir = RunDir::open(
+        args.out.as_deref(),
+        &recipe.plan.name,
+        args.reuse(),
+        jiff::ZonedDateTime::now().datetime(),
+    )?;
+    for change in dir.check_resumable(&recipe, &record)? {
+        eprintln!("resumed with another recipe: {change}");
+    }
+    parts.claim_checkpoints(&dir.checkpoints(&recipe), args.reuse())?;
+    dir.save(&recipe, &record)?;
+
+    let (ended, watch) = train(args, &recipe, &dir)?;
+    let summary =
+        Summary::new(watch.progress.meter(), &watch.ended.clone().unwrap_or_default(), Instant::now());
+    eprint!("\n{}", summary.to_text(dir.path()));
+    let exit = verdict(&ended, watch.ended.as_ref());
+    match (exit, summary.checkpoints.last()) {
+        (Exit::Done, Some(checkpoint)) => {
+            if let Some(text) = parts.sample(&recipe, checkpoint) {
+                eprintln!("\n{text}");
+            }
+        }
+        (Exit::Done, None) => {}
+        (_, Some(_)) => eprintln!("\nto go on: {}", args.resume_command(dir.path())),
+        (_, None) => eprintln!("\nno checkpoint was written"),
+    }
+    if args.json {
+        let json = serde_json::to_string(&summary).map_err(Failure::internal)?;
+        writeln!(out, "{json}").map_err(Failure::internal)?;
+    }
+    match exit {
+        Exit::Done | Exit::Interrupted => Ok(exit),
+        _ => Err(Failure { exit, error: anyhow!(why(&ended, watch.ended.as_ref())) }),
+    }
+}
+
+impl TrainArgs {
+    fn check(&self, recipe: &Resolved) -> Result<(), Failure> {
+        let (elastic, workers) = (&recipe.plan.elastic, self.workers.get());
+        if !(elastic.min_workers..=elastic.max_workers).contains(&workers) {
+            return Err(Failure::bad_input(anyhow!(
+                "--workers {workers} is outside of what the recipe allows: {} to {} \
+                    (`elastic.min_workers`, `elastic.max_workers`)",
+                elastic.min_workers,
+                elastic.max_workers
+            )));
+        }
+        if self.resume.is_some() && self.out.is_none() && recipe.plan.checkpoint.to.contains("{out}") {
+            return Err(Failure::bad_input(anyhow!(
+                "--resume needs --out DIR: this recipe's checkpoints lie in the run's folder \
+                    (`checkpoint.to`)"
+            )));
+        }
+        Ok(())
+    }
+
+    fn reuse(&self) -> Reuse {
+        match (self.resume.is_some(), self.overwrite) {
+            (true, _) => Reuse::Resume,
+            (false, true) => Reuse::Overwrite,
+            (false, false) => Reuse::Refuse,
+        }
+    }
+
+    /// What the user types to go on.
+    fn resume_command(&self, folder: &Path) -> String {
+        let sets: String = self.recipe.sets.iter().map(|set| format!(" --set {}", quoted(set))).collect();
+        format!(
+            "mattock train {} --out {} --resume{sets}",
+            quoted(&self.recipe.recipe.to_string_lossy()),
+            quoted(&folder.to_string_lossy())
+        )
+    }
+
+    /// The processes of the run in `dir`.
+    fn processes(&self, recipe: &Resolved, dir: &RunDir) -> io::Result<LocalRun> {
+        let token = dir.path().join(TOKEN);
+        let mut coordinator: Vec<OsString> = vec!["coordinator".into(), dir.recipe_path().into()];
+        coordinator.extend(["--out".into(), dir.path().into(), "--token-file".into(), token.clone().into()]);
+        match self.resume {
+            Some(Some(step)) => coordinator.push(format!("--resume={step}").into()),
+            Some(None) => coordinator.push("--resume".into()),
+            None => {}
+        }
+        let this = Program::this::<OsString>([])?;
+        let device = self.device.clone();
+        let worker = move |_: u32, listening: &Listening| {
+            let mut args: Vec<OsString> = vec!["worker".into(), "--coordinator".into()];
+            args.extend([listening.address.to_string().into(), "--token-file".into(), token.clone().into()]);
+            args.extend(["--device".into(), device.clone().into()]);
+            Program { args, ..this.clone() }
+        };
+        Ok(LocalRun {
+            coordinator: Program::this(coordinator)?,
+            workers: self.workers,
+            worker: Box::new(worker),
+            deadlines: Deadlines::new(recipe.plan.elastic.timeout),
+        })
+    }
+}
+
+/// Starts the processes and watches them until all are gone.
+fn train(args: &TrainArgs, recipe: &Resolved, dir: &RunDir) -> Result<(Ended, Watch), Failure> {
+    let run = args.processes(recipe, dir).map_err(Failure::internal)?;
+    let mut watch = Watch::new(dir.events()?);
+    // On this very thread: the kernel ties children to the thread that started them.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let ended = runtime.map_err(Failure::internal)?.block_on(async {
+        let stops = stop_signals().map_err(Failure::internal)?;
+        run.supervise(stops, |line| watch.line(line)).await.map_err(|error| match error {
+            LaunchError::NeverListened { code, .. } if is_bad_input(code) => Failure::bad_input(error),
+            LaunchError::NeverListened { .. } => Failure::run(error),
+            error => Failure::internal(error),
+        })
+    })?;
+    match watch.log_failure.take() {
+        Some(error) => Err(Failure::internal(error)),
+        None => Ok((ended, watch)),
+    }
+}
+
+/// What is done with each line that the processes print.
+struct Watch {
+    progress: Progress<io::Stderr>,
+    log: EventLog,
+    /// Writing events failed, which must not end a run that trains.
+    log_failure: Option<RunDirError>,
+    ended: Option<RunEnded>,
+}
+
+impl Watch {
+    fn new(log: EventLog) -> Self {
+        let progress = Progress::new(io::stderr(), Mode::of_stderr(), Instant::now());
+        Self { progress, log, log_failure: None, ended: None }
+    }
+
+    fn line(&mut self, line: Line<'_>) {
+        // A closed standard error must not end a run either.
+        let _ = match line {
+            Line::Said(role, text) => self.progress.line(&format!("[{role}] {text}")),
+            Line::Event(text) => match serde_json::from_str::<Event>(text) {
+                Ok(event) => {
+                    self.keep(text, &event);
+                    self.progress.absorb(Instant::now(), &event)
+                }
+                Err(error) => {
+                    self.progress.line(&format!("the coordinator printed no event ({error}): {text}"))
+                }
+            },
+        };
+    }
+
+    fn keep(&mut self, text: &str, event: &Event) {
+        let mut kept = Ok(());
+        match event {
+            Event::RunStarted { resumed_from, .. } => kept = self.log.rewind(*resumed_from),
+            Event::RunEnded(ended) => self.ended = Some(ended.clone()),
+            _ => {}
+        }
+        if let Err(error) = kept.and_then(|()| self.log.append(text)) {
+            self.log_failure.get_or_insert(error);
+        }
+    }
+}
+
+/// How the program should end.
+fn verdict(ended: &Ended, event: Option<&RunEnded>) -> Exit {
+    match event.map(|event| event.outcome) {
+        Some(RunOutcome::Done) if ended.coordinator.success() => Exit::Done,
+        Some(RunOutcome::Interrupted) if ended.stopped => Exit::Interrupted,
+        None if is_bad_input(ended.coordinator.code()) => Exit::BadInput,
+        _ => Exit::RunFailed,
+    }
+}
+
+fn is_bad_input(code: Option<i32>) -> bool {
+    code == Some(i32::from(Exit::BadInput as u8))
+}
+
+/// Why a run failed: what the coordinator said, else how it ended.
+fn why(ended: &Ended, event: Option<&RunEnded>) -> String {
+    if let Some(error) = event.and_then(|event| event.error.clone()) {
+        return error;
+    }
+    match ended.killed {
+        Some(why) => format!("the run was killed: {why}"),
+        None => format!("the coordinator ended ({}) without saying why", ended.coordinator),
+    }
+}
+
+/// As a shell takes it for one word.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:@%+,".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::ExitStatus;
+
+    use super::*;
+
+    fn ended(code: i32, stopped: bool) -> Ended {
+        Ended { coordinator: ExitStatus::from_raw(code << 8), workers: vec![], stopped, killed: None }
+    }
+
+    fn event(outcome: RunOutcome) -> RunEnded {
+        RunEnded { outcome, ..RunEnded::default() }
+    }
+
+    #[test]
+    fn the_exit_code_says_how_the_run_ended() {
+        for (ended, outcome, exit) in [
+            (ended(0, false), Some(RunOutcome::Done), Exit::Done),
+            (ended(0, true), Some(RunOutcome::Done), Exit::Done),
+            (ended(0, true), Some(RunOutcome::Interrupted), Exit::Interrupted),
+            (ended(3, false), Some(RunOutcome::Failed), Exit::RunFailed),
+            (ended(1, false), Some(RunOutcome::Done), Exit::RunFailed),
+            (ended(2, false), None, Exit::BadInput),
+            (ended(0, false), None, Exit::RunFailed),
+            (ended(0, true), None, Exit::RunFailed),
+        ] {
+            assert_eq!(verdict(&ended, outcome.map(event).as_ref()), exit, "{ended:?} {outcome:?}");
+        }
+    }
+
+    fn args(sets: &[&str], resume: Option<Option<u64>>) -> TrainArgs {
+        let recipe = concat!(env!("CARGO_MANIFEST_DIR"), "/configs/quickstart.toml").into();
+        TrainArgs {
+            recipe: RecipeFile { recipe, sets: sets.iter().map(ToString::to_string).collect() },
+            workers: NonZeroU32::new(9).unwrap(),
+            device: "cpu".into(),
+            out: None,
+            resume,
+            overwrite: false,
+            json: false,
+        }
+    }
+
+    #[test]
+    fn what_the_recipe_does_not_allow_is_bad_input() {
+        let refusal = |args: TrainArgs| {
+            let failure = args.check(&args.recipe.resolve().unwrap()).unwrap_err();
+            assert_eq!(failure.exit, Exit::BadInput);
+            failure.to_string()
+        };
+        assert!(refusal(args(&["elastic.max_workers=8"], None)).contains("--workers 9 is outside"));
+        assert!(refusal(args(&["elastic.max_workers=9"], Some(None))).contains("--resume needs --out"));
+        let elsewhere = args(&["elastic.max_workers=9", "checkpoint.to=s3://b/p"], Some(None));
+        elsewhere.check(&elsewhere.recipe.resolve().unwrap()).unwrap();
+    }
+
+    #[test]
+    fn the_resume_command_can_be_pasted() {
+        let args = args(&["name=it's"], None);
+        let command = args.resume_command(Path::new("my runs/a"));
+        assert!(command.ends_with(r"--out 'my runs/a' --resume --set 'name=it'\''s'"), "{command}");
+    }
+}

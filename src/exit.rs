@@ -1,0 +1,99 @@
+//! How the program ends: one number per kind of ending, the same for every subcommand.
+
+use std::fmt;
+use std::process::ExitCode;
+
+/// How the program ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// All that was asked for is done.
+    Done = 0,
+    /// A fault of the program or the machine.
+    Internal = 1,
+    /// The command line, the recipe, the data or a folder can't be used as they are: mend the input and
+    /// start again.
+    BadInput = 2,
+    /// A worker was lost or the run failed on its way; what was checkpointed can be resumed.
+    RunFailed = 3,
+    /// Stopped by Ctrl-C or SIGTERM, with a checkpoint to resume from.
+    Interrupted = 130,
+}
+
+/// Exit codes as `--help` prints them.
+pub const EXIT_CODES: &str = "\
+Exit codes:
+  0    done
+  1    internal error
+  2    bad input: nothing was started
+  3    a worker was lost, or the run failed
+  130  interrupted (Ctrl-C, SIGTERM), with a checkpoint to resume from";
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// An error that knows how the program should end.
+#[derive(Debug)]
+pub struct Failure {
+    /// The code to end with.
+    pub exit: Exit,
+    /// What to print.
+    pub error: anyhow::Error,
+}
+
+impl Failure {
+    /// The user can mend it.
+    pub fn bad_input(error: impl Into<anyhow::Error>) -> Self {
+        Self { exit: Exit::BadInput, error: error.into() }
+    }
+
+    /// The run broke on its way.
+    pub fn run(error: impl Into<anyhow::Error>) -> Self {
+        Self { exit: Exit::RunFailed, error: error.into() }
+    }
+
+    /// Not the user's fault.
+    pub fn internal(error: impl Into<anyhow::Error>) -> Self {
+        Self { exit: Exit::Internal, error: error.into() }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#}", self.error)
+    }
+}
+
+impl From<crate::recipe::RecipeError> for Failure {
+    fn from(error: crate::recipe::RecipeError) -> Self {
+        Self::bad_input(error)
+    }
+}
+
+impl From<crate::run_dir::RunDirError> for Failure {
+    fn from(error: crate::run_dir::RunDirError) -> Self {
+        use crate::run_dir::RunDirError::{AnotherRun, Busy, Io, Occupied, Recipe, Record};
+        match error {
+            error @ (Occupied { .. } | AnotherRun { .. } | Busy { .. } | Record { .. } | Recipe(_)) => {
+                Self::bad_input(error)
+            }
+            error @ Io { .. } => Self::internal(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{EXIT_CODES, Exit};
+
+    #[test]
+    fn the_help_names_every_code() {
+        for exit in [Exit::Done, Exit::Internal, Exit::BadInput, Exit::RunFailed, Exit::Interrupted] {
+            let code = format!("\n  {:<5}", exit as u8);
+            assert!(EXIT_CODES.contains(&code), "no {code:?}");
+        }
+    }
+}

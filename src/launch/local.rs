@@ -1,0 +1,371 @@
+//! A run on this machine: one coordinator and its workers as child processes, watched until all are gone.
+//!
+//! ```text
+//!                 JSON commands                      JSON events, one a line
+//! supervisor ──────── stdin ────────> coordinator ──────── stdout ────────> supervisor
+//!      └── starts workers once the coordinator listens; tells it of every worker that exits
+//! ```
+//!
+//! # Invariants
+//! 1. A worker's exit is told to the coordinator at once: no heartbeat has to time out for it.
+//! 2. Every wait has a deadline, but for the run itself while the coordinator and a worker are alive.
+//! 3. When [`LocalRun::supervise`] returns, no child is left.
+//!
+//! Deliberately absent: any opinion on whether the run went well. The events say that, and the
+//! coordinator's exit status.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::process::ExitStatus;
+use std::time::Duration;
+use std::{fmt, io};
+
+use serde::Deserialize;
+use serde_json::json;
+use tokio::io::AsyncWriteExt;
+use tokio::process::ChildStdin;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::child::{Notice, Program, Role, start};
+use super::{THREADS, threads_per_worker};
+
+/// Notices that wait to be handled; a child that prints faster than we can pass on is held up.
+const NOTICES_MAX: usize = 256;
+/// How long the coordinator may take to read a command.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long the system may take to end a killed process.
+const KILL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Last words of the coordinator in an error.
+const LAST_WORDS_MAX: usize = 5;
+
+/// How long each ending is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Deadlines {
+    /// From the coordinator's start until it listens.
+    pub start: Duration,
+    /// From the request to stop until the coordinator has ended; holds a whole step and a checkpoint.
+    pub stop: Duration,
+    /// From the end of one side (the coordinator, or the last worker) until the other has ended too.
+    pub exit: Duration,
+}
+
+impl Deadlines {
+    /// All derived from the recipe's one `timeout`.
+    pub fn new(elastic_timeout: Duration) -> Self {
+        Self { start: 3 * elastic_timeout, stop: 60 * elastic_timeout, exit: 3 * elastic_timeout }
+    }
+}
+
+/// The coordinator's first event, `{"event":"listening","address":"127.0.0.1:4433"}`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Listening {
+    /// Where workers reach it.
+    pub address: SocketAddr,
+}
+
+/// Names the program of a worker, given its number, for a coordinator that listens.
+pub type WorkerProgram = Box<dyn Fn(u32, &Listening) -> Program>;
+
+/// What is to be started.
+pub struct LocalRun {
+    /// The coordinator.
+    pub coordinator: Program,
+    /// How many workers.
+    pub workers: std::num::NonZeroU32,
+    /// Which program each of them runs.
+    pub worker: WorkerProgram,
+    /// How long each ending is waited for.
+    pub deadlines: Deadlines,
+}
+
+impl fmt::Debug for LocalRun {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LocalRun")
+            .field("coordinator", &self.coordinator)
+            .field("workers", &self.workers)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the children print, as it comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Line<'a> {
+    /// An event of the coordinator, as JSON; `listening` included.
+    Event(&'a str),
+    /// A line on a child's standard error.
+    Said(Role, &'a str),
+}
+
+/// How the processes ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Ended {
+    /// The coordinator's status.
+    pub coordinator: ExitStatus,
+    /// Each worker's status, by its number; none where it was never started.
+    pub workers: Vec<Option<ExitStatus>>,
+    /// Somebody asked the run to stop.
+    pub stopped: bool,
+    /// Some had to be killed, and why.
+    pub killed: Option<&'static str>,
+}
+
+/// Why processes could not be started or ended.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LaunchError {
+    /// The system refuses to start it.
+    #[error("cannot start {role} ({program}): {source}")]
+    Start {
+        /// Which child.
+        role: Role,
+        /// Its executable.
+        program: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The coordinator ended, or said nothing in time, before any worker could be started.
+    #[error("the coordinator did not come to listen: {why}")]
+    NeverListened {
+        /// How it ended, and its last words.
+        why: String,
+        /// Its exit code, where it ended by itself.
+        code: Option<i32>,
+    },
+    /// A killed process is still there.
+    #[error("processes {pids:?} are still there {KILL_TIMEOUT:?} after being killed: look at them with ps")]
+    Undead {
+        /// Their process ids.
+        pids: Vec<String>,
+    },
+}
+
+impl LocalRun {
+    /// Starts everything, passes on what is printed, and returns when all have ended. The first message on
+    /// `stops` ends the run in order, a second one kills.
+    ///
+    /// # Errors
+    /// Where a process can't be started, or the coordinator never listens. No child is left then either.
+    pub async fn supervise(
+        self,
+        mut stops: mpsc::Receiver<()>,
+        mut on_line: impl FnMut(Line<'_>),
+    ) -> Result<Ended, LaunchError> {
+        let (sender, mut notices) = mpsc::channel(NOTICES_MAX);
+        let mut watched = Supervisor::start(&self, sender)?;
+        loop {
+            let deadline = watched.deadline;
+            tokio::select! {
+                Some(notice) = notices.recv() => match notice {
+                    Notice::Event(line) => {
+                        on_line(Line::Event(&line));
+                        watched.event(&line);
+                    }
+                    Notice::Said(role, line) => {
+                        on_line(Line::Said(role, &line));
+                        watched.said(role, line);
+                    }
+                    Notice::Exited(role, pid, status) => watched.exited(role, pid, status).await,
+                },
+                Some(()) = stops.recv() => watched.stop().await,
+                () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => watched.late()?,
+            }
+            if let Some(ended) = watched.ended() {
+                return ended;
+            }
+        }
+    }
+}
+
+/// The children, and how far the run is.
+struct Supervisor<'a> {
+    run: &'a LocalRun,
+    notices: mpsc::Sender<Notice>,
+    kill: watch::Sender<bool>,
+    /// What must happen next must happen before this.
+    deadline: Option<Instant>,
+    listening: bool,
+    stopped: bool,
+    killed: Option<&'static str>,
+    /// Returned once all are gone.
+    failed: Option<LaunchError>,
+    coordinator: Option<ExitStatus>,
+    coordinator_stdin: Option<ChildStdin>,
+    workers: Vec<Option<ExitStatus>>,
+    /// Open pipes of workers that live.
+    worker_stdins: Vec<Option<ChildStdin>>,
+    last_words: VecDeque<String>,
+}
+
+impl<'a> Supervisor<'a> {
+    fn start(run: &'a LocalRun, notices: mpsc::Sender<Notice>) -> Result<Self, LaunchError> {
+        let (kill, killed) = watch::channel(false);
+        let stdin = start(Role::Coordinator, &run.coordinator, &notices, killed)
+            .map_err(|source| not_started(Role::Coordinator, &run.coordinator, source))?;
+        Ok(Self {
+            run,
+            notices,
+            kill,
+            deadline: Some(Instant::now() + run.deadlines.start),
+            listening: false,
+            stopped: false,
+            killed: None,
+            failed: None,
+            coordinator: None,
+            coordinator_stdin: Some(stdin),
+            workers: vec![None; run.workers.get() as usize],
+            worker_stdins: Vec::new(),
+            last_words: VecDeque::new(),
+        })
+    }
+
+    /// The first event that says so starts the workers.
+    fn event(&mut self, line: &str) {
+        #[derive(Deserialize)]
+        #[serde(tag = "event", rename_all = "snake_case")]
+        enum First {
+            Listening(Listening),
+            #[serde(other)]
+            Other,
+        }
+        if self.listening || self.stopped {
+            return;
+        }
+        if let Ok(First::Listening(listening)) = serde_json::from_str(line) {
+            self.listening = true;
+            self.deadline = None;
+            if let Err(error) = self.start_workers(&listening) {
+                self.failed = Some(error);
+                self.kill_all("a worker could not be started");
+            }
+        }
+    }
+
+    fn start_workers(&mut self, listening: &Listening) -> Result<(), LaunchError> {
+        for number in 0..self.run.workers.get() {
+            let role = Role::Worker(number);
+            let mut program = (self.run.worker)(number, listening);
+            if std::env::var_os(THREADS).is_none() {
+                program = program.with_env(THREADS, threads_per_worker(self.run.workers).to_string());
+            }
+            let stdin = start(role, &program, &self.notices, self.kill.subscribe())
+                .map_err(|source| not_started(role, &program, source))?;
+            self.worker_stdins.push(Some(stdin));
+        }
+        Ok(())
+    }
+
+    fn said(&mut self, role: Role, line: String) {
+        if role == Role::Coordinator && !self.listening {
+            self.last_words.push_back(line);
+            if self.last_words.len() > LAST_WORDS_MAX {
+                self.last_words.pop_front();
+            }
+        }
+    }
+
+    async fn exited(&mut self, role: Role, pid: u32, status: ExitStatus) {
+        match role {
+            Role::Coordinator => {
+                self.coordinator = Some(status);
+                self.coordinator_stdin = None;
+                // Without a coordinator there is no run: the end of their standard input tells the workers.
+                self.worker_stdins.iter_mut().for_each(|stdin| *stdin = None);
+                self.wait_at_most(self.run.deadlines.exit);
+            }
+            Role::Worker(number) => {
+                self.workers[number as usize] = Some(status);
+                self.worker_stdins[number as usize] = None;
+                self.command(&json!({ "exited": { "pid": pid, "status": status.to_string() } })).await;
+                if self.living_workers() == 0 && self.coordinator.is_none() {
+                    self.wait_at_most(self.run.deadlines.exit);
+                }
+            }
+        }
+    }
+
+    async fn stop(&mut self) {
+        if self.stopped {
+            self.kill_all("a second signal");
+            return;
+        }
+        self.stopped = true;
+        self.command(&json!({ "stop": true })).await;
+        self.wait_at_most(self.run.deadlines.stop);
+    }
+
+    fn late(&mut self) -> Result<(), LaunchError> {
+        if self.killed.is_some() {
+            return Err(LaunchError::Undead { pids: self.living() });
+        }
+        self.kill_all(match (self.coordinator.is_some(), self.stopped, self.listening) {
+            (true, ..) => "workers did not end after the coordinator",
+            (_, true, _) => "the run did not stop in time",
+            (_, _, false) => "the coordinator did not come to listen in time",
+            (..) => "the coordinator did not end after the last worker",
+        });
+        Ok(())
+    }
+
+    fn kill_all(&mut self, why: &'static str) {
+        self.killed = Some(why);
+        self.kill.send_replace(true);
+        self.deadline = Some(Instant::now() + KILL_TIMEOUT);
+    }
+
+    /// Brings the deadline forward, never back.
+    fn wait_at_most(&mut self, wait: Duration) {
+        let deadline = Instant::now() + wait;
+        self.deadline = Some(self.deadline.map_or(deadline, |earlier| earlier.min(deadline)));
+    }
+
+    /// Tells the coordinator. Where it doesn't take it, its exit is noticed elsewhere, or a deadline passes.
+    async fn command(&mut self, command: &serde_json::Value) {
+        if let Some(stdin) = &mut self.coordinator_stdin {
+            let line = format!("{command}\n");
+            let _ = timeout(COMMAND_TIMEOUT, stdin.write_all(line.as_bytes())).await;
+        }
+    }
+
+    fn living_workers(&self) -> usize {
+        self.worker_stdins.len() - self.workers.iter().flatten().count()
+    }
+
+    fn living(&self) -> Vec<String> {
+        let workers = (0..).map(Role::Worker).zip(&self.workers).take(self.worker_stdins.len());
+        std::iter::once((Role::Coordinator, &self.coordinator))
+            .chain(workers)
+            .filter(|(_, status)| status.is_none())
+            .map(|(role, _)| role.to_string())
+            .collect()
+    }
+
+    /// How it ended, once all have.
+    fn ended(&mut self) -> Option<Result<Ended, LaunchError>> {
+        let coordinator = self.coordinator?;
+        if self.living_workers() > 0 {
+            return None;
+        }
+        if let Some(error) = self.failed.take() {
+            return Some(Err(error));
+        }
+        if !self.listening && !self.stopped {
+            let words = Vec::from_iter(self.last_words.drain(..)).join("\n");
+            let how = self.killed.map_or_else(|| coordinator.to_string(), str::to_owned);
+            return Some(Err(LaunchError::NeverListened {
+                why: format!("{how}\n{words}").trim_end().to_owned(),
+                code: coordinator.code(),
+            }));
+        }
+        Some(Ok(Ended {
+            coordinator,
+            workers: std::mem::take(&mut self.workers),
+            stopped: self.stopped,
+            killed: self.killed,
+        }))
+    }
+}
+
+fn not_started(role: Role, program: &Program, source: io::Error) -> LaunchError {
+    LaunchError::Start { role, program: program.path.display().to_string(), source }
+}

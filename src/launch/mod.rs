@@ -1,0 +1,81 @@
+//! Starting a run's processes, and never leaving one behind.
+//!
+//! A child is tied to its parent three times: its standard input is a pipe that ends with the parent, the
+//! kernel kills it when the parent dies ([`die_with_parent`]), and the parent kills what is left when it
+//! gives up.
+//!
+//! Deliberately absent: placement on other machines. Slurm, Kubernetes and ssh start `mattock worker`
+//! themselves.
+
+mod child;
+mod lines;
+mod local;
+#[cfg(test)]
+mod tests;
+
+use std::ffi::OsString;
+use std::io;
+use std::num::NonZeroU32;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+pub use child::{Program, Role};
+pub use local::{Deadlines, Ended, LaunchError, Line, Listening, LocalRun, WorkerProgram};
+
+/// The parent's process id, in a child's environment.
+const PARENT: &str = "MATTOCK_PARENT";
+/// How many threads a worker computes with; what the user has set is left alone.
+const THREADS: &str = "RAYON_NUM_THREADS";
+
+/// To be called first thing by a program that [`LocalRun`] starts: from here on the kernel kills this
+/// process when its parent dies. Does nothing in a process that was started otherwise.
+///
+/// Linux ties a child to the parent's *thread*: the parent must start its children from a thread that lives
+/// as long as it does, such as the main thread under a current-thread runtime.
+///
+/// # Errors
+/// Where the parent is gone already: the process should end.
+pub fn die_with_parent() -> io::Result<()> {
+    let Some(parent) = std::env::var_os(PARENT) else { return Ok(()) };
+    #[cfg(target_os = "linux")]
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+    // Between the parent's fork and the line above it may have died without a signal to us.
+    let now = rustix::process::getppid().map(|pid| pid.as_raw_nonzero().to_string());
+    if now.map(OsString::from) != Some(parent) {
+        return Err(io::Error::other("the process that started this one is gone"));
+    }
+    Ok(())
+}
+
+/// Ctrl-C and SIGTERM, one message each. Must be called within a Tokio runtime.
+///
+/// # Errors
+/// Where the system refuses to install handlers.
+pub fn stop_signals() -> io::Result<mpsc::Receiver<()>> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let (sender, receiver) = mpsc::channel(2);
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                Some(()) = interrupt.recv() => {}
+                Some(()) = terminate.recv() => {}
+                () = sender.closed() => return,
+                else => return,
+            }
+            // More than two that nobody has taken yet say nothing new.
+            let _ = sender.try_send(());
+        }
+    });
+    Ok(receiver)
+}
+
+/// Threads that each of `workers` computes with on this machine.
+pub fn threads_per_worker(workers: NonZeroU32) -> usize {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+    share(cores, workers)
+}
+
+fn share(cores: usize, workers: NonZeroU32) -> usize {
+    (cores / workers.get() as usize).max(1)
+}

@@ -1,0 +1,216 @@
+use std::io::{BufRead, BufReader};
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::{Deadlines, Ended, LaunchError, Line, LocalRun, Program, Role};
+
+const LISTENS: &str = r#"echo '{"event":"listening","address":"127.0.0.1:4433"}'"#;
+/// Prints as events what it is told, until told what the first argument matches.
+const ECHOES_UNTIL: &str =
+    r#"until_told() { while read -r line; do echo "$line"; case "$line" in $1) return;; esac; done; }"#;
+/// So long that a test that waits for it has failed.
+const LONG: Duration = Duration::from_secs(60);
+const SHORT: Duration = Duration::from_millis(200);
+const PATIENT: Deadlines = Deadlines { start: LONG, stop: LONG, exit: LONG };
+
+fn sh(script: &str) -> Program {
+    Program { path: PathBuf::from("/bin/sh"), args: vec!["-c".into(), script.into()], env: Vec::new() }
+}
+
+/// What a run came to: how it ended, its events, and what was said on standard error.
+struct Outcome {
+    ended: Result<Ended, LaunchError>,
+    events: Vec<String>,
+    said: Vec<(Role, String)>,
+}
+
+/// Supervises scripts; a line that contains `stop_on` makes the user press Ctrl-C `presses` times.
+async fn supervise(
+    coordinator: &str,
+    workers: &[&str],
+    deadlines: Deadlines,
+    (stop_on, presses): (&str, usize),
+) -> Outcome {
+    let scripts: Vec<String> = workers.iter().map(ToString::to_string).collect();
+    let run = LocalRun {
+        coordinator: sh(&format!("{ECHOES_UNTIL}\n{coordinator}")),
+        workers: NonZeroU32::new(workers.len() as u32).unwrap(),
+        worker: Box::new(move |number, listening| {
+            sh(&scripts[number as usize]).with_env("COORDINATOR", listening.address.to_string())
+        }),
+        deadlines,
+    };
+    let (sender, stops) = mpsc::channel(2);
+    let (mut events, mut said) = (Vec::new(), Vec::new());
+    let ended = run
+        .supervise(stops, |line| {
+            let text = match line {
+                Line::Event(text) | Line::Said(_, text) => text,
+            };
+            if text.contains(stop_on) {
+                (0..presses).for_each(|_| sender.try_send(()).unwrap());
+            }
+            match line {
+                Line::Event(event) => events.push(event.to_owned()),
+                Line::Said(role, line) => said.push((role, line.to_owned())),
+            }
+        })
+        .await;
+    Outcome { ended, events, said }
+}
+
+const NEVER: (&str, usize) = ("never said", 0);
+
+#[tokio::test]
+async fn workers_start_once_the_coordinator_listens_and_their_exit_is_told_at_once() {
+    let coordinator = format!("{LISTENS}; until_told '*exited*'; echo '{{\"event\":\"run_ended\"}}'");
+    let outcome = supervise(&coordinator, &["echo at $COORDINATOR >&2; exit 7"], PATIENT, NEVER).await;
+    let ended = outcome.ended.unwrap();
+    assert!(ended.coordinator.success() && ended.killed.is_none() && !ended.stopped);
+    assert_eq!(ended.workers[0].unwrap().code(), Some(7));
+    assert!(outcome.events[1].contains("exit status: 7"), "{:?}", outcome.events);
+    assert_eq!(outcome.events[2], r#"{"event":"run_ended"}"#);
+    assert_eq!(outcome.said, [(Role::Worker(0), "at 127.0.0.1:4433".to_owned())]);
+}
+
+#[tokio::test]
+async fn a_killed_worker_is_told_with_the_signal_while_the_others_live() {
+    let coordinator = format!("{LISTENS}; until_told '*exited*'");
+    let outcome = supervise(&coordinator, &["kill -9 $$", "cat"], PATIENT, NEVER).await;
+    assert!(outcome.events[1].contains("signal: 9"), "{:?}", outcome.events);
+    let ended = outcome.ended.unwrap();
+    assert!(ended.killed.is_none(), "the end of standard input ended the other: {ended:?}");
+    assert!(ended.workers[1].unwrap().success());
+}
+
+#[tokio::test]
+async fn ctrl_c_stops_the_run_in_order() {
+    let coordinator = format!("{LISTENS}; echo running; until_told '*stop*'; exit 0");
+    let outcome = supervise(&coordinator, &["cat", "cat"], PATIENT, ("running", 1)).await;
+    assert_eq!(outcome.events[2], r#"{"stop":true}"#);
+    let ended = outcome.ended.unwrap();
+    assert!(ended.stopped && ended.killed.is_none(), "{ended:?}");
+    assert!(ended.workers.iter().flatten().all(std::process::ExitStatus::success));
+}
+
+#[tokio::test]
+async fn ctrl_c_twice_kills() {
+    let coordinator = format!("{LISTENS}; echo running; exec sleep 600");
+    let ended = supervise(&coordinator, &["exec sleep 600"], PATIENT, ("running", 2)).await.ended.unwrap();
+    assert_eq!(ended.killed, Some("a second signal"));
+    assert!(!ended.coordinator.success() && !ended.workers[0].unwrap().success());
+}
+
+#[tokio::test]
+async fn a_run_that_does_not_stop_in_time_is_killed() {
+    let deadlines = Deadlines { stop: SHORT, ..PATIENT };
+    let coordinator = format!("{LISTENS}; echo running; exec sleep 600");
+    let ended = supervise(&coordinator, &["exec sleep 600"], deadlines, ("running", 1)).await.ended.unwrap();
+    assert_eq!(ended.killed, Some("the run did not stop in time"));
+}
+
+#[tokio::test]
+async fn workers_that_outlive_the_coordinator_are_killed() {
+    let deadlines = Deadlines { exit: SHORT, ..PATIENT };
+    let ended = supervise(LISTENS, &["exec sleep 600"], deadlines, NEVER).await.ended.unwrap();
+    assert_eq!(ended.killed, Some("workers did not end after the coordinator"));
+    assert!(ended.coordinator.success());
+}
+
+#[tokio::test]
+async fn a_coordinator_that_outlives_the_workers_is_killed() {
+    let deadlines = Deadlines { exit: SHORT, ..PATIENT };
+    let coordinator = format!("{LISTENS}; exec sleep 600");
+    let ended = supervise(&coordinator, &["exit 0"], deadlines, NEVER).await.ended.unwrap();
+    assert_eq!(ended.killed, Some("the coordinator did not end after the last worker"));
+}
+
+#[tokio::test]
+async fn a_coordinator_that_ends_before_it_listens_is_reported_with_its_last_words() {
+    let outcome = supervise("echo no such data >&2; exit 2", &["exit 0"], PATIENT, NEVER).await;
+    let message = outcome.ended.unwrap_err().to_string();
+    assert!(message.contains("exit status: 2\nno such data"), "{message}");
+}
+
+#[tokio::test]
+async fn a_coordinator_that_never_listens_is_killed() {
+    let deadlines = Deadlines { start: SHORT, ..PATIENT };
+    let message =
+        supervise("exec sleep 600", &["exit 0"], deadlines, NEVER).await.ended.unwrap_err().to_string();
+    assert!(message.contains("did not come to listen in time"), "{message}");
+}
+
+#[tokio::test]
+async fn a_program_that_is_not_there_is_named() {
+    let run = LocalRun {
+        coordinator: Program { path: "/nowhere/mattock".into(), ..sh("") },
+        workers: NonZeroU32::MIN,
+        worker: Box::new(|_, _| sh("")),
+        deadlines: PATIENT,
+    };
+    let (_keep, stops) = mpsc::channel(1);
+    let message = run.supervise(stops, |_| {}).await.unwrap_err().to_string();
+    assert!(message.contains("cannot start coordinator (/nowhere/mattock)"), "{message}");
+}
+
+#[tokio::test]
+async fn a_worker_that_cannot_be_started_ends_the_others() {
+    let run = LocalRun {
+        coordinator: sh(&format!("{LISTENS}; exec sleep 600")),
+        workers: NonZeroU32::new(2).unwrap(),
+        worker: Box::new(|number, _| match number {
+            0 => sh("exec sleep 600"),
+            _ => Program { path: "/nowhere/mattock".into(), ..sh("") },
+        }),
+        deadlines: PATIENT,
+    };
+    let (_keep, stops) = mpsc::channel(1);
+    let message = run.supervise(stops, |_| {}).await.unwrap_err().to_string();
+    assert!(message.contains("cannot start worker 1"), "{message}");
+}
+
+#[tokio::test]
+async fn what_a_worker_says_without_end_is_cut() {
+    let coordinator = format!("{LISTENS}; until_told '*exited*'");
+    let chatty = "head -c 100000 /dev/zero | tr '\\0' x >&2; echo >&2; echo done >&2";
+    let outcome = supervise(&coordinator, &[chatty], PATIENT, NEVER).await;
+    let lengths: Vec<usize> = outcome.said.iter().map(|(_, line)| line.len()).collect();
+    assert_eq!(lengths, [4096 + " ...".len(), "done".len()]);
+}
+
+#[test]
+fn cores_are_shared_and_every_worker_has_one() {
+    let share = |cores, workers| super::share(cores, NonZeroU32::new(workers).unwrap());
+    assert_eq!([share(8, 2), share(8, 3), share(2, 5), share(1, 1)], [4, 2, 1, 1]);
+}
+
+/// What the claim below runs in another process; alone it does nothing.
+#[test]
+fn child_of_the_next() {
+    if std::env::var_os(super::PARENT).is_some() {
+        super::die_with_parent().unwrap();
+        println!("tied");
+        std::thread::sleep(LONG);
+        println!("outlived");
+    }
+}
+
+#[test]
+fn a_child_does_not_outlive_a_killed_parent() {
+    let script = r#"MATTOCK_PARENT=$$ "$0" --exact launch::tests::child_of_the_next --nocapture & wait"#;
+    let mut parent = std::process::Command::new("/bin/sh")
+        .args(["-c".as_ref(), script.as_ref(), std::env::current_exe().unwrap().as_os_str()])
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(parent.stdout.take().unwrap()).lines().map(Result::unwrap);
+    assert!(lines.any(|line| line.ends_with("tied")));
+    parent.kill().unwrap();
+    parent.wait().unwrap();
+    // The pipe ends when the last process that holds it has ended.
+    assert!(!lines.any(|line| line.contains("outlived")));
+}

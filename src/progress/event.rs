@@ -1,0 +1,136 @@
+//! The stream of events that a coordinator prints, one JSON object a line, as far as progress needs it.
+//!
+//! Read leniently: fields and events that this program does not know are skipped, so that a newer
+//! coordinator can be watched.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Deserializer};
+
+/// One line of the stream.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// The coordinator listens.
+    RunStarted {
+        /// Steps of the whole run.
+        steps: u64,
+        /// Steps done before, by the run that this one resumes.
+        #[serde(default)]
+        resumed_from: u64,
+    },
+    /// A worker was admitted.
+    WorkerJoined {
+        /// Its id.
+        #[serde(deserialize_with = "as_text")]
+        worker: String,
+    },
+    /// A ring was formed.
+    RingFormed {
+        /// Number of the ring.
+        generation: u64,
+        /// Workers in it.
+        world_size: u32,
+    },
+    /// A step was committed by every rank.
+    Step(Step),
+    /// A checkpoint is complete.
+    Checkpoint {
+        /// Steps done in it.
+        step: u64,
+        /// Where it lies.
+        url: String,
+    },
+    /// Something that the user should know.
+    Notice {
+        /// In words.
+        message: String,
+    },
+    /// A worker is gone.
+    WorkerLost {
+        /// Its id.
+        #[serde(deserialize_with = "as_text")]
+        worker: String,
+        /// In words.
+        #[serde(default)]
+        reason: String,
+    },
+    /// Nothing follows.
+    RunEnded(RunEnded),
+    /// An event of a newer coordinator.
+    #[serde(other)]
+    Unknown,
+}
+
+/// A committed step.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Step {
+    /// Steps done, this one included.
+    pub step: u64,
+    /// Mean loss over the batch, in nats per token.
+    #[serde(deserialize_with = "number_or_null")]
+    pub loss: f64,
+    /// Hash of the state after the step, as hexadecimal digits.
+    pub state_hash: String,
+    /// Tokens (or samples) of the batch.
+    pub tokens: u64,
+    /// Workers in the ring.
+    pub world_size: u32,
+    /// What each rank did.
+    #[serde(default)]
+    pub ranks: Vec<Rank>,
+}
+
+/// What one rank did in a step.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Rank {
+    /// Bytes sent to neighbours.
+    #[serde(default)]
+    pub tx_bytes: u64,
+    /// Seconds by phase.
+    #[serde(default)]
+    pub seconds: BTreeMap<String, f64>,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq, Default, Deserialize)]
+pub struct RunEnded {
+    /// How, in one word.
+    #[serde(default)]
+    pub outcome: RunOutcome,
+    /// Why, where it failed.
+    #[serde(default)]
+    pub error: Option<String>,
+    /// Loss of a unigram model of the same tokens.
+    #[serde(default)]
+    pub unigram_loss: Option<f64>,
+    /// Loss on tokens that were never trained on.
+    #[serde(default)]
+    pub held_out_loss: Option<f64>,
+}
+
+/// How a run ended, in one word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RunOutcome {
+    /// All steps are done.
+    #[default]
+    Done,
+    /// It was asked to stop, and wrote a checkpoint.
+    Interrupted,
+    /// It could not go on.
+    Failed,
+}
+
+/// Ids may be numbers or text.
+fn as_text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    Ok(match serde_json::Value::deserialize(deserializer)? {
+        serde_json::Value::String(text) => text,
+        other => other.to_string(),
+    })
+}
+
+/// JSON has no NaN: it arrives as null.
+fn number_or_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::<f64>::deserialize(deserializer)?.unwrap_or(f64::NAN))
+}
