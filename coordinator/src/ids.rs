@@ -6,7 +6,18 @@ use rkyv::{Archive, Deserialize, Serialize};
 
 /// A worker of a run, in the order of admission from 0; never given twice.
 #[derive(
-    Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Archive, Serialize, Deserialize, serde::Serialize,
+    Debug,
+    Clone,
+    Copy,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    Archive,
+    Serialize,
+    Deserialize,
+    serde::Serialize,
 )]
 pub struct WorkerId(pub u64);
 

@@ -1,1 +1,28 @@
-//! Stub.
+//! The control plane of a run: who takes part, in which ring, and what they did.
+//!
+//! ```text
+//! server    QUIC, timers ─┐                    ┌─ client   the same for a worker
+//!                    membership  pure decisions │
+//!                    ledger      who did what   │
+//! identity  authority, tokens   protocol + wire  checked messages   status  HTTP on loopback
+//! ```
+//!
+//! Deliberately absent: tensors, models, object storage. The recipe is opaque text here.
+
+mod client;
+pub mod event;
+pub mod identity;
+mod ids;
+mod ledger;
+pub mod membership;
+pub mod protocol;
+mod server;
+mod status;
+mod stream;
+pub mod wire;
+
+pub use client::{Client, ClientError, Enrollment, JoinError, Report, Reporter};
+pub use ids::WorkerId;
+pub use ledger::{Disagreement, Ledger};
+pub use server::{Command, RunEnd, Server, ServerConfig, ServerError};
+pub use stream::StreamError;

@@ -3,6 +3,8 @@
 //! rkyv archives, checked (bytecheck) before use; see [`wire`](crate::wire) for framing, limits and version. A
 //! tensor never travels here: the coordinator learns what was computed, not its values.
 
+#![allow(missing_docs, reason = "of the types that rkyv derives; every item here has its own")]
+
 use rkyv::{Archive, Deserialize, Serialize};
 
 use crate::ids::WorkerId;
@@ -86,6 +88,10 @@ pub struct Finish {
     pub state_hash: u64,
     /// Loss on held-out samples, from the rank that measured it.
     pub held_out_loss: Option<f64>,
+    /// Loss of a unigram model of the training tokens, where the task has one.
+    pub unigram_loss: Option<f64>,
+    /// Parameters of the model.
+    pub parameters: u64,
 }
 
 /// Why a worker cannot go on.

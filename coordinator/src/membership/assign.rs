@@ -16,7 +16,8 @@ mod tests {
     fn every_micro_batch_has_one_rank_and_shares_are_even() {
         for micro_batches in 0..40 {
             for ranks in 1..20 {
-                let shares: Vec<Range<u32>> = (0..ranks).map(|rank| assigned(micro_batches, ranks, rank)).collect();
+                let shares: Vec<Range<u32>> =
+                    (0..ranks).map(|rank| assigned(micro_batches, ranks, rank)).collect();
                 let all: Vec<u32> = shares.iter().cloned().flatten().collect();
                 assert_eq!(all, (0..micro_batches).collect::<Vec<u32>>());
                 let lengths: Vec<usize> = shares.iter().map(ExactSizeIterator::len).collect();

@@ -88,8 +88,11 @@ mod tests {
     use crate::protocol::Place;
 
     fn form(generation: u64, workers: &[u64]) -> FromCoordinator {
-        let place =
-            |&worker: &u64| Place { worker: WorkerId(worker), address: String::new(), micro_batches: Vec::new() };
+        let place = |&worker: &u64| Place {
+            worker: WorkerId(worker),
+            address: String::new(),
+            micro_batches: Vec::new(),
+        };
         FromCoordinator::Form(Formation { generation, step: 0, places: workers.iter().map(place).collect() })
     }
 
@@ -100,10 +103,16 @@ mod tests {
         assert_eq!(member.receive(form(2, &[3, 7])), None);
         assert_eq!(member.receive(form(1, &[7])), None);
         assert_eq!(member.receive(FromCoordinator::Start { generation: 1 }), None);
-        assert!(matches!(member.receive(FromCoordinator::Start { generation: 2 }), Some(Instruction::Train(_))));
+        assert!(matches!(
+            member.receive(FromCoordinator::Start { generation: 2 }),
+            Some(Instruction::Train(_))
+        ));
         assert_eq!(member.receive(FromCoordinator::Start { generation: 2 }), None);
         assert!(matches!(member.receive(form(3, &[7])), Some(Instruction::Link { rank: 0, .. })));
-        assert!(matches!(member.receive(FromCoordinator::Start { generation: 3 }), Some(Instruction::Train(_))));
+        assert!(matches!(
+            member.receive(FromCoordinator::Start { generation: 3 }),
+            Some(Instruction::Train(_))
+        ));
     }
 
     #[test]

@@ -22,9 +22,6 @@ mod assign;
 mod member;
 mod registry;
 
-#[cfg(test)]
-mod sim;
-
 pub use self::assign::assigned;
 pub use self::member::{Instruction, Member};
 pub use self::registry::{Action, Candidate, Config, Event, Outcome, Phase, Registry};

@@ -48,6 +48,13 @@ pub enum Event {
     Failed(WorkerId, Failure),
     /// A worker's process or connection is gone.
     Lost(WorkerId, String),
+    /// A process that should have become a worker ended before it did.
+    Abandoned {
+        /// How it ended.
+        cause: String,
+        /// Whether it said that the user's input is at fault.
+        bad_input: bool,
+    },
     /// The user wants to stop.
     StopRequested,
     /// Time has passed.
@@ -125,7 +132,16 @@ impl Registry {
     /// A run without workers.
     pub fn new(config: Config, now: Instant) -> Self {
         let (workers, linked) = (BTreeMap::new(), BTreeSet::new());
-        Self { config, phase: Phase::Gathering, now, workers, generation: 0, formation: None, linked, stop: false }
+        Self {
+            config,
+            phase: Phase::Gathering,
+            now,
+            workers,
+            generation: 0,
+            formation: None,
+            linked,
+            stop: false,
+        }
     }
 
     /// Where the run is.
@@ -162,7 +178,9 @@ impl Registry {
         self.absorb(event, actions);
         self.notice_silence(actions);
         match self.phase {
-            Phase::Gathering if self.stop => self.end(Outcome::Failed, "stopped before training began", actions),
+            Phase::Gathering if self.stop => {
+                self.end(Outcome::Failed, "stopped before training began", actions)
+            }
             Phase::Gathering if self.all_ready() => self.form(actions),
             Phase::Forming if self.all_linked() => self.start(actions),
             Phase::Running if self.all_finished() => self.finish(actions),
@@ -194,12 +212,16 @@ impl Registry {
             }
             Event::Failed(id, failure) => self.fail(id, &failure, actions),
             Event::Lost(id, cause) => self.lose(id, &cause, actions),
+            Event::Abandoned { cause, bad_input } if matches!(self.phase, Phase::Gathering) => {
+                let outcome = if bad_input { Outcome::BadInput } else { Outcome::Failed };
+                self.end(outcome, &format!("a worker ended before it joined: {cause}"), actions);
+            }
             Event::StopRequested => {
                 if !std::mem::replace(&mut self.stop, true) && self.phase != Phase::Gathering {
                     actions.push(Action::Stop);
                 }
             }
-            Event::Tick => {}
+            Event::Abandoned { .. } | Event::Tick => {}
         }
     }
 
@@ -232,7 +254,9 @@ impl Registry {
             return Some("the run is under way: workers cannot join a running one yet".to_owned());
         }
         if self.workers.len() >= limit {
-            return Some(format!("the run has its {limit} workers: raise --workers or [elastic] max_workers"));
+            return Some(format!(
+                "the run has its {limit} workers: raise --workers or [elastic] max_workers"
+            ));
         }
         let first = &self.workers.values().next()?.candidate.fingerprint;
         (!self.config.mixed && *first != candidate.fingerprint).then(|| {
@@ -252,7 +276,9 @@ impl Registry {
     fn form(&mut self, actions: &mut Vec<Action>) {
         let steps: BTreeSet<u64> = self.workers.values().filter_map(|worker| worker.ready).collect();
         if steps.len() > 1 {
-            let reason = format!("workers start from different steps {steps:?}: another run writes the same checkpoints");
+            let reason = format!(
+                "workers start from different steps {steps:?}: another run writes the same checkpoints"
+            );
             return self.end(Outcome::Failed, &reason, actions);
         }
         self.generation += 1;
@@ -288,7 +314,8 @@ impl Registry {
     }
 
     fn finish(&mut self, actions: &mut Vec<Action>) {
-        let finishes: Vec<&Finish> = self.workers.values().filter_map(|worker| worker.finish.as_ref()).collect();
+        let finishes: Vec<&Finish> =
+            self.workers.values().filter_map(|worker| worker.finish.as_ref()).collect();
         let Some(mut finish) = finishes.first().map(|&first| first.clone()) else { return };
         if let Some(other) = finishes.iter().find(|other| other.state_hash != finish.state_hash) {
             let (a, b) = (finish.state_hash, other.state_hash);
@@ -318,7 +345,10 @@ impl Registry {
             return;
         }
         let lost = failure.lost_rank.and_then(|rank| {
-            self.formation.as_ref().and_then(|formation| formation.places.get(rank as usize)).map(|place| place.worker)
+            self.formation
+                .as_ref()
+                .and_then(|formation| formation.places.get(rank as usize))
+                .map(|place| place.worker)
         });
         let outcome = match lost {
             Some(lost) => Outcome::WorkerLost(lost),

@@ -1,0 +1,314 @@
+//! A worker's side of the control plane, for code that is not async.
+//!
+//! A thread of its own holds the connection, sends heartbeats and hands messages over. Joining has two stages, because a
+//! worker's data plane needs the certificate, and the coordinator must be told where the data plane listens.
+
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use quinn::{Connection, Endpoint, RecvStream, SendStream};
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::mpsc as tokio_mpsc;
+use tokio::time::timeout;
+
+use crate::identity::{
+    COORDINATOR_NAME, Identity, IdentityError, JoinToken, Request, client_config, enroll_config,
+};
+use crate::ids::WorkerId;
+use crate::protocol::{About, Enroll, Enrolled, FromCoordinator, FromWorker};
+use crate::stream::{self, StreamError};
+
+/// Messages that may wait in either direction.
+const QUEUE_MAX: usize = 1024;
+/// Heartbeats within a timeout.
+const HEARTBEATS: u32 = 8;
+
+/// Why a worker could not join.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum JoinError {
+    /// Nobody answers there, or somebody with another authority.
+    #[error(
+        "cannot reach the coordinator at {address}: {reason}; is the run still alive, and is this its token?"
+    )]
+    Unreachable {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        reason: String,
+    },
+    /// The coordinator says no.
+    #[error("the coordinator refused this worker: {0}")]
+    Refused(String),
+    /// The conversation broke off.
+    #[error("joining broke off: {0}")]
+    Stream(#[from] StreamError),
+    /// No certificate could be made.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// TLS could not be set up.
+    #[error("the join token's authority is no certificate: {0}")]
+    Tls(#[from] rustls::Error),
+    /// The system refuses a socket or thread.
+    #[error("cannot open a socket or thread: {0}")]
+    Io(#[from] std::io::Error),
+}
+
+/// Why the control connection ended.
+#[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
+#[error("the coordinator is gone: {0}")]
+pub struct ClientError(String);
+
+/// What a worker tells the coordinator.
+pub type Report = FromWorker;
+
+/// A worker with a certificate that has not joined yet.
+#[derive(Debug)]
+pub struct Enrollment {
+    runtime: Runtime,
+    endpoint: Endpoint,
+    address: SocketAddr,
+    timeout: Duration,
+    worker: WorkerId,
+    identity: Identity,
+    local_ip: IpAddr,
+}
+
+/// A joined worker's connection.
+#[derive(Debug)]
+pub struct Client {
+    worker: WorkerId,
+    run: String,
+    recipe: String,
+    settings: String,
+    reports: tokio_mpsc::Sender<FromWorker>,
+    messages: mpsc::Receiver<FromCoordinator>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Client {
+    /// Gets a certificate; see [`Enrollment::join`].
+    ///
+    /// # Errors
+    /// See [`JoinError`].
+    pub fn enroll(token: &JoinToken, limit: Duration) -> Result<Enrollment, JoinError> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let address = token.address;
+        let local_ip = local_ip_towards(address)?;
+        let request = Request::new()?;
+        let authority = token.authority();
+        let config = enroll_config(&authority, limit)?;
+        let message = Enroll { secret: token.secret(), request: request.der().to_vec() };
+        let (endpoint, enrolled) = runtime.block_on(async {
+            let endpoint = Endpoint::client(SocketAddr::new(local_ip, 0))?;
+            let connection = connect(&endpoint, config, address, limit).await?;
+            let (mut send, mut receive) = open(&connection, limit).await?;
+            stream::send(&mut send, &message, limit).await?;
+            let enrolled: Enrolled = stream::receive(&mut receive, limit).await?;
+            connection.close(0u32.into(), b"enrolled");
+            Ok::<_, JoinError>((endpoint, enrolled))
+        })?;
+        match enrolled {
+            Enrolled::Refused { reason } => Err(JoinError::Refused(reason)),
+            Enrolled::Certificate { worker, certificate } => {
+                let identity = request.into_identity(worker, certificate, authority);
+                Ok(Enrollment { runtime, endpoint, address, timeout: limit, worker, identity, local_ip })
+            }
+        }
+    }
+
+    /// The id that this worker got.
+    pub fn worker(&self) -> WorkerId {
+        self.worker
+    }
+
+    /// The run's id.
+    pub fn run(&self) -> &str {
+        &self.run
+    }
+
+    /// The resolved recipe.
+    pub fn recipe(&self) -> &str {
+        &self.recipe
+    }
+
+    /// What the launcher wants workers to know.
+    pub fn settings(&self) -> &str {
+        &self.settings
+    }
+
+    /// A handle for reports from any thread.
+    pub fn reporter(&self) -> Reporter {
+        Reporter(self.reports.clone())
+    }
+
+    /// Waits for the next message, for `limit` at most.
+    ///
+    /// # Errors
+    /// Where the coordinator is gone.
+    pub fn receive(&self, limit: Duration) -> Result<Option<FromCoordinator>, ClientError> {
+        match self.messages.recv_timeout(limit) {
+            Ok(message) => Ok(Some(message)),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => {
+                Err(ClientError("the control connection ended".to_owned()))
+            }
+        }
+    }
+
+    /// Sends what is queued, and ends the connection.
+    pub fn close(mut self) {
+        let (reports, _) = tokio_mpsc::channel(1);
+        self.reports = reports;
+        if let Some(thread) = self.thread.take() {
+            // A panic there has been printed already.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Sends reports.
+#[derive(Debug, Clone)]
+pub struct Reporter(tokio_mpsc::Sender<FromWorker>);
+
+impl Reporter {
+    /// Queues a report; waits while the queue is full.
+    ///
+    /// # Errors
+    /// Where the coordinator is gone.
+    pub fn send(&self, report: Report) -> Result<(), ClientError> {
+        self.0.blocking_send(report).map_err(|_| ClientError("the control connection ended".to_owned()))
+    }
+}
+
+impl Enrollment {
+    /// The certificate, for the data plane too.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// The id that this worker got.
+    pub fn worker(&self) -> WorkerId {
+        self.worker
+    }
+
+    /// The address of this host that the coordinator's network sees: where the data plane should listen.
+    pub fn local_ip(&self) -> IpAddr {
+        self.local_ip
+    }
+
+    /// Joins the run.
+    ///
+    /// # Errors
+    /// See [`JoinError`].
+    pub fn join(self, about: About) -> Result<Client, JoinError> {
+        let Self { runtime, endpoint, address, timeout: limit, worker, identity, .. } = self;
+        let config = client_config(&identity, limit)?;
+        let (connection, send, receive, welcome) = runtime.block_on(async {
+            let connection = connect(&endpoint, config, address, limit).await?;
+            let (mut send, mut receive) = open(&connection, limit).await?;
+            stream::send(&mut send, &FromWorker::Hello(about), limit).await?;
+            let welcome: FromCoordinator = stream::receive(&mut receive, limit).await?;
+            Ok::<_, JoinError>((connection, send, receive, welcome))
+        })?;
+        let (run, recipe, settings) = match welcome {
+            FromCoordinator::Welcome { run, recipe, settings } => (run, recipe, settings),
+            FromCoordinator::Refused { reason } => return Err(JoinError::Refused(reason)),
+            other => return Err(JoinError::Refused(format!("it answered {other:?} instead of a welcome"))),
+        };
+        let (reports, queued) = tokio_mpsc::channel(QUEUE_MAX);
+        let (messages, received) = mpsc::sync_channel(QUEUE_MAX);
+        let talk = Talk { connection, send, queued, limit };
+        let thread = thread::Builder::new().name("mattock-control".to_owned()).spawn(move || {
+            runtime.block_on(talk.run(receive, messages));
+            runtime.block_on(async { timeout(limit, endpoint.wait_idle()).await }).ok();
+        })?;
+        Ok(Client { worker, run, recipe, settings, reports, messages: received, thread: Some(thread) })
+    }
+}
+
+/// The connection's thread: reports and heartbeats out, messages in.
+struct Talk {
+    connection: Connection,
+    send: SendStream,
+    queued: tokio_mpsc::Receiver<FromWorker>,
+    limit: Duration,
+}
+
+impl Talk {
+    async fn run(mut self, receive: RecvStream, messages: mpsc::SyncSender<FromCoordinator>) {
+        let listening = tokio::spawn(listen(receive, messages, self.limit));
+        if let Err(error) = self.speak().await {
+            tracing::debug!(%error, "the control connection ended");
+        }
+        listening.abort();
+        self.connection.close(0u32.into(), b"done");
+    }
+
+    async fn speak(&mut self) -> Result<(), StreamError> {
+        loop {
+            let report = match timeout(self.limit / HEARTBEATS, self.queued.recv()).await {
+                Ok(Some(report)) => report,
+                Ok(None) => {
+                    // What was sent must arrive before the connection is closed.
+                    let finished = self.send.finish().is_ok();
+                    if finished {
+                        let _ = timeout(self.limit, self.send.stopped()).await;
+                    }
+                    return Ok(());
+                }
+                Err(_) => FromWorker::Heartbeat,
+            };
+            stream::send(&mut self.send, &report, self.limit).await?;
+        }
+    }
+}
+
+/// Hands messages over until the coordinator is gone; dropping the sender tells so.
+async fn listen(mut receive: RecvStream, messages: mpsc::SyncSender<FromCoordinator>, limit: Duration) {
+    loop {
+        match stream::receive(&mut receive, limit).await {
+            Ok(FromCoordinator::Heartbeat) => {}
+            Ok(message) => {
+                if messages.try_send(message).is_err() {
+                    return;
+                }
+            }
+            Err(error) => {
+                tracing::debug!(%error, "nothing more from the coordinator");
+                return;
+            }
+        }
+    }
+}
+
+async fn connect(
+    endpoint: &Endpoint,
+    config: quinn::ClientConfig,
+    address: SocketAddr,
+    limit: Duration,
+) -> Result<Connection, JoinError> {
+    let unreachable = |reason: String| JoinError::Unreachable { address, reason };
+    let connecting = endpoint
+        .connect_with(config, address, COORDINATOR_NAME)
+        .map_err(|error| unreachable(error.to_string()))?;
+    match timeout(limit, connecting).await {
+        Ok(connected) => connected.map_err(|error| unreachable(error.to_string())),
+        Err(_) => Err(unreachable(format!("no answer for {limit:?}"))),
+    }
+}
+
+async fn open(connection: &Connection, limit: Duration) -> Result<(SendStream, RecvStream), StreamError> {
+    let opened = timeout(limit, connection.open_bi()).await.map_err(|_| StreamError::Silent(limit))?;
+    opened.map_err(|error| StreamError::Gone(error.to_string()))
+}
+
+/// The own address on the way there; nothing is sent.
+fn local_ip_towards(address: SocketAddr) -> std::io::Result<IpAddr> {
+    let any: SocketAddr = if address.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0u16; 8], 0).into() };
+    let socket = UdpSocket::bind(any)?;
+    socket.connect(address)?;
+    Ok(socket.local_addr()?.ip())
+}

@@ -1,0 +1,163 @@
+//! The one stream of events of a run: `events.jsonl`, the progress line and the summary all read it.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+/// One event; serialises to one JSON object with the tag `event`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// The coordinator accepts workers.
+    Listening {
+        /// Where.
+        address: String,
+        /// Where its status page is.
+        status: String,
+    },
+    /// All workers are there; the first ring was formed.
+    RunStarted {
+        /// Steps of the whole run.
+        steps: u64,
+        /// Steps done before.
+        resumed_from: u64,
+    },
+    /// A worker was admitted.
+    WorkerJoined {
+        /// Its id.
+        worker: u64,
+        /// Its host.
+        host: String,
+        /// Its process.
+        pid: u32,
+    },
+    /// Somebody was not.
+    WorkerRefused {
+        /// Why.
+        reason: String,
+    },
+    /// A ring was formed.
+    RingFormed {
+        /// Its number.
+        generation: u64,
+        /// Its members.
+        world_size: u32,
+    },
+    /// All ranks have committed a step.
+    Step(StepRecord),
+    /// A checkpoint is complete.
+    Checkpoint {
+        /// Steps done in it.
+        step: u64,
+        /// Where it lies.
+        url: String,
+        /// Its size.
+        bytes: u64,
+        /// From snapshot to manifest.
+        seconds: f64,
+    },
+    /// Something that the user should know.
+    Notice {
+        /// In words.
+        message: String,
+    },
+    /// A worker is gone.
+    WorkerLost {
+        /// Its id.
+        worker: u64,
+        /// Why.
+        reason: String,
+    },
+    /// Nothing follows.
+    RunEnded {
+        /// `done`, `interrupted` or `failed`.
+        outcome: &'static str,
+        /// Why, where it failed.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        error: Option<String>,
+        /// Loss of a unigram model of the same tokens.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        unigram_loss: Option<f64>,
+        /// Loss on held-out samples.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        held_out_loss: Option<f64>,
+        /// Parameters of the model.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        parameters: Option<u64>,
+        /// Hash of the final state.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        state_hash: Option<String>,
+    },
+}
+
+/// A committed step, of all ranks.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct StepRecord {
+    /// Steps done, this one included.
+    pub step: u64,
+    /// Mean over micro-batches, before the update.
+    pub loss: f64,
+    /// Global norm before clipping.
+    pub grad_norm: f64,
+    /// Learning rate.
+    pub lr: f64,
+    /// 16 hexadecimal digits.
+    pub state_hash: String,
+    /// Tokens of the step.
+    pub tokens: u64,
+    /// Ranks.
+    pub world_size: u32,
+    /// Number of the ring.
+    pub generation: u64,
+    /// By rank.
+    pub ranks: Vec<RankRecord>,
+}
+
+/// One rank's part of a step.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct RankRecord {
+    /// Place in the ring.
+    pub rank: u32,
+    /// Who.
+    pub worker: u64,
+    /// What it computed.
+    pub micro_batches: Vec<u32>,
+    /// Bytes sent.
+    pub tx_bytes: u64,
+    /// Bytes received.
+    pub rx_bytes: u64,
+    /// Seconds by phase.
+    pub seconds: BTreeMap<String, f64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_steps_line_is_pinned() {
+        let rank = RankRecord {
+            rank: 0,
+            worker: 3,
+            micro_batches: vec![0, 1],
+            tx_bytes: 5,
+            rx_bytes: 6,
+            seconds: BTreeMap::from([("compute".to_owned(), 0.5)]),
+        };
+        let step = StepRecord {
+            step: 1,
+            loss: 2.5,
+            grad_norm: 1.0,
+            lr: 0.1,
+            state_hash: "00".into(),
+            tokens: 64,
+            world_size: 1,
+            generation: 1,
+            ranks: vec![rank],
+        };
+        assert_eq!(
+            serde_json::to_string(&Event::Step(step)).unwrap(),
+            r#"{"event":"step","step":1,"loss":2.5,"grad_norm":1.0,"lr":0.1,"state_hash":"00","tokens":64,"world_size":1,"generation":1,"ranks":[{"rank":0,"worker":3,"micro_batches":[0,1],"tx_bytes":5,"rx_bytes":6,"seconds":{"compute":0.5}}]}"#
+        );
+    }
+}

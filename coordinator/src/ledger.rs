@@ -1,0 +1,202 @@
+//! Who did what in which step: the ranks' reports put together, and held against each other.
+//!
+//! # Invariants
+//! 1. A step is recorded once, when all ranks of its ring have reported it.
+//! 2. All ranks report the same loss and state hash, or the ledger names one that differs.
+//! 3. In a recorded step every micro-batch was computed by exactly one rank.
+
+use std::collections::BTreeMap;
+
+use crate::event::{RankRecord, StepRecord};
+use crate::protocol::{Formation, StepReport};
+
+/// Steps that may be half reported at once: ranks cannot run further apart than a step or two.
+const OPEN_STEPS_MAX: usize = 16;
+
+/// The ranks' reports do not fit together.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Disagreement {
+    /// Two ranks hold different states.
+    #[error("rank {rank} has state {got:016x} after step {step}, rank {other} has {want:016x}")]
+    Hash {
+        /// The step.
+        step: u64,
+        /// Who differs.
+        rank: u32,
+        /// Its hash.
+        got: u64,
+        /// From whom.
+        other: u32,
+        /// Whose hash.
+        want: u64,
+    },
+    /// A micro-batch was computed by nobody, or by two.
+    #[error("micro-batch {index} of step {step} was computed {times} times")]
+    Coverage {
+        /// The step.
+        step: u64,
+        /// The micro-batch.
+        index: u32,
+        /// How often.
+        times: usize,
+    },
+    /// Ranks are too far apart.
+    #[error("step {0} is reported while {OPEN_STEPS_MAX} others are not complete")]
+    TooFarApart(u64),
+}
+
+/// Open reports of one ring.
+#[derive(Debug, Clone)]
+pub struct Ledger {
+    micro_batches: u32,
+    formation: Formation,
+    open: BTreeMap<u64, BTreeMap<u32, StepReport>>,
+}
+
+impl Ledger {
+    /// The ledger of one ring.
+    pub fn new(micro_batches: u32, formation: Formation) -> Self {
+        Self { micro_batches, formation, open: BTreeMap::new() }
+    }
+
+    /// Takes in a report; returns the step's record when it is complete. Reports of other rings are ignored.
+    ///
+    /// # Errors
+    /// Where the ranks' reports do not fit together.
+    pub fn report(&mut self, report: StepReport) -> Result<Option<StepRecord>, Disagreement> {
+        let ranks = self.formation.places.len();
+        if report.generation != self.formation.generation || report.rank as usize >= ranks {
+            return Ok(None);
+        }
+        let step = report.step;
+        if !self.open.contains_key(&step) && self.open.len() >= OPEN_STEPS_MAX {
+            return Err(Disagreement::TooFarApart(step));
+        }
+        let reports = self.open.entry(step).or_default();
+        reports.insert(report.rank, report);
+        if reports.len() < ranks {
+            return Ok(None);
+        }
+        let reports = self.open.remove(&step).unwrap_or_default();
+        self.settle(step, reports.into_values().collect())
+    }
+
+    fn settle(&self, step: u64, reports: Vec<StepReport>) -> Result<Option<StepRecord>, Disagreement> {
+        let Some(first) = reports.first().cloned() else { return Ok(None) };
+        let same = |report: &&StepReport| {
+            report.state_hash == first.state_hash && report.loss.to_bits() == first.loss.to_bits()
+        };
+        if let Some(odd) = reports.iter().find(|report| !same(report)) {
+            let (rank, got) = (odd.rank, odd.state_hash);
+            return Err(Disagreement::Hash { step, rank, got, other: first.rank, want: first.state_hash });
+        }
+        for index in 0..self.micro_batches {
+            let times =
+                reports.iter().flat_map(|report| &report.micro_batches).filter(|&&m| m == index).count();
+            if times != 1 {
+                return Err(Disagreement::Coverage { step, index, times });
+            }
+        }
+        let rank = |report: StepReport| RankRecord {
+            rank: report.rank,
+            worker: self.formation.places[report.rank as usize].worker.0,
+            micro_batches: report.micro_batches,
+            tx_bytes: report.tx_bytes,
+            rx_bytes: report.rx_bytes,
+            seconds: report.seconds.into_iter().collect(),
+        };
+        Ok(Some(StepRecord {
+            step,
+            loss: first.loss,
+            grad_norm: first.grad_norm,
+            lr: first.lr,
+            state_hash: format!("{:016x}", first.state_hash),
+            tokens: first.tokens,
+            world_size: reports.len() as u32,
+            generation: self.formation.generation,
+            ranks: reports.into_iter().map(rank).collect(),
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::WorkerId;
+    use crate::protocol::Place;
+
+    fn ledger() -> Ledger {
+        let place =
+            |worker| Place { worker: WorkerId(worker), address: String::new(), micro_batches: Vec::new() };
+        Ledger::new(3, Formation { generation: 2, step: 0, places: vec![place(5), place(8)] })
+    }
+
+    fn report(rank: u32, state_hash: u64, micro_batches: &[u32]) -> StepReport {
+        StepReport {
+            generation: 2,
+            step: 1,
+            rank,
+            loss: 1.0,
+            grad_norm: 1.0,
+            lr: 0.1,
+            state_hash,
+            tokens: 10,
+            micro_batches: micro_batches.to_vec(),
+            tx_bytes: 1,
+            rx_bytes: 2,
+            seconds: vec![("compute".into(), 1.0)],
+        }
+    }
+
+    #[test]
+    fn a_step_is_recorded_when_all_ranks_have_reported() {
+        let mut ledger = ledger();
+        assert_eq!(ledger.report(report(1, 9, &[2])), Ok(None));
+        let record = ledger.report(report(0, 9, &[0, 1])).unwrap().unwrap();
+        assert_eq!(record.ranks.iter().map(|rank| rank.worker).collect::<Vec<_>>(), [5, 8]);
+        assert_eq!(record.state_hash, "0000000000000009");
+    }
+
+    #[test]
+    fn a_rank_with_another_state_is_named() {
+        let mut ledger = ledger();
+        ledger.report(report(0, 9, &[0, 1])).unwrap();
+        let error = ledger.report(report(1, 8, &[2])).unwrap_err();
+        assert_eq!(error, Disagreement::Hash { step: 1, rank: 1, got: 8, other: 0, want: 9 });
+    }
+
+    #[test]
+    fn a_micro_batch_of_two_ranks_or_none_is_named() {
+        for (shares, times) in [([[0, 1], [1, 2]], 2), ([[0, 0], [2, 2]], 0)] {
+            let mut ledger = ledger();
+            let reported = |mut shares: Vec<u32>| {
+                shares.dedup();
+                shares
+            };
+            ledger.report(report(0, 9, &reported(shares[0].to_vec()))).unwrap();
+            let error = ledger.report(report(1, 9, &reported(shares[1].to_vec()))).unwrap_err();
+            assert_eq!(error, Disagreement::Coverage { step: 1, index: 1, times });
+        }
+    }
+
+    #[test]
+    fn reports_of_another_ring_are_ignored() {
+        let mut ledger = ledger();
+        assert_eq!(ledger.report(StepReport { generation: 1, ..report(0, 9, &[0]) }), Ok(None));
+        assert_eq!(ledger.report(report(7, 9, &[0])), Ok(None));
+        assert!(ledger.open.is_empty());
+    }
+
+    #[test]
+    fn half_reported_steps_are_bounded() {
+        let mut ledger = ledger();
+        for step in 0..OPEN_STEPS_MAX as u64 {
+            ledger.report(StepReport { step, ..report(0, 9, &[]) }).unwrap();
+        }
+        assert_eq!(
+            ledger.report(StepReport { step: 99, ..report(0, 9, &[]) }),
+            Err(Disagreement::TooFarApart(99))
+        );
+    }
+}
