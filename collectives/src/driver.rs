@@ -97,9 +97,10 @@ pub(crate) async fn drive(shared: Arc<Shared>, mut sender: impl LinkSender, mut 
     let orderly = shared.lock().exchange.is_idle() && matches!(fault, Fault::Closed);
     shared.lock().exchange.fail(fault.clone());
     if orderly {
-        // The neighbour may have vanished just now, and then does not need the last bytes.
-        let _ = tokio::time::timeout(shared.timeout, sender.finish()).await;
+        // First this: the previous rank ends as well, and may be waiting for it.
         receiver.close();
+        // The next rank may have vanished just now, and then does not need the last bytes.
+        let _ = tokio::time::timeout(shared.timeout, sender.finish()).await;
     } else {
         let reason = fault.told_by(shared.ring.rank());
         tracing::debug!(reason, "group ends");

@@ -81,7 +81,19 @@ impl Group {
         sender: impl LinkSender,
         receiver: impl LinkReceiver,
     ) -> Self {
-        let mut group = Self::alone(ring, config, thread.clone());
+        Self::linked(thread, ring, config, sender, receiver, thread.clone())
+    }
+
+    /// As [`over_links`](Self::over_links); `keep` lives as long as the group.
+    pub(crate) fn linked(
+        thread: &IoThread,
+        ring: Ring,
+        config: GroupConfig,
+        sender: impl LinkSender,
+        receiver: impl LinkReceiver,
+        keep: Arc<dyn Any + Send + Sync>,
+    ) -> Self {
+        let mut group = Self::alone(ring, config, keep);
         let (ended, driver) = Pending::new(());
         let shared = group.shared.clone();
         thread.spawn(async move {

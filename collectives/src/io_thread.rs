@@ -6,6 +6,7 @@
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
+use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -23,7 +24,7 @@ pub struct IoThread {
     handle: Handle,
     /// Cloned into every tracked task: the runtime ends when none is left.
     alive: Option<mpsc::Sender<()>>,
-    end: Option<oneshot::Sender<Teardown>>,
+    end: Mutex<Option<oneshot::Sender<Teardown>>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -39,7 +40,7 @@ impl IoThread {
         let (end, ended) = oneshot::channel();
         let thread =
             std::thread::Builder::new().name(name.into()).spawn(move || run(&runtime, ended, tasks))?;
-        Ok(Self { handle, alive: Some(alive), end: Some(end), thread: Some(thread) })
+        Ok(Self { handle, alive: Some(alive), end: Mutex::new(Some(end)), thread: Some(thread) })
     }
 
     /// Runs a task; the thread does not end before it.
@@ -62,8 +63,8 @@ impl IoThread {
     }
 
     /// What the thread does last, after all tasks.
-    pub(crate) fn end_with(&mut self, teardown: impl Future<Output = ()> + Send + 'static) {
-        if let Some(end) = self.end.take() {
+    pub(crate) fn end_with(&self, teardown: impl Future<Output = ()> + Send + 'static) {
+        if let Some(end) = self.end.lock().unwrap_or_else(PoisonError::into_inner).take() {
             // A thread that has ended already has nothing to tear down.
             let _ = end.send(Box::pin(teardown));
         }
@@ -78,12 +79,12 @@ impl std::fmt::Debug for IoThread {
 
 fn run(runtime: &Runtime, ended: oneshot::Receiver<Teardown>, mut tasks: mpsc::Receiver<()>) {
     runtime.block_on(async {
-        let teardown = ended.await;
+        let teardown: Option<Teardown> = ended.await.ok();
         let all_done = async { while tasks.recv().await.is_some() {} };
         if timeout(FLUSH_MAX, all_done).await.is_err() {
             tracing::warn!("links were not flushed within {FLUSH_MAX:?}; giving up on them");
         }
-        if let Ok(teardown) = teardown {
+        if let Some(teardown) = teardown {
             teardown.await;
         }
     });
@@ -92,8 +93,11 @@ fn run(runtime: &Runtime, ended: oneshot::Receiver<Teardown>, mut tasks: mpsc::R
 impl Drop for IoThread {
     fn drop(&mut self) {
         self.alive = None;
-        self.end = None;
+        self.end_with(async {});
+        let this_thread = std::thread::current().id();
         if let Some(thread) = self.thread.take()
+            // The last owner may be a task of the thread itself, which cannot wait for its own end.
+            && thread.thread().id() != this_thread
             && thread.join().is_err()
         {
             tracing::error!("an IO thread has panicked");

@@ -11,6 +11,9 @@
 //!
 //! Deliberately absent: models, recipes, coordinators. Here are slices, bytes and links.
 
+#[cfg(test)]
+extern crate self as mattock_collectives;
+
 mod collective;
 mod driver;
 mod error;
@@ -22,6 +25,7 @@ mod group;
 mod io_thread;
 pub mod link;
 pub mod memory;
+mod node;
 mod pending;
 mod pool;
 mod rank;
@@ -34,6 +38,8 @@ pub use collective::{Collective, OpId};
 pub use error::{CollectiveError, Disagreement, JoinError, Payload, Phase, Place, TransportError};
 pub use group::{Counters, Group, GroupConfig, PENDING_MAX};
 pub use io_thread::IoThread;
+pub use link::quic::{Identity, IdentityError};
+pub use node::{Node, NodeConfig, NodeError, RingSpec};
 pub use pending::Pending;
 pub use rank::{Generation, Rank, WorldSize};
 pub use reduction::{Element, ElementKind, Reduction, ReductionKind, SaturatingSum, Sum};

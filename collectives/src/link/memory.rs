@@ -93,12 +93,12 @@ impl LinkSender for MemorySender {
         let Some(pieces) = self.pieces.take() else { return Ok(()) };
         tokio::select! {
             biased;
-            // All slots are free again: the receiver has taken every piece.
-            _ = pieces.reserve_many(PIECES_MAX) => Ok(()),
             ended = ended(&self.state, true) => match ended {
                 TransportError::ClosedByPeer => Ok(()),
                 broken => Err(broken),
             },
+            // All slots are free again: the receiver has taken every piece.
+            _ = pieces.reserve_many(PIECES_MAX) => Ok(()),
         }
     }
 

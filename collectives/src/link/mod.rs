@@ -1,7 +1,7 @@
 //! The contract of a link: an ordered, reliable, bounded stream of bytes to one neighbour.
 //!
 //! A link has two halves on two ranks: bytes given to the [`LinkSender`] come out of the [`LinkReceiver`] in order,
-//! cut into pieces anywhere. Every implementation passes the suite in `tests/link_contract.rs`:
+//! cut into pieces anywhere. Every implementation passes the suite in `contract.rs`:
 //!
 //! 1. What was sent before [`finish`](LinkSender::finish) arrives whole, then the stream ends.
 //! 2. A sender whose receiver does not read waits, after a bounded number of bytes.
@@ -9,6 +9,8 @@
 //!    [`TransportError::ClosedByPeer`], a broken one as [`TransportError::BrokenOff`] with the reason.
 //! 4. After the first error or the end of the stream, every further call says the same and none of them waits.
 
+#[cfg(test)]
+mod contract;
 pub mod faulty;
 pub mod memory;
 pub mod quic;
