@@ -67,6 +67,10 @@ impl ReductionKind {
 pub trait Element: bytemuck::Pod + Send + Sync {
     /// Its name on the wire.
     const KIND: ElementKind;
+    /// Its bytes as they arrive: at any address.
+    type Wire: bytemuck::Pod;
+    /// The element of these bytes.
+    fn from_wire(wire: Self::Wire) -> Self;
 }
 
 /// How two elements become one.
@@ -89,7 +93,12 @@ pub struct SaturatingSum;
 
 macro_rules! elements {
     ($($element:ty => $kind:ident),+ $(,)?) => {
-        $(impl Element for $element { const KIND: ElementKind = ElementKind::$kind; })+
+        $(impl Element for $element {
+            const KIND: ElementKind = ElementKind::$kind;
+            type Wire = [u8; size_of::<$element>()];
+            #[inline(always)]
+            fn from_wire(wire: Self::Wire) -> Self { Self::from_le_bytes(wire) }
+        })+
     };
 }
 
@@ -109,7 +118,7 @@ macro_rules! sums {
 sums!(
     f32 => |own, arrived| own + arrived,
     f64 => |own, arrived| own + arrived,
-    bf16 => |own, arrived| bf16::from_f32(own.to_f32() + arrived.to_f32()),
+    bf16 => |own, arrived| round_to_bf16(widen(own) + widen(arrived)),
     i32 => |own, arrived| own.wrapping_add(arrived),
     i64 => |own, arrived| own.wrapping_add(arrived),
 );
@@ -123,19 +132,42 @@ impl Reduction for SaturatingSum {
     }
 }
 
+/// As `bf16::to_f32`, but without branches, for SIMD.
+#[inline(always)]
+fn widen(x: bf16) -> f32 {
+    f32::from_bits(u32::from(x.to_bits()) << 16)
+}
+
+/// As `bf16::from_f32`, to nearest and ties to even, but without branches, for SIMD.
+#[inline(always)]
+fn round_to_bf16(x: f32) -> bf16 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+    let quiet_nan = (bits >> 16) | 0x40;
+    bf16::from_bits(if x.is_nan() { quiet_nan } else { rounded } as u16)
+}
+
 /// `out[i] = own[i] + arrived[i]`, where `arrived` holds as many elements at any alignment.
 pub(crate) fn combine_into<R: Reduction>(own: &[R::Element], arrived: &[u8], out: &mut [R::Element]) {
-    assert_eq!(own.len(), out.len());
-    assert_eq!(arrived.len(), size_of_val(own));
-    let arrived = arrived.chunks_exact(size_of::<R::Element>());
+    let arrived: &[<R::Element as Element>::Wire] = bytemuck::cast_slice(arrived);
+    assert_eq!((own.len(), arrived.len()), (out.len(), out.len()));
     for ((out, own), arrived) in out.iter_mut().zip(own).zip(arrived) {
-        *out = R::combine(*own, bytemuck::pod_read_unaligned(arrived));
+        *out = R::combine(*own, R::Element::from_wire(*arrived));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn rounding_to_bf16_is_that_of_the_half_crate(bits in any::<u32>()) {
+            let x = f32::from_bits(bits);
+            prop_assert_eq!(round_to_bf16(x).to_bits(), bf16::from_f32(x).to_bits());
+        }
+    }
 
     fn combined<R: Reduction>(own: &[R::Element], arrived: &[R::Element]) -> Vec<R::Element> {
         // One byte of offset: what arrives is aligned to nothing.

@@ -8,7 +8,8 @@ use std::time::Duration;
 use half::bf16;
 use mattock_collectives::link::faulty::{Faults, Faulty};
 use mattock_collectives::{
-    Group, GroupConfig, Rank, Reduction, SaturatingSum, Sum, WorldSize, memory, segment,
+    CollectiveError, Group, GroupConfig, Pending, Rank, Reduction, SaturatingSum, Sum, WorldSize, memory,
+    segment,
 };
 use proptest::prelude::*;
 
@@ -207,4 +208,50 @@ fn nobody_leaves_a_barrier_before_all_have_entered() {
         entered.store(true, Ordering::SeqCst);
         groups[0].barrier().wait().unwrap();
     });
+}
+
+/// Runs a ring of three in which one sender is faulty, and says what each rank saw.
+fn outcomes_with(faults: Faults) -> Vec<Result<Vec<f32>, CollectiveError>> {
+    let config = GroupConfig { timeout: Duration::from_secs(20), chunk_bytes: 4096 };
+    let wrap = |rank, link| Faulty::new(link, if rank == Rank(1) { faults } else { Faults::default() });
+    let groups = memory::groups_with(WorldSize::new(3).unwrap(), config, wrap).unwrap();
+    let input = Arc::new(vec![1.0; 30_000]);
+    let sums: Vec<_> =
+        groups.iter().map(|group| group.all_reduce::<Sum<f32>>(input.clone(), Vec::new())).collect();
+    let outcomes = sums.into_iter().map(Pending::wait).collect();
+    assert!(input.iter().all(|x| *x == 1.0), "inputs are never modified");
+    outcomes
+}
+
+#[test]
+fn a_cut_link_is_a_typed_error_wherever_it_is_cut() {
+    for cut in [0, 1, 55, 56, 57, 4000, 50_000, 150_000] {
+        for (rank, outcome) in
+            (0..).zip(outcomes_with(Faults { cut_after_bytes: Some(cut), ..Faults::default() }))
+        {
+            let Err(CollectiveError::PeerLost { at, peer, .. }) = outcome else {
+                panic!("cut at {cut}: {outcome:?}")
+            };
+            assert_eq!(at.rank, Rank(rank));
+            assert!(peer == Rank((rank + 1) % 3) || peer == Rank((rank + 2) % 3), "a neighbour is named");
+            assert!(at.bytes_done <= 160_000);
+        }
+    }
+}
+
+#[test]
+fn a_flipped_bit_in_a_header_is_a_mismatch() {
+    for at in 0..56 {
+        let outcomes = outcomes_with(Faults { flip_bit_at: Some(at), ..Faults::default() });
+        let third = outcomes[2].as_ref().unwrap_err();
+        assert!(matches!(third, CollectiveError::Mismatch { peer: Rank(1), .. }), "byte {at}: {third}");
+    }
+}
+
+#[test]
+fn slow_links_change_nothing() {
+    let delay = Some(Duration::from_millis(1));
+    for outcome in outcomes_with(Faults { delay, ..Faults::default() }) {
+        assert_eq!(outcome, Ok(vec![3.0; 30_000]));
+    }
 }
