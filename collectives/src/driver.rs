@@ -33,8 +33,8 @@ pub(crate) struct Shared {
     pub(crate) received_bytes: AtomicU64,
 }
 
-pub(crate) struct State {
-    pub(crate) exchange: Exchange,
+struct State {
+    exchange: Exchange,
     /// The owner has let go of the group.
     closing: bool,
     /// When something was last submitted to an idle group, sent or received.

@@ -172,8 +172,11 @@ async fn join(core: &Arc<Core>, spec: &RingSpec) -> Result<Group, JoinError> {
 
 /// For tests of links: those of a ring, without a group over them.
 #[cfg(test)]
-pub(crate) async fn links(node: &Node, spec: &RingSpec) -> Result<(QuicSender, QuicReceiver), JoinError> {
-    node.core.links(spec).await
+pub(crate) async fn links(node: &Node, spec: RingSpec) -> (QuicSender, QuicReceiver) {
+    let core = node.core.clone();
+    // On the node's own thread, which is to drive the connections.
+    let links = node.core.thread.handle().spawn(async move { core.links(&spec).await });
+    links.await.unwrap().unwrap()
 }
 
 impl Drop for Core {

@@ -1,4 +1,5 @@
 //! Every collective equals its serial reference, for any world size, length, chunk size and way of cutting the stream.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fmt::Debug;
 use std::sync::Arc;

@@ -1,4 +1,5 @@
 //! Rings over QUIC on loopback: they compute, they let nobody in who does not belong, and they end with a reason.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
 
@@ -8,7 +9,9 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use common::{Authority, config, groups, name, ring, spec, start};
-use mattock_collectives::{CollectiveError, Disagreement, Group, JoinError, RingSpec, Sum, TransportError};
+use mattock_collectives::{
+    CollectiveError, Disagreement, Group, JoinError, Node, NodeConfig, RingSpec, Sum, TransportError,
+};
 
 /// Long enough for a busy machine.
 const PATIENT: Duration = Duration::from_secs(20);
@@ -245,7 +248,7 @@ impl Tap {
     }
 
     /// Joins both nodes, with the way from rank 0 to rank 1 through the tap.
-    fn join(&self, nodes: &[mattock_collectives::Node]) -> Vec<Group> {
+    fn join(&self, nodes: &[Node]) -> Vec<Group> {
         let tapped = RingSpec { next: (self.socket.local_addr().unwrap(), name(1)), ..spec(nodes, 0, 0) };
         let joins = [nodes[0].begin_join(tapped), nodes[1].begin_join(spec(nodes, 1, 0))];
         joins.into_iter().map(|join| join.wait().unwrap()).collect()
@@ -304,4 +307,43 @@ fn a_node_that_is_not_a_node_is_unreachable() {
     let next = (deaf.local_addr().unwrap(), name(1));
     let error = node.join_ring(RingSpec { ring: ring(0, 2, 0), next, prev: name(1) }).unwrap_err();
     assert!(matches!(error, JoinError::TimedOut { .. } | JoinError::Unreachable { .. }), "{error}");
+}
+
+/// Rank 1 calls before rank 0 has heard of the ring: its call is kept until rank 0 asks.
+#[test]
+fn a_call_from_a_newer_generation_waits() {
+    let nodes = Authority::new().nodes(2, config(PATIENT));
+    drop(groups(&nodes, 1));
+    let early = nodes[1].begin_join(spec(&nodes, 1, 2));
+    // Time to arrive, and to be refused if that is what happens.
+    std::thread::sleep(Duration::from_millis(100));
+    let late = nodes[0].join_ring(spec(&nodes, 0, 2)).unwrap();
+    all_reduce(&[late, early.wait().unwrap()], 100);
+}
+
+#[test]
+fn a_newer_join_ends_an_older_one() {
+    let nodes = Authority::new().nodes(2, config(PATIENT));
+    let older = nodes[0].begin_join(spec(&nodes, 0, 1));
+    let newer = nodes[0].begin_join(spec(&nodes, 0, 2));
+    assert!(matches!(older.wait(), Err(JoinError::Stale { .. })));
+    let other = nodes[1].join_ring(spec(&nodes, 1, 2)).unwrap();
+    all_reduce(&[newer.wait().unwrap(), other], 100);
+}
+
+/// The settings for real networks, with path discovery and small datagrams at first.
+#[test]
+fn nodes_on_all_interfaces_reduce() {
+    let authority = Authority::new();
+    let nodes = [0, 1].map(|rank| {
+        let (identity, bind) = (authority.identity(&[&name(rank)]), ([0, 0, 0, 0], 0).into());
+        Node::start(NodeConfig { identity, bind, group: config(PATIENT) }).unwrap()
+    });
+    let reachable = |rank: u32| {
+        let mut spec = spec(&nodes, rank, 0);
+        spec.next.0.set_ip([127, 0, 0, 1].into());
+        spec
+    };
+    let joins = [0, 1].map(|rank| nodes[rank as usize].begin_join(reachable(rank)));
+    all_reduce(&joins.map(|join| join.wait().unwrap()), 1_000_000);
 }

@@ -123,8 +123,8 @@ async fn waiting_for_a_piece_may_be_given_up(mut sender: impl LinkSender, mut re
 async fn quic() -> (Vec<Node>, impl LinkSender, impl LinkReceiver) {
     let nodes = common::Authority::new().nodes(2, common::config(LIMIT));
     let (first, second) = (common::spec(&nodes, 0, 0), common::spec(&nodes, 1, 0));
-    let (first, second) = tokio::join!(links(&nodes[0], &first), links(&nodes[1], &second));
-    (nodes, first.unwrap().0, second.unwrap().1)
+    let (first, second) = tokio::join!(links(&nodes[0], first), links(&nodes[1], second));
+    (nodes, first.0, second.1)
 }
 
 async fn in_memory() -> (Vec<Node>, impl LinkSender, impl LinkReceiver) {

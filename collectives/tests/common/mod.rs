@@ -1,5 +1,5 @@
 //! Certificates and nodes for tests.
-#![allow(dead_code, unreachable_pub, reason = "each test program uses a part of it")]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "each test program uses a part of it")]
 
 use std::time::Duration;
 
