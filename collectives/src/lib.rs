@@ -1,1 +1,47 @@
-//! Stub.
+#![doc = include_str!("../README.md")]
+//!
+//! # Inside
+//! ```text
+//! group      submit, wait            |  node     an endpoint, and rings joined from it
+//! driver     loops over links, time  |  link     the contract; memory, quic, faulty
+//! exchange   operations in flight    |  frame    the wire format
+//! transfer   one operation           |  schedule who sends what: pure arithmetic
+//! ```
+//! `schedule`, `transfer`, `exchange` and `frame` are pure: no clock, socket, thread or random number.
+//!
+//! Deliberately absent: models, recipes, coordinators. Here are slices, bytes and links.
+
+#[cfg(test)]
+extern crate self as mattock_collectives;
+
+mod collective;
+mod driver;
+mod error;
+mod exchange;
+mod fault;
+pub mod frame;
+mod frame_reader;
+mod group;
+mod io_thread;
+pub mod link;
+pub mod memory;
+mod node;
+mod pending;
+mod pool;
+mod rank;
+mod reduction;
+mod ring;
+mod schedule;
+mod transfer;
+
+pub use collective::{Collective, OpId};
+pub use error::{CollectiveError, Disagreement, JoinError, Payload, Phase, Place, TransportError};
+pub use group::{Counters, Group, GroupConfig, PENDING_MAX};
+pub use io_thread::IoThread;
+pub use link::quic::{Identity, IdentityError};
+pub use node::{Node, NodeConfig, NodeError, RingSpec};
+pub use pending::Pending;
+pub use rank::{Generation, Rank, WorldSize};
+pub use reduction::{Element, ElementKind, Reduction, ReductionKind, SaturatingSum, Sum};
+pub use ring::Ring;
+pub use schedule::segment;

@@ -1,0 +1,50 @@
+//! Names of what ranks do together: the collective operations, and one numbered instance of them.
+
+use std::fmt;
+
+use crate::Rank;
+
+/// A collective operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Collective {
+    /// Everybody ends with the reduction of all inputs.
+    AllReduce,
+    /// Rank `r` ends with segment `r` of the reduction of all inputs.
+    ReduceScatter,
+    /// Everybody ends with all segments, each from its rank.
+    AllGather,
+    /// Everybody ends with the root's input.
+    Broadcast {
+        /// Whose input is spread.
+        root: Rank,
+    },
+    /// Nobody leaves before everybody has entered.
+    Barrier,
+}
+
+impl fmt::Display for Collective {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AllReduce => f.write_str("all-reduce"),
+            Self::ReduceScatter => f.write_str("reduce-scatter"),
+            Self::AllGather => f.write_str("all-gather"),
+            Self::Broadcast { root } => write!(f, "broadcast from rank {root}"),
+            Self::Barrier => f.write_str("barrier"),
+        }
+    }
+}
+
+/// One operation of a group: ranks submit the same operations in the same order, so its number names it for all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct OpId {
+    /// How many operations the group was given before this one.
+    pub sequence: u64,
+    /// What kind of operation it is.
+    pub collective: Collective,
+}
+
+impl fmt::Display for OpId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} #{}", self.collective, self.sequence)
+    }
+}

@@ -1,0 +1,81 @@
+//! A link with faults, for tests: wraps another link's sender.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::LinkSender;
+use crate::error::TransportError;
+
+/// What goes wrong.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Faults {
+    /// Break off after so many bytes.
+    pub cut_after_bytes: Option<u64>,
+    /// Cut what is sent into pieces of at most so many bytes.
+    pub piece_bytes_max: Option<usize>,
+    /// Wait before each piece.
+    pub delay: Option<Duration>,
+    /// Flip the lowest bit of this byte of the stream.
+    pub flip_bit_at: Option<u64>,
+}
+
+/// A sender with [`Faults`].
+#[derive(Debug)]
+pub struct Faulty<S> {
+    inner: S,
+    faults: Faults,
+    sent_bytes: u64,
+}
+
+impl<S: LinkSender> Faulty<S> {
+    /// `inner` with `faults`.
+    pub fn new(inner: S, faults: Faults) -> Self {
+        Self { inner, faults, sent_bytes: 0 }
+    }
+
+    async fn send_piece(&mut self, mut piece: Bytes) -> Result<(), TransportError> {
+        if let Some(delay) = self.faults.delay {
+            tokio::time::sleep(delay).await;
+        }
+        if let Some(cut) = self.faults.cut_after_bytes {
+            let left = usize::try_from(cut.saturating_sub(self.sent_bytes)).unwrap_or(usize::MAX);
+            if left < piece.len() {
+                self.inner.send(piece.split_to(left)).await?;
+                self.inner.break_off("cut by a fault");
+                return Err(TransportError::Reset);
+            }
+        }
+        if let Some(at) = self.faults.flip_bit_at.and_then(|at| at.checked_sub(self.sent_bytes))
+            && (at as usize) < piece.len()
+        {
+            let mut bytes = piece.to_vec();
+            bytes[at as usize] ^= 1;
+            piece = bytes.into();
+        }
+        self.sent_bytes += piece.len() as u64;
+        self.inner.send(piece).await
+    }
+}
+
+impl<S: LinkSender> LinkSender for Faulty<S> {
+    async fn send(&mut self, mut bytes: Bytes) -> Result<(), TransportError> {
+        while !bytes.is_empty() {
+            let length = self.faults.piece_bytes_max.unwrap_or(usize::MAX).clamp(1, bytes.len());
+            self.send_piece(bytes.split_to(length)).await?;
+        }
+        Ok(())
+    }
+
+    async fn finish(&mut self) -> Result<(), TransportError> {
+        self.inner.finish().await
+    }
+
+    async fn closed(&mut self) -> TransportError {
+        self.inner.closed().await
+    }
+
+    fn break_off(&mut self, reason: &str) {
+        self.inner.break_off(reason);
+    }
+}

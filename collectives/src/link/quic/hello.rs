@@ -1,0 +1,84 @@
+//! The first bytes of a connection: who calls whom, for which ring; and the answer.
+//!
+//! ```text
+//! hello     0 4 magic "MTKH"   4 1 version   5 3 zero   8 8 generation
+//!          16 4 from          20 4 to       24 4 world size   28 4 chunk bytes
+//! welcome   0 4 magic "MTKW"   4 1 version   5 3 zero
+//! ```
+
+use crate::{Generation, Rank};
+
+pub(crate) const HELLO_BYTES: usize = 32;
+pub(crate) const WELCOME: [u8; 8] = *b"MTKW\x01\0\0\0";
+const HELLO: [u8; 8] = *b"MTKH\x01\0\0\0";
+
+/// What the rank that opens a connection says first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Hello {
+    pub(crate) generation: Generation,
+    /// The rank that calls.
+    pub(crate) from: Rank,
+    /// The rank that is called.
+    pub(crate) to: Rank,
+    pub(crate) world_size: u32,
+    pub(crate) chunk_bytes: u32,
+}
+
+impl Hello {
+    pub(crate) fn encode(&self) -> [u8; HELLO_BYTES] {
+        let mut wire = [0; HELLO_BYTES];
+        wire[..8].copy_from_slice(&HELLO);
+        wire[8..16].copy_from_slice(&self.generation.0.to_le_bytes());
+        let words = [self.from.0, self.to.0, self.world_size, self.chunk_bytes];
+        for (place, word) in wire[16..].chunks_exact_mut(4).zip(words) {
+            place.copy_from_slice(&word.to_le_bytes());
+        }
+        wire
+    }
+
+    /// `None` if it is no hello of this version.
+    pub(crate) fn parse(wire: &[u8; HELLO_BYTES]) -> Option<Self> {
+        if wire[..8] != HELLO {
+            return None;
+        }
+        let word = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| wire[at + i]));
+        let generation = u64::from_le_bytes(std::array::from_fn(|i| wire[8 + i]));
+        Some(Self {
+            generation: Generation(generation),
+            from: Rank(word(16)),
+            to: Rank(word(20)),
+            world_size: word(24),
+            chunk_bytes: word(28),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn bytes_are_pinned() {
+        let hello = Hello {
+            generation: Generation(0x0102),
+            from: Rank(1),
+            to: Rank(2),
+            world_size: 3,
+            chunk_bytes: 1 << 18,
+        };
+        let golden = b"MTKH\x01\0\0\0\x02\x01\0\0\0\0\0\0\x01\0\0\0\x02\0\0\0\x03\0\0\0\0\0\x04\0";
+        assert_eq!(&hello.encode(), golden);
+        assert_eq!(Hello::parse(golden), Some(hello));
+    }
+
+    proptest! {
+        #[test]
+        fn parsing_never_panics(mut wire in any::<[u8; HELLO_BYTES]>(), valid in 0usize..=8) {
+            wire[..valid].copy_from_slice(&HELLO[..valid]);
+            if let Some(hello) = Hello::parse(&wire) {
+                prop_assert_eq!(hello.encode(), wire);
+            }
+        }
+    }
+}

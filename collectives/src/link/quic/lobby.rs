@@ -1,0 +1,139 @@
+//! Where connections wait until their ring is asked for.
+//!
+//! Ranks join a generation at different moments, so a neighbour may call before this node has heard of the new ring:
+//! its call is kept. Calls for generations that are over, and callers with the wrong name for the generation that is
+//! being joined, are refused at once.
+//!
+//! A caller is known by the name in its certificate; the rank it claims is checked when its call is taken. So nobody
+//! can take another's place, and each holds one place per generation.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use quinn::{Connection, RecvStream, SendStream};
+use tokio::sync::Notify;
+
+use super::hello::Hello;
+use super::stream::refuse;
+use crate::Generation;
+
+/// How many calls wait at most; beyond that the oldest generation gives way.
+const CALLS_MAX: usize = 64;
+
+/// A connection whose caller has proved its name and said hello.
+#[derive(Debug)]
+pub(crate) struct Call {
+    pub(crate) name: String,
+    pub(crate) hello: Hello,
+    pub(crate) connection: Connection,
+    pub(crate) answer: SendStream,
+    pub(crate) data: RecvStream,
+}
+
+/// The calls that wait.
+#[derive(Debug, Default)]
+pub(crate) struct Lobby {
+    state: Mutex<State>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    waiting: BTreeMap<(Generation, String), Call>,
+    /// The newest generation that was asked for, and whose call it wants, until that is taken.
+    asked: Option<Generation>,
+    expected: Option<String>,
+}
+
+impl State {
+    fn refusal(&self, generation: Generation, name: &str) -> Option<String> {
+        let asked = self.asked?;
+        if generation < asked {
+            return Some(format!("generation {generation} is over, this node is in {asked}"));
+        }
+        if generation > asked || self.expected.as_deref() == Some(name) {
+            return None;
+        }
+        Some(match &self.expected {
+            Some(expected) => {
+                format!("in generation {generation} the rank before this one is {expected}, not {name}")
+            }
+            None => format!("generation {generation} is linked already"),
+        })
+    }
+}
+
+impl Lobby {
+    /// Takes in a call, or refuses it.
+    pub(crate) fn arrive(&self, call: Call) {
+        let mut state = self.lock();
+        let key = (call.hello.generation, call.name.clone());
+        if let Some(reason) = state.refusal(key.0, &key.1) {
+            tracing::warn!(caller = call.name, reason, "a call is refused");
+            return refuse(&call.connection, &reason);
+        }
+        if let Some(replaced) = state.waiting.insert(key, call) {
+            refuse(&replaced.connection, "a newer call of the same name took its place");
+        }
+        if state.waiting.len() > CALLS_MAX
+            && let Some((_, oldest)) = state.waiting.pop_first()
+        {
+            refuse(&oldest.connection, "too many calls wait here");
+        }
+        drop(state);
+        self.changed.notify_waiters();
+    }
+
+    /// From now on `generation` is the one, and `caller` whom it waits for.
+    ///
+    /// # Errors
+    /// With the newest generation asked for, if that is newer.
+    pub(crate) fn ask(&self, generation: Generation, caller: Option<&str>) -> Result<(), Generation> {
+        let mut state = self.lock();
+        if let Some(asked) = state.asked.filter(|asked| *asked > generation) {
+            return Err(asked);
+        }
+        state.asked = Some(generation);
+        state.expected = caller.map(str::to_owned);
+        let waiting = std::mem::take(&mut state.waiting);
+        for ((generation, name), call) in waiting {
+            match state.refusal(generation, &name) {
+                Some(reason) => refuse(&call.connection, &reason),
+                None => {
+                    state.waiting.insert((generation, name), call);
+                }
+            }
+        }
+        drop(state);
+        self.changed.notify_waiters();
+        Ok(())
+    }
+
+    /// Waits for the call that [`ask`](Self::ask) expects.
+    ///
+    /// # Errors
+    /// With the newest generation asked for, once that is newer.
+    pub(crate) async fn take(&self, generation: Generation, caller: &str) -> Result<Call, Generation> {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            // Before looking, so that no change is missed.
+            changed.as_mut().enable();
+            {
+                let mut state = self.lock();
+                if let Some(asked) = state.asked.filter(|asked| *asked > generation) {
+                    return Err(asked);
+                }
+                if let Some(call) = state.waiting.remove(&(generation, caller.to_owned())) {
+                    state.expected = None;
+                    return Ok(call);
+                }
+            }
+            changed.await;
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,24 @@
+//! Links over QUIC: TLS 1.3 with certificates on both sides, one connection and one stream per link.
+//!
+//! ```text
+//! join       the way into a ring: connect to the next rank, await the previous one
+//! lobby      who has connected, until somebody asks for them
+//! hello      the first bytes of a connection: which ring, which rank
+//! identity   certificates, and the names in them
+//! tuning     windows, datagram sizes, timers
+//! socket     the UDP socket
+//! stream     the two halves of a link
+//! ```
+//!
+//! The rank that sends opens the connection and a stream on it; acknowledgements are all that flows back. The rank
+//! that receives may end the connection at any time: it alone knows what has been read.
+
+pub(crate) mod hello;
+pub(crate) mod identity;
+pub(crate) mod join;
+pub(crate) mod lobby;
+pub(crate) mod socket;
+pub(crate) mod stream;
+pub(crate) mod tuning;
+
+pub use identity::{Identity, IdentityError};

@@ -1,0 +1,89 @@
+//! The UDP socket under an endpoint: large buffers, and no more segments per call than fit.
+//!
+//! quinn sizes its receive buffer as datagram size x segments x batch: with datagrams of 64 KB and the 64 segments
+//! that Linux may merge, that is 128 MB and misses every cache. The kernel never hands over more than 64 KB at
+//! once, so [`TunedSocket`] reports as many segments as that takes.
+
+use std::io::{self, IoSliceMut};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use quinn::udp::{RecvMeta, Transmit};
+use quinn::{AsyncUdpSocket, Runtime, TokioRuntime, UdpPoller};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::tuning::Path;
+
+/// What is asked of the kernel for each direction; it may give less.
+const BUFFER_BYTES: usize = 8 << 20;
+
+/// Binds a socket; must run within the runtime that is to drive it.
+pub(crate) fn bind(address: SocketAddr, path: Path) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    enlarge_buffers(&socket);
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    let inner = TokioRuntime.wrap_udp_socket(socket.into())?;
+    Ok(Arc::new(TunedSocket { inner, path }))
+}
+
+/// As large as the kernel allows: beyond its limit for those with the privilege, up to it for others.
+fn enlarge_buffers(socket: &Socket) {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::net::sockopt::{set_socket_recv_buffer_size_force, set_socket_send_buffer_size_force};
+        let forced = set_socket_recv_buffer_size_force(socket, BUFFER_BYTES)
+            .and_then(|()| set_socket_send_buffer_size_force(socket, BUFFER_BYTES));
+        if forced.is_ok() {
+            return;
+        }
+    }
+    let set =
+        socket.set_recv_buffer_size(BUFFER_BYTES).and_then(|()| socket.set_send_buffer_size(BUFFER_BYTES));
+    if let Err(error) = set {
+        tracing::debug!(%error, "the socket keeps its small buffers");
+    }
+}
+
+#[derive(Debug)]
+struct TunedSocket {
+    inner: Arc<dyn AsyncUdpSocket>,
+    path: Path,
+}
+
+impl AsyncUdpSocket for TunedSocket {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        self.inner.clone().create_io_poller()
+    }
+
+    fn try_send(&self, transmit: &Transmit) -> io::Result<()> {
+        self.inner.try_send(transmit)
+    }
+
+    fn poll_recv(
+        &self,
+        cx: &mut Context,
+        bufs: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        self.inner.poll_recv(cx, bufs, meta)
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.inner.local_addr()
+    }
+
+    fn max_transmit_segments(&self) -> usize {
+        self.inner.max_transmit_segments().min(self.path.transmit_segments_max())
+    }
+
+    fn max_receive_segments(&self) -> usize {
+        self.inner.max_receive_segments().min(self.path.receive_segments_max())
+    }
+
+    fn may_fragment(&self) -> bool {
+        self.inner.may_fragment()
+    }
+}

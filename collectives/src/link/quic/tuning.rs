@@ -1,0 +1,117 @@
+//! QUIC's many numbers, chosen by where the node is bound and by the one timeout.
+//!
+//! On the loopback interface datagrams of 64 KB arrive whole, which is three times as fast as those of an Ethernet
+//! (`design.md`, section 10, has the measurements); elsewhere the path is probed up to jumbo frames.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::congestion::CubicConfig;
+use quinn::{EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
+
+/// The largest payload of a UDP datagram over IPv4.
+const LOOPBACK_PAYLOAD_MAX: u16 = 65_507;
+/// What a jumbo frame of 9,000 bytes carries over IPv6 and UDP.
+const JUMBO_PAYLOAD_MAX: u16 = 8_952;
+/// What may be under way before the first acknowledgement: ten datagrams.
+const LOOPBACK_WINDOW_BYTES: u64 = 10 * LOOPBACK_PAYLOAD_MAX as u64;
+/// How often a quiet link says that it lives, in parts of the timeout.
+const KEEP_ALIVES_PER_TIMEOUT: u32 = 4;
+
+/// What is known of the way to the peers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Path {
+    /// All peers are on this host.
+    Loopback,
+    /// Anything else.
+    Network,
+}
+
+impl Path {
+    pub(crate) fn of(bind: SocketAddr) -> Self {
+        if bind.ip().is_loopback() { Self::Loopback } else { Self::Network }
+    }
+
+    /// The largest datagram worth sending or taking.
+    pub(crate) fn payload_max(self) -> u16 {
+        match self {
+            Self::Loopback => LOOPBACK_PAYLOAD_MAX,
+            Self::Network => JUMBO_PAYLOAD_MAX,
+        }
+    }
+
+    /// Datagrams in one call of the kernel: those must fit 64 KB together, in either direction.
+    pub(crate) fn receive_segments_max(self) -> usize {
+        usize::from(LOOPBACK_PAYLOAD_MAX).div_ceil(self.payload_max().into())
+    }
+
+    /// As [`receive_segments_max`](Self::receive_segments_max), for sending.
+    pub(crate) fn transmit_segments_max(self) -> usize {
+        usize::from(LOOPBACK_PAYLOAD_MAX / self.payload_max())
+    }
+}
+
+pub(crate) fn endpoint_config(path: Path) -> EndpointConfig {
+    let mut config = EndpointConfig::default();
+    if let Err(error) = config.max_udp_payload_size(path.payload_max()) {
+        // Never with the constants above; the default works, slower.
+        tracing::warn!(%error, "datagrams stay small");
+    }
+    config
+}
+
+pub(crate) fn transport_config(path: Path, timeout: Duration) -> Arc<TransportConfig> {
+    let mut config = TransportConfig::default();
+    config
+        .max_concurrent_bidi_streams(VarInt::from_u32(1))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .datagram_receive_buffer_size(None)
+        .keep_alive_interval(Some(timeout / KEEP_ALIVES_PER_TIMEOUT))
+        .max_idle_timeout(Some(idle_timeout(timeout)));
+    match path {
+        Path::Loopback => {
+            // The default is less than one datagram of this size: it would never be sent.
+            let mut congestion = CubicConfig::default();
+            congestion.initial_window(LOOPBACK_WINDOW_BYTES);
+            config
+                .congestion_controller_factory(Arc::new(congestion))
+                .initial_mtu(path.payload_max())
+                .mtu_discovery_config(None)
+                .initial_rtt(Duration::from_millis(50))
+                .stream_receive_window(VarInt::from_u32(8 << 20))
+                .receive_window(VarInt::from_u32(8 << 20))
+                .send_window(4 << 20);
+        }
+        Path::Network => {
+            let mut discovery = MtuDiscoveryConfig::default();
+            discovery.upper_bound(path.payload_max());
+            config
+                .mtu_discovery_config(Some(discovery))
+                .stream_receive_window(VarInt::from_u32(16 << 20))
+                .receive_window(VarInt::from_u32(16 << 20))
+                .send_window(16 << 20);
+        }
+    }
+    Arc::new(config)
+}
+
+fn idle_timeout(timeout: Duration) -> IdleTimeout {
+    let longest = IdleTimeout::from(VarInt::MAX);
+    IdleTimeout::try_from(timeout).unwrap_or(longest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_kernel_moves_at_once_fits_64_kilobytes() {
+        for path in [Path::Loopback, Path::Network] {
+            let payload = usize::from(path.payload_max());
+            assert!(path.transmit_segments_max() * payload <= 65_507);
+            assert!(path.receive_segments_max() * payload >= 65_507);
+        }
+        assert_eq!(Path::Loopback.receive_segments_max(), 1);
+    }
+}

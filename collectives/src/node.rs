@@ -1,0 +1,191 @@
+//! A process's place on the network: one UDP port and one identity, from which rings are joined one after the other.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use quinn::{ClientConfig, Endpoint, ServerConfig, TokioRuntime};
+
+use crate::error::JoinError;
+use crate::group::{Group, GroupConfig};
+use crate::io_thread::IoThread;
+use crate::link::quic::join::{Join, receive_calls};
+use crate::link::quic::lobby::Lobby;
+use crate::link::quic::stream::{QuicReceiver, QuicSender};
+use crate::link::quic::tuning::{Path, endpoint_config, transport_config};
+use crate::link::quic::{Identity, IdentityError, socket};
+use crate::pending::Pending;
+use crate::ring::Ring;
+
+/// How long the end of a node waits for its last packets to leave.
+const DRAIN_MAX: Duration = Duration::from_millis(500);
+
+/// What a node needs.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// Who it is, and which authority it believes.
+    pub identity: Identity,
+    /// Where to listen; port 0 takes a free one. A loopback address says that all peers are on this host.
+    pub bind: SocketAddr,
+    /// The timeout for everything, and the size of chunks; the same on all ranks.
+    pub group: GroupConfig,
+}
+
+/// A ring to be joined.
+#[derive(Clone, Debug)]
+pub struct RingSpec {
+    /// This node's place in it.
+    pub ring: Ring,
+    /// Where the next rank listens, and the DNS name in its certificate.
+    pub next: (SocketAddr, String),
+    /// The DNS name in the previous rank's certificate.
+    pub prev: String,
+}
+
+/// Why a node did not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum NodeError {
+    /// The certificates cannot be used.
+    #[error("the node has no usable identity: {0}")]
+    Identity(#[from] IdentityError),
+    /// The port cannot be had.
+    #[error("cannot listen on {address}: {source}; is the port taken?")]
+    Bind {
+        /// What was asked for.
+        address: SocketAddr,
+        /// In the system's words.
+        source: io::Error,
+    },
+    /// The system gives us no thread.
+    #[error("cannot start the node's thread: {0}")]
+    Thread(io::Error),
+}
+
+/// A listening endpoint with its own thread. Groups keep it alive; the last to go closes it.
+#[derive(Debug)]
+pub struct Node {
+    core: Arc<Core>,
+}
+
+#[derive(Debug)]
+struct Core {
+    endpoint: Endpoint,
+    client: ClientConfig,
+    lobby: Arc<Lobby>,
+    local_addr: SocketAddr,
+    group: GroupConfig,
+    thread: Arc<IoThread>,
+}
+
+impl Node {
+    /// Binds and listens.
+    ///
+    /// # Errors
+    /// [`NodeError`] says what is wrong with identity, port or system.
+    pub fn start(config: NodeConfig) -> Result<Self, NodeError> {
+        let NodeConfig { identity, bind, group } = config;
+        identity.name()?;
+        let path = Path::of(bind);
+        let transport = transport_config(path, group.timeout);
+        let mut client = ClientConfig::new(Arc::new(identity.client_config()?));
+        client.transport_config(transport.clone());
+        let mut server = ServerConfig::with_crypto(Arc::new(identity.server_config()?));
+        server.transport_config(transport);
+
+        let thread = Arc::new(IoThread::start("mattock-links").map_err(NodeError::Thread)?);
+        let failed = |source| NodeError::Bind { address: bind, source };
+        let endpoint = {
+            let _runtime = thread.handle().enter();
+            let socket = socket::bind(bind, path).map_err(failed)?;
+            let runtime = Arc::new(TokioRuntime);
+            Endpoint::new_with_abstract_socket(endpoint_config(path), Some(server), socket, runtime)
+                .map_err(failed)?
+        };
+        let local_addr = endpoint.local_addr().map_err(failed)?;
+        let lobby = Arc::new(Lobby::default());
+        thread.spawn_background(receive_calls(endpoint.clone(), lobby.clone(), group.timeout));
+        Ok(Self { core: Arc::new(Core { endpoint, client, lobby, local_addr, group, thread }) })
+    }
+
+    /// Where the node listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        self.core.local_addr
+    }
+
+    /// Joins a ring: links to both neighbours, who must join the same ring within the timeout. Blocks the thread.
+    ///
+    /// Calls of older generations are refused from now on. A ring of one needs no neighbours: `next` and `prev` are
+    /// then ignored.
+    ///
+    /// # Errors
+    /// [`JoinError`] names the neighbour and what went wrong with it.
+    pub fn join_ring(&self, spec: RingSpec) -> Result<Group, JoinError> {
+        self.begin_join(spec).wait()
+    }
+
+    /// As [`join_ring`](Self::join_ring), without blocking. Dropping the result gives the attempt up, as does asking
+    /// for a newer generation.
+    pub fn begin_join(&self, spec: RingSpec) -> Pending<Group, JoinError> {
+        let (mut joined, pending) = Pending::new(JoinError::NodeEnded);
+        let core = self.core.clone();
+        self.core.thread.spawn(async move {
+            let group = tokio::select! {
+                group = join(&core, &spec) => group,
+                () = joined.closed() => return,
+            };
+            // The group has a hold of its own; the last one must not be let go of on this thread.
+            drop(core);
+            // A group that nobody waits for is closed again.
+            let _ = joined.send(group);
+        });
+        pending
+    }
+}
+
+impl Core {
+    /// Links to both neighbours.
+    async fn links(&self, spec: &RingSpec) -> Result<(QuicSender, QuicReceiver), JoinError> {
+        let join = Join {
+            endpoint: &self.endpoint,
+            client: &self.client,
+            lobby: &self.lobby,
+            ring: spec.ring,
+            chunk_bytes: self.group.chunk_bytes(),
+            timeout: self.group.timeout,
+        };
+        join.links((spec.next.0, &spec.next.1), &spec.prev).await
+    }
+}
+
+async fn join(core: &Arc<Core>, spec: &RingSpec) -> Result<Group, JoinError> {
+    let (ring, keep) = (spec.ring, core.clone());
+    if ring.world_size().get() == 1 {
+        let stale = |newest| JoinError::Stale { rank: ring.rank(), generation: ring.generation(), newest };
+        core.lobby.ask(ring.generation(), None).map_err(stale)?;
+        return Ok(Group::alone(ring, core.group, keep));
+    }
+    let (sender, receiver) = core.links(spec).await?;
+    Ok(Group::linked(&core.thread, ring, core.group, sender, receiver, keep))
+}
+
+/// For tests of links: those of a ring, without a group over them.
+#[cfg(test)]
+pub(crate) async fn links(node: &Node, spec: RingSpec) -> (QuicSender, QuicReceiver) {
+    let core = node.core.clone();
+    // On the node's own thread, which is to drive the connections.
+    let links = node.core.thread.handle().spawn(async move { core.links(&spec).await });
+    links.await.unwrap().unwrap()
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        let endpoint = self.endpoint.clone();
+        self.thread.end_with(async move {
+            endpoint.close(0u32.into(), b"");
+            // What is left after that is the neighbours' timeout.
+            let _ = tokio::time::timeout(DRAIN_MAX, endpoint.wait_idle()).await;
+        });
+    }
+}

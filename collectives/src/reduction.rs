@@ -1,0 +1,199 @@
+//! What travels, and how two of it become one.
+//!
+//! An [`Element`] is plain old data in little-endian order; a [`Reduction`] combines two elements. The loop over
+//! many of them lives in [`combine_into`], written so that compilers turn it into SIMD: the own input is aligned,
+//! what arrived is bytes at any address.
+//!
+//! Integer reductions do not care about order. Floating-point sums do: a ring adds in the order of ranks, so their
+//! bits are a function of the world size, and of nothing else.
+
+use std::marker::PhantomData;
+
+use half::bf16;
+
+#[cfg(target_endian = "big")]
+compile_error!("elements travel as they lie in memory, which must be little-endian");
+
+/// The type of an element, as it is named on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum ElementKind {
+    /// IEEE 754 single precision.
+    F32 = 1,
+    /// The upper half of an `f32`.
+    Bf16 = 2,
+    /// 32-bit two's complement.
+    I32 = 3,
+    /// 64-bit two's complement.
+    I64 = 4,
+    /// 32-bit unsigned.
+    U32 = 5,
+    /// A byte.
+    U8 = 6,
+    /// IEEE 754 double precision.
+    F64 = 7,
+}
+
+impl ElementKind {
+    pub(crate) const ALL: [Self; 7] =
+        [Self::F32, Self::Bf16, Self::I32, Self::I64, Self::U32, Self::U8, Self::F64];
+
+    /// How many bytes one element takes.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::U8 => 1,
+            Self::Bf16 => 2,
+            Self::F32 | Self::I32 | Self::U32 => 4,
+            Self::I64 | Self::F64 => 8,
+        }
+    }
+}
+
+/// A kind of reduction, as it is named on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum ReductionKind {
+    /// [`Sum`].
+    Sum = 1,
+    /// [`SaturatingSum`].
+    SaturatingSum = 2,
+}
+
+impl ReductionKind {
+    pub(crate) const ALL: [Self; 2] = [Self::Sum, Self::SaturatingSum];
+}
+
+/// Plain data that can travel: its bytes in memory are its bytes on the wire.
+pub trait Element: bytemuck::Pod + Send + Sync {
+    /// Its name on the wire.
+    const KIND: ElementKind;
+    /// Its bytes as they arrive: at any address.
+    type Wire: bytemuck::Pod;
+    /// The element of these bytes.
+    fn from_wire(wire: Self::Wire) -> Self;
+}
+
+/// How two elements become one.
+pub trait Reduction: Send + Sync + 'static {
+    /// What is combined.
+    type Element: Element;
+    /// Its name on the wire.
+    const KIND: ReductionKind;
+    /// Combines this rank's element with the one that arrived.
+    fn combine(own: Self::Element, arrived: Self::Element) -> Self::Element;
+}
+
+/// Addition: wrapping for integers, rounding once per addition for floating point (`bf16` adds as `f32`).
+#[derive(Clone, Copy, Debug)]
+pub struct Sum<E>(PhantomData<E>);
+
+/// Addition that stops at the largest value: `min(sum, u32::MAX)` of all ranks, whatever the order.
+#[derive(Clone, Copy, Debug)]
+pub struct SaturatingSum;
+
+macro_rules! elements {
+    ($($element:ty => $kind:ident),+ $(,)?) => {
+        $(impl Element for $element {
+            const KIND: ElementKind = ElementKind::$kind;
+            type Wire = [u8; size_of::<$element>()];
+            #[inline(always)]
+            fn from_wire(wire: Self::Wire) -> Self { Self::from_le_bytes(wire) }
+        })+
+    };
+}
+
+elements!(f32 => F32, f64 => F64, bf16 => Bf16, i32 => I32, i64 => I64, u32 => U32, u8 => U8);
+
+macro_rules! sums {
+    ($($element:ty => |$own:ident, $arrived:ident| $sum:expr),+ $(,)?) => {
+        $(impl Reduction for Sum<$element> {
+            type Element = $element;
+            const KIND: ReductionKind = ReductionKind::Sum;
+            #[inline(always)]
+            fn combine($own: $element, $arrived: $element) -> $element { $sum }
+        })+
+    };
+}
+
+sums!(
+    f32 => |own, arrived| own + arrived,
+    f64 => |own, arrived| own + arrived,
+    bf16 => |own, arrived| round_to_bf16(widen(own) + widen(arrived)),
+    i32 => |own, arrived| own.wrapping_add(arrived),
+    i64 => |own, arrived| own.wrapping_add(arrived),
+);
+
+impl Reduction for SaturatingSum {
+    type Element = u32;
+    const KIND: ReductionKind = ReductionKind::SaturatingSum;
+    #[inline(always)]
+    fn combine(own: u32, arrived: u32) -> u32 {
+        own.saturating_add(arrived)
+    }
+}
+
+/// As `bf16::to_f32`, but without branches, for SIMD.
+#[inline(always)]
+fn widen(x: bf16) -> f32 {
+    f32::from_bits(u32::from(x.to_bits()) << 16)
+}
+
+/// As `bf16::from_f32`, to nearest and ties to even, but without branches, for SIMD.
+#[inline(always)]
+fn round_to_bf16(x: f32) -> bf16 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+    let quiet_nan = (bits >> 16) | 0x40;
+    bf16::from_bits(if x.is_nan() { quiet_nan } else { rounded } as u16)
+}
+
+/// `out[i] = own[i] + arrived[i]`, where `arrived` holds as many elements at any alignment.
+pub(crate) fn combine_into<R: Reduction>(own: &[R::Element], arrived: &[u8], out: &mut [R::Element]) {
+    let arrived: &[<R::Element as Element>::Wire] = bytemuck::cast_slice(arrived);
+    assert_eq!((own.len(), arrived.len()), (out.len(), out.len()));
+    for ((out, own), arrived) in out.iter_mut().zip(own).zip(arrived) {
+        *out = R::combine(*own, R::Element::from_wire(*arrived));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn rounding_to_bf16_is_that_of_the_half_crate(bits in any::<u32>()) {
+            let x = f32::from_bits(bits);
+            prop_assert_eq!(round_to_bf16(x).to_bits(), bf16::from_f32(x).to_bits());
+        }
+    }
+
+    fn combined<R: Reduction>(own: &[R::Element], arrived: &[R::Element]) -> Vec<R::Element> {
+        // One byte of offset: what arrives is aligned to nothing.
+        let mut bytes = vec![0u8];
+        bytes.extend_from_slice(bytemuck::cast_slice(arrived));
+        let mut out = vec![bytemuck::Zeroable::zeroed(); own.len()];
+        combine_into::<R>(own, &bytes[1..], &mut out);
+        out
+    }
+
+    #[test]
+    fn integers_wrap() {
+        assert_eq!(combined::<Sum<i32>>(&[i32::MAX, -1], &[1, 1]), [i32::MIN, 0]);
+        assert_eq!(combined::<Sum<i64>>(&[i64::MIN], &[-1]), [i64::MAX]);
+    }
+
+    #[test]
+    fn bounds_saturate() {
+        assert_eq!(combined::<SaturatingSum>(&[u32::MAX, 2], &[1, 3]), [u32::MAX, 5]);
+    }
+
+    #[test]
+    fn bf16_adds_in_f32_and_rounds_to_even() {
+        let one = bf16::from_f32(1.0);
+        let half_step = bf16::from_f32(2f32.powi(-8));
+        assert_eq!(combined::<Sum<bf16>>(&[one], &[half_step]), [one]);
+        assert_eq!(combined::<Sum<bf16>>(&[one], &[one]), [bf16::from_f32(2.0)]);
+    }
+}

@@ -1,0 +1,74 @@
+//! The ring as one of its members sees it: everybody sends to the next rank and receives from the previous one.
+
+use crate::{Generation, Rank, WorldSize};
+
+/// A rank's place in one generation of the ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ring {
+    rank: Rank,
+    world_size: WorldSize,
+    generation: Generation,
+}
+
+impl Ring {
+    /// `None` where the rank is not below the world size.
+    pub fn new(rank: Rank, world_size: WorldSize, generation: Generation) -> Option<Self> {
+        (rank.0 < world_size.get()).then_some(Self { rank, world_size, generation })
+    }
+
+    /// This member's rank.
+    pub fn rank(&self) -> Rank {
+        self.rank
+    }
+
+    /// How many ranks the ring has.
+    pub fn world_size(&self) -> WorldSize {
+        self.world_size
+    }
+
+    /// Which incarnation of the ring this is.
+    pub fn generation(&self) -> Generation {
+        self.generation
+    }
+
+    /// The rank this one sends to.
+    pub fn next(&self) -> Rank {
+        self.plus(self.rank, 1)
+    }
+
+    /// The rank this one receives from.
+    pub fn prev(&self) -> Rank {
+        self.minus(self.rank, 1)
+    }
+
+    /// `rank` moved forward by `hops`, around the ring.
+    pub(crate) fn plus(&self, rank: Rank, hops: u32) -> Rank {
+        let sum = u64::from(rank.0) + u64::from(hops);
+        Rank((sum % u64::from(self.world_size.get())) as u32)
+    }
+
+    /// `rank` moved backward by `hops`, around the ring.
+    pub(crate) fn minus(&self, rank: Rank, hops: u32) -> Rank {
+        let n = self.world_size.get();
+        self.plus(rank, n - hops % n)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_wrap_around() {
+        let size = WorldSize::new(3).unwrap();
+        let ring = |rank| Ring::new(Rank(rank), size, Generation(0)).unwrap();
+        assert_eq!((ring(0).prev(), ring(0).next()), (Rank(2), Rank(1)));
+        assert_eq!((ring(2).prev(), ring(2).next()), (Rank(1), Rank(0)));
+        assert_eq!(ring(1).minus(Rank(1), 5), Rank(2));
+    }
+
+    #[test]
+    fn a_rank_outside_the_world_has_no_ring() {
+        assert_eq!(Ring::new(Rank(3), WorldSize::new(3).unwrap(), Generation(0)), None);
+    }
+}

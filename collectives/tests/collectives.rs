@@ -1,0 +1,258 @@
+//! Every collective equals its serial reference, for any world size, length, chunk size and way of cutting the stream.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use half::bf16;
+use mattock_collectives::link::faulty::{Faults, Faulty};
+use mattock_collectives::{
+    CollectiveError, Group, GroupConfig, Pending, Rank, Reduction, SaturatingSum, Sum, WorldSize, memory,
+    segment,
+};
+use proptest::prelude::*;
+
+/// How a case is run.
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    ranks: u32,
+    len: usize,
+    chunk_bytes: u32,
+    piece_bytes_max: usize,
+    seed: u64,
+}
+
+fn cases() -> impl Strategy<Value = Case> {
+    let lengths = prop_oneof![0usize..40, 0usize..5000];
+    let chunks = prop_oneof![Just(8u32), 16u32..500, Just(1 << 16)];
+    (1u32..10, lengths, chunks, 1usize..2000, any::<u64>()).prop_map(
+        |(ranks, len, chunk_bytes, piece, seed)| {
+            // Tiny pieces of long payloads take long and show nothing new.
+            let (chunk_bytes, piece) =
+                if len > 200 { (chunk_bytes.max(64), piece.max(61)) } else { (chunk_bytes, piece) };
+            Case { ranks, len, chunk_bytes, piece_bytes_max: piece, seed }
+        },
+    )
+}
+
+impl Case {
+    fn groups(&self) -> Vec<Group> {
+        let config = GroupConfig { timeout: Duration::from_secs(60), chunk_bytes: self.chunk_bytes };
+        let faults = Faults { piece_bytes_max: Some(self.piece_bytes_max), ..Faults::default() };
+        memory::groups_with(WorldSize::new(self.ranks).unwrap(), config, |_, link| Faulty::new(link, faults))
+            .unwrap()
+    }
+
+    /// Element `i` of rank `r`: any bits.
+    fn bits(&self, rank: u32, i: usize) -> u64 {
+        let mut x = self.seed ^ (u64::from(rank) << 40) ^ i as u64;
+        for _ in 0..2 {
+            x = (x ^ (x >> 31)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        }
+        x ^ (x >> 29)
+    }
+
+    fn inputs<E>(&self, element: impl Fn(u64) -> E) -> Vec<Arc<Vec<E>>> {
+        (0..self.ranks)
+            .map(|rank| Arc::new((0..self.len).map(|i| element(self.bits(rank, i))).collect()))
+            .collect()
+    }
+
+    /// Segment `s` is reduced along ranks s + 1, s + 2, .., s.
+    fn reference<R: Reduction>(&self, inputs: &[Arc<Vec<R::Element>>]) -> Vec<R::Element> {
+        let mut sums = Vec::with_capacity(self.len);
+        for s in 0..self.ranks {
+            for i in segment(self.len, self.ranks, s) {
+                let order = (1..=self.ranks).map(|hop| inputs[((s + hop) % self.ranks) as usize][i]);
+                sums.push(order.reduce(|arrived, own| R::combine(own, arrived)).unwrap());
+            }
+        }
+        sums
+    }
+
+    /// All-reduce, and reduce-scatter after it in the same groups, against the reference.
+    fn check_reductions<R: Reduction>(&self, element: impl Fn(u64) -> R::Element)
+    where
+        R::Element: PartialEq + Debug,
+    {
+        let inputs = self.inputs(element);
+        let untouched: Vec<Vec<_>> = inputs.iter().map(|input| input.to_vec()).collect();
+        let expected = self.reference::<R>(&inputs);
+        let groups = self.groups();
+        let reduced: Vec<_> =
+            groups.iter().zip(&inputs).map(|(g, x)| g.all_reduce::<R>(x.clone(), Vec::new())).collect();
+        let scattered: Vec<_> =
+            groups.iter().zip(&inputs).map(|(g, x)| g.reduce_scatter::<R>(x.clone(), Vec::new())).collect();
+        for sum in reduced {
+            assert_eq!(sum.wait().unwrap(), expected, "all-reduce, {self:?}");
+        }
+        for (rank, sum) in (0..).zip(scattered) {
+            assert_eq!(
+                sum.wait().unwrap(),
+                expected[segment(self.len, self.ranks, rank)],
+                "reduce-scatter, {self:?}"
+            );
+        }
+        assert!(
+            inputs.iter().zip(&untouched).all(|(input, before)| **input == *before),
+            "inputs are never modified"
+        );
+    }
+}
+
+/// A finite float with few bits, so that sums differ in their last bits when the order does.
+fn float(bits: u64) -> f32 {
+    (bits as i32) as f32 * 1e-3
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
+
+    #[test]
+    fn sums_of_f32(case in cases()) { case.check_reductions::<Sum<f32>>(float) }
+
+    #[test]
+    fn sums_of_bf16(case in cases()) { case.check_reductions::<Sum<bf16>>(|bits| bf16::from_f32(float(bits))) }
+
+    #[test]
+    fn sums_of_i32(case in cases()) { case.check_reductions::<Sum<i32>>(|bits| bits as i32) }
+
+    #[test]
+    fn sums_of_i64(case in cases()) { case.check_reductions::<Sum<i64>>(|bits| bits as i64) }
+
+    #[test]
+    fn saturating_sums(case in cases()) { case.check_reductions::<SaturatingSum>(|bits| bits as u32 >> 2) }
+
+    #[test]
+    fn segments_are_gathered(case in cases()) {
+        let all: Vec<u8> = (0..case.len).map(|i| case.bits(0, i) as u8).collect();
+        let groups = case.groups();
+        let gathered: Vec<_> = (0..).zip(&groups).map(|(rank, group)| {
+            let own = all[segment(case.len, case.ranks, rank)].to_vec();
+            group.all_gather(Arc::new(own), case.len, Vec::new())
+        }).collect();
+        for result in gathered {
+            prop_assert_eq!(&result.wait().unwrap(), &all);
+        }
+    }
+
+    #[test]
+    fn the_roots_input_reaches_everybody(case in cases(), root in any::<u32>()) {
+        let root = Rank(root % case.ranks);
+        let input = Arc::new((0..case.len).map(|i| case.bits(0, i) as i64).collect::<Vec<_>>());
+        let groups = case.groups();
+        let sent = groups[root.0 as usize].broadcast(input.clone());
+        let others = groups.iter().filter(|group| group.ring().rank() != root);
+        let received: Vec<_> = others.map(|group| group.receive_broadcast(root, vec![0i64; case.len])).collect();
+        sent.wait().unwrap();
+        for result in received {
+            prop_assert_eq!(&result.wait().unwrap(), &*input);
+        }
+    }
+
+    /// Many operations of different kinds, all submitted before any is waited for, by one rank long before the next.
+    #[test]
+    fn operations_run_pipelined_in_order(case in cases()) {
+        let groups = case.groups();
+        let inputs = case.inputs(|bits| bits as i32);
+        let expected = case.reference::<Sum<i32>>(&inputs);
+        let pending: Vec<_> = groups.iter().zip(&inputs).map(|(group, input)| {
+            let sums: Vec<_> = (0..5).map(|_| {
+                (group.all_reduce::<Sum<i32>>(input.clone(), Vec::new()), group.barrier())
+            }).collect();
+            let part = group.reduce_scatter::<Sum<i32>>(input.clone(), Vec::new());
+            (sums, part)
+        }).collect();
+        for (rank, (sums, part)) in (0..).zip(pending) {
+            for (sum, barrier) in sums {
+                prop_assert_eq!(&sum.wait().unwrap(), &expected);
+                barrier.wait().unwrap();
+            }
+            prop_assert_eq!(part.wait().unwrap(), &expected[segment(case.len, case.ranks, rank)]);
+        }
+    }
+}
+
+#[test]
+fn an_all_reduce_sends_what_a_ring_must() {
+    for ranks in [2u32, 3, 4, 8] {
+        let groups = memory::groups(WorldSize::new(ranks).unwrap(), GroupConfig::default()).unwrap();
+        let len = 1 << 18;
+        let sums: Vec<_> = groups
+            .iter()
+            .map(|group| group.all_reduce::<Sum<f32>>(Arc::new(vec![1.0; len]), Vec::new()))
+            .collect();
+        sums.into_iter().for_each(|sum| assert_eq!(sum.wait().unwrap()[0], ranks as f32));
+        let ideal = 2.0 * f64::from(ranks - 1) / f64::from(ranks) * (len * 4) as f64;
+        for group in &groups {
+            let sent = group.counters().sent_bytes as f64;
+            assert!(sent >= ideal && sent <= ideal * 1.01, "{ranks} ranks: {sent} bytes, ideal {ideal}");
+        }
+    }
+}
+
+#[test]
+fn nobody_leaves_a_barrier_before_all_have_entered() {
+    let groups = memory::groups(WorldSize::new(3).unwrap(), GroupConfig::default()).unwrap();
+    let entered = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for early in &groups[1..] {
+            scope.spawn(|| {
+                early.barrier().wait().unwrap();
+                assert!(entered.load(Ordering::SeqCst), "left before rank 0 entered");
+            });
+        }
+        // Time for a broken barrier to let the others through.
+        std::thread::sleep(Duration::from_millis(50));
+        entered.store(true, Ordering::SeqCst);
+        groups[0].barrier().wait().unwrap();
+    });
+}
+
+/// Runs a ring of three in which one sender is faulty, and says what each rank saw.
+fn outcomes_with(faults: Faults) -> Vec<Result<Vec<f32>, CollectiveError>> {
+    let config = GroupConfig { timeout: Duration::from_secs(20), chunk_bytes: 4096 };
+    let wrap = |rank, link| Faulty::new(link, if rank == Rank(1) { faults } else { Faults::default() });
+    let groups = memory::groups_with(WorldSize::new(3).unwrap(), config, wrap).unwrap();
+    let input = Arc::new(vec![1.0; 30_000]);
+    let sums: Vec<_> =
+        groups.iter().map(|group| group.all_reduce::<Sum<f32>>(input.clone(), Vec::new())).collect();
+    let outcomes = sums.into_iter().map(Pending::wait).collect();
+    assert!(input.iter().all(|x| *x == 1.0), "inputs are never modified");
+    outcomes
+}
+
+#[test]
+fn a_cut_link_is_a_typed_error_wherever_it_is_cut() {
+    for cut in [0, 1, 55, 56, 57, 4000, 50_000, 150_000] {
+        for (rank, outcome) in
+            (0..).zip(outcomes_with(Faults { cut_after_bytes: Some(cut), ..Faults::default() }))
+        {
+            let Err(CollectiveError::PeerLost { at, peer, .. }) = outcome else {
+                panic!("cut at {cut}: {outcome:?}")
+            };
+            assert_eq!(at.rank, Rank(rank));
+            assert!(peer == Rank((rank + 1) % 3) || peer == Rank((rank + 2) % 3), "a neighbour is named");
+            assert!(at.bytes_done <= 160_000);
+        }
+    }
+}
+
+#[test]
+fn a_flipped_bit_in_a_header_is_a_mismatch() {
+    for at in 0..56 {
+        let outcomes = outcomes_with(Faults { flip_bit_at: Some(at), ..Faults::default() });
+        let third = outcomes[2].as_ref().unwrap_err();
+        assert!(matches!(third, CollectiveError::Mismatch { peer: Rank(1), .. }), "byte {at}: {third}");
+    }
+}
+
+#[test]
+fn slow_links_change_nothing() {
+    let delay = Some(Duration::from_millis(1));
+    for outcome in outcomes_with(Faults { delay, ..Faults::default() }) {
+        assert_eq!(outcome, Ok(vec![3.0; 30_000]));
+    }
+}
