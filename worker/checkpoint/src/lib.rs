@@ -1,1 +1,52 @@
-//! Stub.
+//! Checkpoints in object storage: standard safetensors files, the manifest last, verified on load.
+//!
+//! ```text
+//! probe -> claim -> Writer::submit .. submit -> finish          (a run)
+//!          claim -> load(Newest)                                (resuming it, on any number of workers)
+//! list, show, verify, load_weights                              (looking at it, using it)
+//! ```
+//!
+//! Functions block and may be called from anywhere; what is asynchronous stays inside. The [`Writer`] has a thread of
+//! its own. What lies where is told in [`format`](mod@format).
+//!
+//! # Invariants
+//! 1. A checkpoint exists from the moment its manifest does, which is created last; nothing half is taken for whole.
+//! 2. Whatever fails or is killed, complete checkpoints stay as they are.
+//! 3. What is loaded was hashed as a whole; a flaw is named, and the checkpoint before it used instead.
+//!
+//! Deliberately absent: Burn, recipes, ranks. Checkpoints are logical tensors of one flat space.
+
+mod blocking;
+mod claim;
+mod flaw;
+pub mod format;
+mod layout;
+mod listing;
+mod location;
+mod probe;
+mod read;
+mod reader;
+mod retention;
+mod s3;
+mod save;
+mod snapshot;
+mod store;
+mod upload;
+mod verify;
+mod writer;
+
+pub use claim::{ClaimError, How, claim};
+pub use flaw::{Flaw, Unusable};
+pub use format::manifest::{Manifest, ManifestError, PieceInfo};
+pub use layout::{Layout, LayoutError, TensorMeta};
+pub use listing::{Listing, Summary, list};
+pub use location::{Location, LocationError};
+pub use probe::{ProbeError, probe};
+pub use reader::{Head, LoadError, Loaded, Weights, Which, load, load_weights, show};
+pub use retention::Retention;
+pub use save::{SaveError, Stop};
+pub use snapshot::{Files, RunFacts, Snapshot, SnapshotError};
+pub use store::{Reason, StoreError};
+pub use upload::Tuning;
+pub use verify::{Verdict, verify};
+pub use writer::{FinishError, Outcome, Saved, Writer};

@@ -1,0 +1,60 @@
+//! Before a run: does this location take what a run will bring? Better told at once than at the first checkpoint.
+
+use std::time::Duration;
+
+use crate::blocking::block_on;
+use crate::location::{Location, Patience};
+use crate::save::nonce;
+use crate::store::{Created, Store, StoreError};
+
+/// The longest that a probe takes.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(12);
+
+/// Why a location is of no use.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProbeError {
+    /// The store refused, or cannot be reached.
+    #[error("checkpoints cannot be kept there: {0}")]
+    Store(#[from] StoreError),
+    /// It does not give back what it took.
+    #[error("checkpoints cannot be kept at {url}: what was written there does not read back")]
+    Forgetful {
+        /// The location.
+        url: String,
+    },
+    /// It does not answer.
+    #[error(
+        "checkpoints cannot be kept at {url}: no answer within {} s; check the address, the network and the \
+         credentials (without AWS_ACCESS_KEY_ID the instance's role is tried)",
+        PROBE_TIMEOUT.as_secs()
+    )]
+    Silent {
+        /// The location.
+        url: String,
+    },
+}
+
+/// Writes, reads back and deletes a tiny object; takes some seconds at most.
+pub fn probe(location: &Location) -> Result<(), ProbeError> {
+    let url = location.to_string();
+    block_on(async || {
+        let store = location.create(Patience::Short)?;
+        match tokio::time::timeout(PROBE_TIMEOUT, round_trip(&store)).await {
+            Ok(done) => done,
+            Err(_) => Err(ProbeError::Silent { url }),
+        }
+    })
+}
+
+async fn round_trip(store: &Store) -> Result<(), ProbeError> {
+    let nonce = nonce();
+    let name = format!("probe-{nonce}");
+    let created = store.create_only(&name, nonce.clone().into()).await?;
+    let found = store.find(&name, nonce.len() as u64).await?;
+    store.delete(&name).await?;
+    match created == Created::Ours && found.is_some_and(|found| found == nonce) {
+        true => Ok(()),
+        false => Err(ProbeError::Forgetful { url: store.location().to_string() }),
+    }
+}

@@ -1,0 +1,286 @@
+//! An opened location: the few operations that checkpoints need, with errors a person can act on.
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+use object_store::client::{HttpError, HttpErrorKind};
+use object_store::path::Path as ObjectPath;
+use object_store::{Error, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode};
+
+use crate::location::Location;
+
+/// A store and the prefix in it. Names are relative to the prefix.
+#[derive(Debug, Clone)]
+pub(crate) struct Store {
+    store: Arc<dyn ObjectStore>,
+    prefix: ObjectPath,
+    location: Location,
+}
+
+/// What a create-only put found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Created {
+    /// The object is there, with our bytes.
+    Ours,
+    /// Somebody else's object was there before.
+    Theirs(Bytes),
+}
+
+impl Store {
+    pub(crate) fn new(store: Arc<dyn ObjectStore>, prefix: ObjectPath, location: Location) -> Store {
+        Store { store, prefix, location }
+    }
+
+    /// The store itself, for uploads.
+    pub(crate) fn inner(&self) -> &dyn ObjectStore {
+        &*self.store
+    }
+
+    pub(crate) fn location(&self) -> &Location {
+        &self.location
+    }
+
+    /// Path of an object (or folder) below the prefix.
+    pub(crate) fn path(&self, name: &str) -> ObjectPath {
+        name.split('/').fold(self.prefix.clone(), |path, part| path.join(part))
+    }
+
+    /// Address of an object for messages.
+    pub(crate) fn url(&self, name: &str) -> String {
+        format!("{}/{name}", self.location.to_string().trim_end_matches('/'))
+    }
+
+    /// An error of an operation on that object.
+    pub(crate) fn error(&self, operation: &'static str, name: &str, source: Error) -> StoreError {
+        StoreError::new(operation, &self.url(name), source)
+    }
+
+    pub(crate) async fn put(&self, name: &str, bytes: Bytes) -> Result<(), StoreError> {
+        let put = self.store.put(&self.path(name), bytes.into()).await;
+        put.map(drop).map_err(|error| self.error("write", name, error))
+    }
+
+    /// Creates an object, unless there is one.
+    ///
+    /// A server may do the put and lose the reply; the client then repeats it and is told that the object exists.
+    /// So `bytes` must hold a writer's nonce: reading them back tells whose they are.
+    pub(crate) async fn create_only(&self, name: &str, bytes: Bytes) -> Result<Created, StoreError> {
+        let put = self.store.put_opts(&self.path(name), bytes.clone().into(), PutMode::Create.into()).await;
+        match put {
+            Ok(_) => Ok(Created::Ours),
+            Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => {
+                let found = self.get(name, bytes.len() as u64 + EXISTING_BYTES_MAX).await?;
+                Ok(if found == bytes { Created::Ours } else { Created::Theirs(found) })
+            }
+            Err(Error::NotImplemented { .. }) => self.create_unconditionally(name, bytes).await,
+            Err(error) => Err(self.error("create", name, error)),
+        }
+    }
+
+    /// For stores without conditional puts (or told to do without): one run writes to a prefix, so looking first
+    /// is nearly as good.
+    async fn create_unconditionally(&self, name: &str, bytes: Bytes) -> Result<Created, StoreError> {
+        match self.get(name, bytes.len() as u64 + EXISTING_BYTES_MAX).await {
+            Ok(found) if found == bytes => Ok(Created::Ours),
+            Ok(found) => Ok(Created::Theirs(found)),
+            Err(error) if error.is_missing() => self.put(name, bytes).await.map(|()| Created::Ours),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A small object as a whole; a longer one than `bytes_max` is an error.
+    pub(crate) async fn get(&self, name: &str, bytes_max: u64) -> Result<Bytes, StoreError> {
+        let failed = |error| self.error("read", name, error);
+        let found = self.store.get(&self.path(name)).await.map_err(failed)?;
+        if found.meta.size > bytes_max {
+            let why = format!("it has {} bytes where at most {bytes_max} are expected", found.meta.size);
+            return Err(failed(Error::Generic { store: "checkpoint", source: why.into() }));
+        }
+        found.bytes().await.map_err(failed)
+    }
+
+    /// As [`Store::get`], or nothing if there is no such object.
+    pub(crate) async fn find(&self, name: &str, bytes_max: u64) -> Result<Option<Bytes>, StoreError> {
+        match self.get(name, bytes_max).await {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.is_missing() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Size of an object, or nothing if there is no such object.
+    pub(crate) async fn size(&self, name: &str) -> Result<Option<u64>, StoreError> {
+        match self.store.head(&self.path(name)).await {
+            Ok(meta) => Ok(Some(meta.size)),
+            Err(Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(self.error("look at", name, error)),
+        }
+    }
+
+    /// Everything below the prefix: names relative to it, and sizes.
+    pub(crate) async fn list(&self) -> Result<Vec<(String, u64)>, StoreError> {
+        let prefix = Some(&self.prefix).filter(|prefix| !prefix.as_ref().is_empty());
+        let found: Result<Vec<ObjectMeta>, Error> = self.store.list(prefix).try_collect().await;
+        let found = found.map_err(|error| StoreError::new("list", &self.location.to_string(), error))?;
+        let relative = |meta: &ObjectMeta| -> Option<String> {
+            let parts: Vec<_> = meta.location.prefix_match(&self.prefix)?.collect();
+            Some(parts.iter().map(AsRef::as_ref).collect::<Vec<&str>>().join("/"))
+        };
+        Ok(found.iter().filter_map(|meta| Some((relative(meta)?, meta.size))).collect())
+    }
+
+    /// Deletes an object; one that is gone already is fine.
+    pub(crate) async fn delete(&self, name: &str) -> Result<(), StoreError> {
+        let paths = futures::stream::iter([Ok(self.path(name))]).boxed();
+        match self.store.delete_stream(paths).try_for_each(|_| async { Ok(()) }).await {
+            Ok(()) | Err(Error::NotFound { .. }) => Ok(()),
+            Err(error) => Err(self.error("delete", name, error)),
+        }
+    }
+}
+
+impl Store {
+    /// Removes what a killed process left of its uploads in a folder. Only a local folder shows them; a bucket
+    /// removes them by its lifecycle rules.
+    pub(crate) fn sweep_unfinished_uploads(&self, folder: &str) {
+        let Some(root) = self.location.folder() else { return };
+        let Ok(entries) = std::fs::read_dir(root.join(folder)) else { return };
+        for entry in entries.flatten() {
+            let unfinished = entry.file_name().to_str().is_some_and(is_unfinished_upload);
+            if unfinished && let Err(error) = std::fs::remove_file(entry.path()) {
+                tracing::warn!(path = %entry.path().display(), %error, "checkpoint: an upload was left behind");
+            }
+        }
+        // Fails, as it should, if anything else is there.
+        let _ = std::fs::remove_dir(root.join(folder));
+    }
+}
+
+/// Names of `object_store`'s staging files: `NAME#1`.
+fn is_unfinished_upload(name: &str) -> bool {
+    name.rsplit_once('#').is_some_and(|(_, n)| !n.is_empty() && n.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+/// How much longer than ours a small object of somebody else's may be.
+const EXISTING_BYTES_MAX: u64 = 4 << 20;
+
+/// A store did not do what it was asked: what, where, why, and what to do.
+#[derive(Debug, thiserror::Error)]
+#[error("could not {operation} {url}: {why}{}", advice(.reason, .url))]
+pub struct StoreError {
+    /// What was being done, as a verb.
+    pub operation: &'static str,
+    /// To what.
+    pub url: String,
+    /// The kind of the cause.
+    pub reason: Reason,
+    /// The cause in the store's own words.
+    pub why: String,
+    /// The store's error.
+    pub source: Box<Error>,
+}
+
+/// Kinds of causes, as far as they make a difference to what is done next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Reason {
+    /// There is no such object, folder or bucket.
+    Missing,
+    /// Credentials are wrong, or allow too little.
+    Denied,
+    /// The disk or quota is full.
+    Full,
+    /// Nobody answers.
+    Unreachable,
+    /// The store does not have the operation, or not under that name.
+    Unsupported,
+    /// Anything else: worth another try.
+    Other,
+}
+
+impl StoreError {
+    pub(crate) fn new(operation: &'static str, url: &str, source: Error) -> StoreError {
+        let (reason, why) = (Reason::of(&source), cause(&source));
+        StoreError { operation, url: url.to_owned(), reason, why, source: Box::new(source) }
+    }
+
+    /// There is no such object.
+    pub fn is_missing(&self) -> bool {
+        self.reason == Reason::Missing
+    }
+
+    /// Whether another try may go better.
+    pub fn is_transient(&self) -> bool {
+        matches!(self.reason, Reason::Unreachable | Reason::Other)
+    }
+}
+
+impl Reason {
+    fn of(error: &Error) -> Reason {
+        match error {
+            Error::NotFound { .. } => Reason::Missing,
+            Error::PermissionDenied { .. } | Error::Unauthenticated { .. } => Reason::Denied,
+            Error::NotSupported { .. } | Error::NotImplemented { .. } | Error::InvalidPath { .. } => {
+                Reason::Unsupported
+            }
+            _ => causes(error).find_map(Reason::of_cause).unwrap_or(Reason::Other),
+        }
+    }
+
+    fn of_cause(cause: &(dyn std::error::Error + 'static)) -> Option<Reason> {
+        use std::io::ErrorKind;
+        if let Some(http) = cause.downcast_ref::<HttpError>() {
+            return matches!(http.kind(), HttpErrorKind::Connect | HttpErrorKind::Timeout)
+                .then_some(Reason::Unreachable);
+        }
+        match cause.downcast_ref::<std::io::Error>()?.kind() {
+            ErrorKind::NotFound | ErrorKind::NotADirectory => Some(Reason::Missing),
+            ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => Some(Reason::Denied),
+            ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Some(Reason::Full),
+            ErrorKind::ConnectionRefused | ErrorKind::TimedOut | ErrorKind::HostUnreachable => {
+                Some(Reason::Unreachable)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// An error and what it came from.
+fn causes<'a>(error: &'a Error) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
+    std::iter::successors(Some(error as &(dyn std::error::Error + 'static)), |error| error.source())
+}
+
+/// The root cause in one line; of an S3 server's XML only code and message.
+fn cause(error: &Error) -> String {
+    let root = causes(error).last().map(ToString::to_string).unwrap_or_default();
+    let tag = |name: &str| {
+        let (_, rest) = root.split_once(&format!("<{name}>"))?;
+        Some(rest.split_once('<')?.0.to_owned())
+    };
+    match (tag("Code"), tag("Message")) {
+        (Some(code), Some(message)) => format!("{code}: {message}"),
+        (Some(code), None) => code,
+        _ => root.split_whitespace().collect::<Vec<_>>().join(" "),
+    }
+}
+
+/// What to do about it.
+fn advice(reason: &Reason, url: &str) -> impl fmt::Display {
+    let s3 = url.starts_with("s3://");
+    match reason {
+        Reason::Missing if s3 => "; check the bucket's name and AWS_ENDPOINT, and create the bucket",
+        Reason::Missing => "; check the path",
+        Reason::Denied if s3 => {
+            "; check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and the bucket's policy"
+        }
+        Reason::Denied => "; check who owns the folder and whether it may be written",
+        Reason::Full => "; free some space, or keep fewer checkpoints",
+        Reason::Unreachable if s3 => {
+            "; check AWS_ENDPOINT, the network and, if no keys are set, the instance's role"
+        }
+        Reason::Unreachable => "; check the network",
+        Reason::Unsupported | Reason::Other => "",
+    }
+}

@@ -1,0 +1,210 @@
+//! Sending one piece: parts cut from the arrays, hashed on the way, a few in flight.
+//!
+//! # Invariants
+//! 1. Memory beside the arrays stays below (parts in flight + 1) parts.
+//! 2. An upload that does not complete is aborted, whatever ended it.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use object_store::{Error, MultipartUpload, ObjectStoreExt};
+use tokio::sync::watch;
+
+use crate::format::manifest::PieceInfo;
+use crate::format::piece::Piece;
+use crate::save::{SaveError, Stop};
+use crate::store::{Store, StoreError};
+
+/// The most parts that S3 takes for one object.
+const PARTS_MAX: u64 = 10_000;
+/// How long telling a store to drop an upload may take.
+const ABORT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Bounds on what a writer uses and how long it waits. The defaults suit a training run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tuning {
+    /// Size of an upload's parts in bytes; S3 wants 5 MiB at least. Larger for objects of more than 10,000 of them.
+    pub part_bytes: usize,
+    /// Parts of one upload under way at a time.
+    pub parts_in_flight: usize,
+    /// Tries of one operation, each after twice the pause of the one before. Within a try an S3 client repeats its
+    /// requests too.
+    pub tries_max: u32,
+    /// The first pause between tries.
+    pub pause: Duration,
+    /// The longest that writing one checkpoint may take.
+    pub deadline: Duration,
+    /// A checkpoint under way in which nothing was acknowledged for so long gives way to a newer one that waits.
+    /// One that progresses does not: otherwise a store that is slower than the interval would never hold any.
+    pub stall: Duration,
+}
+
+impl Default for Tuning {
+    fn default() -> Tuning {
+        Tuning {
+            part_bytes: 8 << 20,
+            parts_in_flight: 4,
+            tries_max: 5,
+            pause: Duration::from_millis(250),
+            deadline: Duration::from_secs(1800),
+            stall: Duration::from_secs(30),
+        }
+    }
+}
+
+/// The two lines between a save under way and its writer: stop this way, progress that way.
+pub(crate) struct Control {
+    pub(crate) stop: watch::Receiver<Option<Stop>>,
+    pub(crate) progress: watch::Sender<u64>,
+}
+
+impl Control {
+    /// Runs `work`, unless told to stop before it is done.
+    pub(crate) async fn race<T>(&self, work: impl Future<Output = T>) -> Result<T, Stop> {
+        let mut stop = self.stop.clone();
+        let stopped = async {
+            match stop.wait_for(Option::is_some).await.map(|stop| *stop) {
+                Ok(Some(stop)) => stop,
+                Ok(None) | Err(_) => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            stop = stopped => Err(stop),
+            done = work => Ok(done),
+        }
+    }
+
+    /// Something was acknowledged.
+    fn advance(&self) {
+        self.progress.send_modify(|count| *count += 1);
+    }
+
+    /// Does something until it works, an error says that it never will, or the tries are used up.
+    pub(crate) async fn retry<T>(
+        &self,
+        tuning: &Tuning,
+        mut work: impl AsyncFnMut() -> Result<T, SaveError>,
+    ) -> Result<T, SaveError> {
+        let mut pause = tuning.pause;
+        for left in (0..tuning.tries_max.max(1)).rev() {
+            match work().await {
+                Err(SaveError::Store(error)) if error.is_transient() && left > 0 => {
+                    tracing::warn!(%error, ?pause, left, "checkpoint: trying again");
+                    self.race(tokio::time::sleep(pause)).await?;
+                    pause *= 2;
+                }
+                done => {
+                    self.advance();
+                    return done;
+                }
+            }
+        }
+        unreachable!("the last try returns")
+    }
+}
+
+/// Writes a piece and tells its size and hash.
+pub(crate) async fn put_piece(
+    store: &Store,
+    folder: &str,
+    piece: &Piece,
+    tuning: &Tuning,
+    control: &Control,
+) -> Result<PieceInfo, SaveError> {
+    let (bytes, name) = (piece.bytes(), format!("{folder}/{}", piece.name));
+    let hash = control.retry(tuning, async || match bytes > tuning.part_bytes as u64 {
+        true => put_parts(store, &name, piece, tuning, control).await,
+        false => put_whole(store, &name, piece, control).await,
+    });
+    let blake3 = hash.await?.to_hex().to_string();
+    Ok(PieceInfo { name: piece.name.to_owned(), bytes, blake3 })
+}
+
+async fn put_whole(
+    store: &Store,
+    name: &str,
+    piece: &Piece,
+    control: &Control,
+) -> Result<blake3::Hash, SaveError> {
+    let bytes = piece.parts(usize::MAX / 2).next().unwrap_or_default();
+    let hash = blake3::hash(&bytes);
+    control.race(store.put(name, bytes)).await??;
+    Ok(hash)
+}
+
+async fn put_parts(
+    store: &Store,
+    name: &str,
+    piece: &Piece,
+    tuning: &Tuning,
+    control: &Control,
+) -> Result<blake3::Hash, SaveError> {
+    let path = store.path(name);
+    let failed = |error| store.error("write", name, error);
+    let mut upload = control.race(store.inner().put_multipart(&path)).await?.map_err(failed)?;
+    let sent = async {
+        let hash = send_parts(&mut *upload, piece, tuning, control).await?;
+        upload.complete().await.map(|_| hash)
+    };
+    let sent = match control.race(sent).await {
+        Ok(sent) => sent.map_err(|error| SaveError::Store(failed(error))),
+        Err(stop) => Err(SaveError::Stopped(stop)),
+    };
+    if sent.is_err() {
+        abort(&mut *upload, |error| store.error("abort the upload of", name, error)).await;
+    }
+    sent
+}
+
+async fn send_parts(
+    upload: &mut dyn MultipartUpload,
+    piece: &Piece,
+    tuning: &Tuning,
+    control: &Control,
+) -> Result<blake3::Hash, Error> {
+    let mut hasher = blake3::Hasher::new();
+    let mut in_flight = FuturesUnordered::new();
+    for part in piece.parts(part_bytes(piece.bytes(), tuning.part_bytes)) {
+        hasher.update(&part);
+        in_flight.push(upload.put_part(part.into()));
+        while in_flight.len() >= tuning.parts_in_flight.max(1) {
+            in_flight.next().await.transpose()?;
+            control.advance();
+        }
+    }
+    while let Some(done) = in_flight.next().await {
+        done?;
+        control.advance();
+    }
+    Ok(hasher.finalize())
+}
+
+async fn abort(upload: &mut dyn MultipartUpload, failed: impl Fn(Error) -> StoreError) {
+    match tokio::time::timeout(ABORT_TIMEOUT, upload.abort()).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => tracing::warn!(error = %failed(error), "checkpoint: an upload was left behind"),
+        Err(_) => tracing::warn!("checkpoint: an upload was left behind: the store did not answer"),
+    }
+}
+
+/// A part's size: as tuned, or larger where an object would have too many, and whole elements always.
+fn part_bytes(piece_bytes: u64, tuned: usize) -> usize {
+    let needed = usize::try_from(piece_bytes.div_ceil(PARTS_MAX)).unwrap_or(usize::MAX / 2);
+    needed.max(tuned).max(8).next_multiple_of(8)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_object_has_more_parts_than_s3_takes() {
+        for bytes in [1, 8 << 20, 100 << 30, 5 << 40] {
+            let part = part_bytes(bytes, 8 << 20);
+            assert!(part >= 8 << 20 && part % 8 == 0);
+            assert!(bytes.div_ceil(part as u64) <= PARTS_MAX);
+        }
+    }
+}
