@@ -15,8 +15,16 @@ use mattock::{Carry, Facts, Kernels, Output, Pass, Source, Task, TaskError};
 
 /// Rows of 5 by 3 pixels, top to bottom, as bits.
 const FONT: [[u8; 5]; 10] = [
-    [7, 5, 5, 5, 7], [2, 6, 2, 2, 7], [7, 1, 7, 4, 7], [7, 1, 7, 1, 7], [5, 5, 7, 1, 1],
-    [7, 4, 7, 1, 7], [7, 4, 7, 5, 7], [7, 1, 2, 2, 2], [7, 5, 7, 5, 7], [7, 5, 7, 1, 7],
+    [7, 5, 5, 5, 7],
+    [2, 6, 2, 2, 7],
+    [7, 1, 7, 4, 7],
+    [7, 1, 7, 1, 7],
+    [5, 5, 7, 1, 1],
+    [7, 4, 7, 1, 7],
+    [7, 4, 7, 5, 7],
+    [7, 1, 2, 2, 2],
+    [7, 5, 7, 5, 7],
+    [7, 5, 7, 1, 7],
 ];
 const PIXELS: usize = 64;
 
@@ -84,7 +92,13 @@ impl Task for Digits {
         unseen.chunks(size).map(|chunk| (chunk.len(), self.batch(chunk))).collect()
     }
 
-    fn forward<B: Kernels>(&self, block: &Classifier<B>, _: Option<Carry<B>>, batch: &Self::Batch, _: Pass) -> Output<B> {
+    fn forward<B: Kernels>(
+        &self,
+        block: &Classifier<B>,
+        _: Option<Carry<B>>,
+        batch: &Self::Batch,
+        _: Pass,
+    ) -> Output<B> {
         let device = block.hidden.weight.device();
         let pixels: Vec<f32> = batch.iter().flat_map(|(pixels, _)| pixels).copied().collect();
         let labels: Vec<i32> = batch.iter().map(|(_, label)| *label).collect();

@@ -229,7 +229,7 @@ impl RunDir {
 
     /// Where the recipe's checkpoints go: `{out}` becomes this folder.
     pub fn checkpoints(&self, recipe: &Resolved) -> String {
-        recipe.plan.checkpoint.to.replace("{out}", &self.path.to_string_lossy())
+        checkpoints_of(&recipe.plan.checkpoint.to, &self.path)
     }
 
     fn load(&self) -> Result<(Resolved, RunRecord), RunDirError> {
@@ -356,6 +356,11 @@ fn write(path: &Path, bytes: &[u8]) -> Result<(), RunDirError> {
 
 fn failed(action: &'static str, path: &Path) -> impl Fn(io::Error) -> RunDirError {
     move |source| RunDirError::Io { action, path: path.to_owned(), source }
+}
+
+/// Where checkpoints of a run in `folder` go, given `checkpoint.to`.
+pub fn checkpoints_of(to: &str, folder: &Path) -> String {
+    to.replace("{out}", &folder.to_string_lossy())
 }
 
 #[cfg(test)]

@@ -72,7 +72,8 @@ fn each_micro_batch_is_computed_by_one_rank() {
 
 #[test]
 fn a_rank_sends_what_a_ring_must_and_hardly_more() {
-    let large = recipe(&[("dim = 32", "dim = 128"), ("layers = 2", "layers = 6"), ("steps = 8", "steps = 3")]);
+    let large =
+        recipe(&[("dim = 32", "dim = 128"), ("layers = 2", "layers = 6"), ("steps = 8", "steps = 3")]);
     let bench = Bench::with(&large);
     for (sum, width) in [("exact", 4.0), ("exact64", 8.0)] {
         let run = bench.train(sum, &["--workers", "3", "--set", &format!("reduce.sum={sum}")]).done();

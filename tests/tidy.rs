@@ -40,8 +40,14 @@ const IMPURE: &[&str] = &[
 
 /// What a crate never depends on, by folder: imports flow one way.
 const FORBIDDEN: &[(&str, &[&str])] = &[
-    ("collectives", &["mattock-coordinator", "mattock-worker", "mattock-exact", "mattock-data", "burn", "object_store"]),
-    ("coordinator", &["mattock-worker", "mattock-exact", "mattock-data", "mattock-checkpoint", "burn", "object_store"]),
+    (
+        "collectives",
+        &["mattock-coordinator", "mattock-worker", "mattock-exact", "mattock-data", "burn", "object_store"],
+    ),
+    (
+        "coordinator",
+        &["mattock-worker", "mattock-exact", "mattock-data", "mattock-checkpoint", "burn", "object_store"],
+    ),
     ("worker/exact", &["mattock-", "burn", "tokio", "rand"]),
     ("worker/data", &["mattock-", "burn", "tokio"]),
     ("worker/checkpoint", &["mattock-", "burn"]),
@@ -108,8 +114,11 @@ fn functions(text: &str) -> Vec<(String, usize)> {
 
 #[test]
 fn every_file_opens_with_its_purpose() {
-    let faults: Vec<String> =
-        sources().iter().filter(|source| !source.text.starts_with("//!")).map(|source| source.path.clone()).collect();
+    let faults: Vec<String> = sources()
+        .iter()
+        .filter(|source| !source.text.starts_with("//!"))
+        .map(|source| source.path.clone())
+        .collect();
     report("every file opens with a `//!` header", &faults);
 }
 
@@ -119,7 +128,10 @@ fn no_file_outgrows_its_purpose() {
         let lines = source.text.lines().count();
         (lines > FILE_LINES_MAX).then(|| format!("{}: {lines} lines", source.path))
     };
-    report(&format!("no file is over {FILE_LINES_MAX} lines"), &sources().iter().filter_map(long).collect::<Vec<_>>());
+    report(
+        &format!("no file is over {FILE_LINES_MAX} lines"),
+        &sources().iter().filter_map(long).collect::<Vec<_>>(),
+    );
 }
 
 #[test]
@@ -128,7 +140,8 @@ fn functions_ratchet_rather_than_grow() {
     let mut seen = Vec::new();
     for source in sources() {
         for (name, lines) in functions(&source.text) {
-            let listed = LONG_FUNCTIONS.iter().find(|(path, function, _)| *path == source.path && *function == name);
+            let listed =
+                LONG_FUNCTIONS.iter().find(|(path, function, _)| *path == source.path && *function == name);
             let limit = listed.map_or(FUNCTION_LINES_MAX, |listed| listed.2);
             if lines > limit {
                 faults.push(format!("{}: {name} has {lines} lines, {limit} are allowed", source.path));
@@ -170,7 +183,9 @@ fn imports_flow_one_way() {
         let dependencies = manifest.split("[dependencies]").nth(1).unwrap_or("");
         for line in dependencies.lines().take_while(|line| !line.starts_with("[dev-")) {
             let name = line.split(['.', ' ', '=']).next().unwrap_or("");
-            let found = forbidden.iter().filter(|word| name == **word || word.ends_with('-') && name.starts_with(**word));
+            let found = forbidden
+                .iter()
+                .filter(|word| name == **word || word.ends_with('-') && name.starts_with(**word));
             faults.extend(found.map(|word| format!("{folder} depends on {word}")));
         }
     }

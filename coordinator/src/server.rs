@@ -121,7 +121,14 @@ impl Server {
         let secret = random()?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let expires = (now + config.token_lifetime).as_secs();
-        let token = JoinToken::new(&config.run, address, authority.certificate(), secret, expires);
+        let token = JoinToken::new(
+            &config.run,
+            address,
+            authority.certificate(),
+            secret,
+            expires,
+            config.membership.timeout,
+        );
         let (status, shown) = watch::channel(Status::new(&config.run));
         let status_address = status::serve(shown).await.map_err(listen)?;
         Ok(Self { config, endpoint, authority, secret, token, status, status_address })

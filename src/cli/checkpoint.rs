@@ -1,8 +1,12 @@
-//! `mattock checkpoint`: the arguments.
+//! `mattock checkpoint`: lists, verifies and shows checkpoints.
 
+use std::io::Write;
+
+use anyhow::anyhow;
 use clap::{Args, Subcommand};
+use mattock_checkpoint::{Location, Which, list, show, verify};
 
-use crate::exit::EXIT_CODES;
+use crate::exit::{EXIT_CODES, Exit, Failure};
 
 /// Look at checkpoints
 #[derive(Debug, Args)]
@@ -31,4 +35,70 @@ pub enum CheckpointAction {
 pub struct CheckpointUrl {
     /// A checkpoint or a prefix of them: a folder, file:// or s3://
     pub url: String,
+}
+
+/// A place, and the checkpoint meant if the address ends in one.
+///
+/// # Errors
+/// Bad input where the address is none.
+pub fn locate(url: &str) -> Result<(Location, Option<u64>), Failure> {
+    let trimmed = url.trim_end_matches('/');
+    let (prefix, last) = trimmed.rsplit_once('/').unwrap_or((".", trimmed));
+    let step = last.strip_prefix("step-").and_then(|digits| digits.parse().ok());
+    let place = if step.is_some() { prefix } else { url };
+    Ok((Location::parse(place).map_err(Failure::bad_input)?, step))
+}
+
+/// Runs `mattock checkpoint`; `out` is standard output.
+///
+/// # Errors
+/// Bad input where the store or the checkpoint cannot be read, or is not whole.
+pub fn run(args: &CheckpointArgs, out: &mut impl Write) -> Result<Exit, Failure> {
+    match &args.action {
+        CheckpointAction::Ls(at) => print_list(&at.url, out),
+        CheckpointAction::Verify(at) => print_verdicts(&at.url, out),
+        CheckpointAction::Show(at) => print_manifest(&at.url, out),
+    }
+}
+
+fn print_list(url: &str, out: &mut impl Write) -> Result<Exit, Failure> {
+    let (location, _) = locate(url)?;
+    let listing = list(&location).map_err(Failure::bad_input)?;
+    for summary in &listing.complete {
+        let megabytes = summary.manifest.bytes() as f64 / 1e6;
+        writeln!(out, "step {:>8}  {megabytes:>9.1} MB  {}", summary.step, summary.url)
+            .map_err(Failure::internal)?;
+    }
+    for unusable in &listing.unusable {
+        writeln!(out, "step {:>8}  unusable      {}: {}", unusable.step, unusable.url, unusable.flaw)
+            .map_err(Failure::internal)?;
+    }
+    Ok(Exit::Done)
+}
+
+fn print_verdicts(url: &str, out: &mut impl Write) -> Result<Exit, Failure> {
+    let (location, step) = locate(url)?;
+    let verdicts = verify(&location, step).map_err(Failure::bad_input)?;
+    for verdict in &verdicts {
+        let state = if verdict.flaws.is_empty() { "whole" } else { "BAD" };
+        writeln!(out, "step {:>8}  {state:<5}  {}", verdict.step, verdict.url).map_err(Failure::internal)?;
+        for flaw in &verdict.flaws {
+            writeln!(out, "               {flaw}").map_err(Failure::internal)?;
+        }
+    }
+    match verdicts.iter().filter(|verdict| !verdict.flaws.is_empty()).count() {
+        0 => Ok(Exit::Done),
+        bad => Err(Failure::bad_input(anyhow!("{bad} of {} checkpoints cannot be used", verdicts.len()))),
+    }
+}
+
+fn print_manifest(url: &str, out: &mut impl Write) -> Result<Exit, Failure> {
+    let (location, step) = locate(url)?;
+    let (head, skipped) =
+        show(&location, step.map_or(Which::Newest, Which::Step)).map_err(Failure::bad_input)?;
+    for skipped in skipped {
+        eprintln!("passed over {skipped}");
+    }
+    out.write_all(&head.manifest.encode()).map_err(Failure::internal)?;
+    Ok(Exit::Done)
 }

@@ -1,11 +1,32 @@
-//! `mattock coordinator`: the arguments.
+//! `mattock coordinator`: admits workers, forms the ring, and prints the run's events as JSON lines.
+//!
+//! Standard input takes commands of a launcher, a JSON object a line; its end is the launcher's own, and ends the run.
 
+use std::io::Write;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
+use std::time::Duration;
 
+use anyhow::anyhow;
 use clap::Args;
+use mattock_coordinator::membership::{Config, Outcome};
+use mattock_coordinator::{Command, Server, ServerConfig};
+use mattock_worker::settings::{Settings, Start};
+use serde::Deserialize;
+use tokio::sync::mpsc;
 
-use crate::exit::EXIT_CODES;
+use crate::exit::{EXIT_CODES, Exit, Failure};
+use crate::launch;
+use crate::recipe::Resolved;
+use crate::run_dir::checkpoints_of;
+
+/// How long a join token is worth something.
+const TOKEN_LIFETIME: Duration = Duration::from_secs(24 * 3600);
+/// What a launcher's end says.
+const STOP: &str = r#"{"stop":true}"#;
+/// Events and commands that may wait.
+const QUEUE_MAX: usize = 1024;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -24,10 +45,147 @@ pub struct CoordinatorArgs {
     /// Where workers reach it; port 0 takes a free one and reports it in the first event
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:0")]
     pub listen: SocketAddr,
+    /// Workers to wait for before training starts
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub workers: NonZeroU32,
+    /// The run's id, which its checkpoints bear [default: drawn from the clock]
+    #[arg(long, value_name = "ID")]
+    pub run: Option<String>,
+    /// Let workers with other binaries or devices train together: exactly once still, but not the same bits
+    #[arg(long)]
+    pub mixed: bool,
+    /// End with the standard input: for launchers
+    #[arg(long, hide = true)]
+    pub supervised: bool,
     /// Where to write the join token, readable by the owner only
     #[arg(long, value_name = "FILE")]
     pub token_file: PathBuf,
     /// Go on from the newest checkpoint, or from that of STEP
     #[arg(long, value_name = "STEP", num_args = 0..=1, require_equals = true)]
     pub resume: Option<Option<u64>>,
+}
+
+/// A launcher's command.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Said {
+    Stop(#[expect(dead_code, reason = "its presence says all")] bool),
+    Exited { pid: u32, status: String },
+}
+
+/// Runs `mattock coordinator`; `out` is standard output.
+///
+/// # Errors
+/// Bad input before it listens; a failed run after.
+pub fn run(args: &CoordinatorArgs, out: &mut impl Write) -> Result<Exit, Failure> {
+    if args.supervised {
+        launch::die_with_parent().map_err(Failure::internal)?;
+    }
+    let recipe = Resolved::load(&args.recipe, &[])?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let config = args.server_config(&recipe)?;
+    runtime.map_err(Failure::internal)?.block_on(serve(args, config, out))
+}
+
+impl CoordinatorArgs {
+    fn server_config(&self, recipe: &Resolved) -> Result<ServerConfig, Failure> {
+        let plan = &recipe.plan;
+        let settings = Settings {
+            checkpoints: checkpoints_of(&plan.checkpoint.to, &self.out),
+            start: match self.resume {
+                None => Start::Fresh,
+                Some(None) => Start::Newest,
+                Some(Some(step)) => Start::Step(step),
+            },
+        };
+        let now = || format!("{:x}", jiff::Timestamp::now().as_nanosecond());
+        Ok(ServerConfig {
+            listen: self.listen,
+            advertise: None,
+            run: self.run.clone().unwrap_or_else(now),
+            steps: plan.steps,
+            recipe: recipe.text.clone(),
+            settings: serde_json::to_string(&settings).map_err(Failure::internal)?,
+            token_lifetime: TOKEN_LIFETIME,
+            membership: Config {
+                micro_batches: plan.batch.micro_batches(),
+                expected: self.workers.get().max(plan.elastic.min_workers),
+                max_workers: plan.elastic.max_workers,
+                timeout: plan.elastic.timeout,
+                mixed: self.mixed,
+            },
+        })
+    }
+}
+
+async fn serve(args: &CoordinatorArgs, config: ServerConfig, out: &mut impl Write) -> Result<Exit, Failure> {
+    let server = Server::bind(config).await.map_err(Failure::bad_input)?;
+    server.token().write(&args.token_file).map_err(Failure::bad_input)?;
+    let (events, mut emitted) = mpsc::channel(QUEUE_MAX);
+    let (commands, commanded) = mpsc::channel(QUEUE_MAX);
+    let listening = tokio::spawn(listen(commands, args.supervised));
+    let run = tokio::spawn(server.run(events, commanded));
+    while let Some(event) = emitted.recv().await {
+        let line = serde_json::to_string(&event).map_err(Failure::internal)?;
+        writeln!(out, "{line}").and_then(|()| out.flush()).map_err(Failure::internal)?;
+    }
+    listening.abort();
+    // The token is worth nothing any more.
+    let _ = std::fs::remove_file(&args.token_file);
+    let end = run.await.map_err(Failure::internal)?;
+    match end.outcome {
+        Outcome::Completed(_) => Ok(Exit::Done),
+        Outcome::Stopped(_) => Ok(Exit::Interrupted),
+        Outcome::BadInput => Err(Failure::bad_input(anyhow!(end.reason))),
+        Outcome::WorkerLost(_) | Outcome::Failed => Err(Failure::run(anyhow!(end.reason))),
+    }
+}
+
+/// Passes on signals, and a launcher's commands; the launcher's end is a stop.
+async fn listen(commands: mpsc::Sender<Command>, supervised: bool) {
+    let Ok(mut signals) = launch::stop_signals() else { return };
+    let mut lines = stdin_lines(supervised);
+    loop {
+        let command = tokio::select! {
+            Some(()) = signals.recv() => Some(Command::Stop),
+            Some(line) = lines.recv() => read(&line),
+            else => return,
+        };
+        if let Some(command) = command
+            && commands.send(command).await.is_err()
+        {
+            return;
+        }
+    }
+}
+
+/// The lines of standard input, then a stop; nothing at all without a launcher. A thread reads them, for tokio's own
+/// would keep the runtime from ending.
+fn stdin_lines(supervised: bool) -> mpsc::Receiver<String> {
+    let (sender, lines) = mpsc::channel(QUEUE_MAX);
+    if supervised {
+        std::thread::spawn(move || {
+            let said = std::io::stdin().lines().map_while(Result::ok);
+            for line in said.chain([STOP.to_owned()]) {
+                if sender.blocking_send(line).is_err() {
+                    return;
+                }
+            }
+        });
+    }
+    lines
+}
+
+fn read(line: &str) -> Option<Command> {
+    match serde_json::from_str(line) {
+        Ok(Said::Stop(_)) => Some(Command::Stop),
+        Ok(Said::Exited { pid, status }) => {
+            let bad_input = status.ends_with(": 2");
+            Some(Command::ProcessExited { pid, status, bad_input })
+        }
+        Err(error) => {
+            tracing::warn!(%error, %line, "no command of a launcher");
+            None
+        }
+    }
 }

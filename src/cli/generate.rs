@@ -1,8 +1,16 @@
-//! `mattock generate`: the arguments.
+//! `mattock generate`: continues a text with a trained model.
 
+use std::io::Write;
+
+use anyhow::anyhow;
 use clap::Args;
+use mattock_checkpoint::{Location, Which, load_weights, show};
+use mattock_worker::storage;
+use mattock_worker::task::Sampling;
+use mattock_worker::task::gpt::Generator;
 
-use crate::exit::EXIT_CODES;
+use super::checkpoint::locate;
+use crate::exit::{EXIT_CODES, Exit, Failure};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -29,7 +37,38 @@ pub struct GenerateArgs {
     /// Root of the sampling's randomness
     #[arg(long, value_name = "SEED", default_value = "0")]
     pub seed: u64,
-    /// Where to compute: auto, cpu, cuda or cuda:N
-    #[arg(long, value_name = "DEVICE", default_value = "auto")]
-    pub device: String,
+}
+
+/// Runs `mattock generate`; `out` is standard output.
+///
+/// # Errors
+/// Bad input where there is no such checkpoint, or it holds no language model.
+pub fn run(args: &GenerateArgs, out: &mut impl Write) -> Result<Exit, Failure> {
+    let (location, step) = locate(&args.checkpoint)?;
+    let request = Sampling { tokens: args.tokens as usize, temperature: args.temperature, seed: args.seed };
+    let text = continue_text(&location, step.map_or(Which::Newest, Which::Step), &args.prompt, &request)?;
+    writeln!(out, "{text}").map_err(Failure::internal)?;
+    Ok(Exit::Done)
+}
+
+/// Loads a checkpoint's weights and draws from them.
+///
+/// # Errors
+/// As [`run`].
+pub fn continue_text(
+    location: &Location,
+    which: Which,
+    prompt: &str,
+    request: &Sampling,
+) -> Result<String, Failure> {
+    let (head, _) = show(location, which).map_err(Failure::bad_input)?;
+    let config = String::from_utf8_lossy(&head.files.config_json).into_owned();
+    let tokenizer = head.files.tokenizer_json.clone();
+    let tokenizer =
+        tokenizer.ok_or_else(|| Failure::bad_input(anyhow!("{} has no tokenizer.json", head.url)))?;
+    let generator = Generator::new(&config, &tokenizer).map_err(Failure::bad_input)?;
+    let layout = storage::layout(&generator.space()).map_err(Failure::internal)?;
+    let step = Which::Step(head.manifest.step);
+    let (weights, _) = load_weights(location, step, |_| Ok(layout.clone())).map_err(Failure::bad_input)?;
+    generator.text(&weights.params, prompt, request).map_err(Failure::bad_input)
 }

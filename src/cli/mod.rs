@@ -7,6 +7,7 @@ pub mod checkpoint;
 pub mod coordinator;
 pub mod data;
 pub mod generate;
+mod parts;
 pub mod recipe;
 pub mod train;
 pub mod worker;
@@ -14,9 +15,13 @@ pub mod worker;
 #[cfg(test)]
 mod tests;
 
-use clap::{Parser, Subcommand};
+use std::marker::PhantomData;
 
-use crate::exit::EXIT_CODES;
+use clap::{Parser, Subcommand};
+use mattock_worker::task::Task;
+
+use self::parts::{TaskParts, open};
+use crate::exit::{EXIT_CODES, Exit, Failure};
 
 /// Train a model on any number of workers, with the same bits on any number of workers
 #[derive(Debug, Parser)]
@@ -30,6 +35,35 @@ pub struct Cli {
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Train a model as a recipe says, with a coordinator and workers on this machine
+    Train(train::TrainArgs),
+    /// Run a coordinator alone: workers elsewhere join it with the token that it writes
+    Coordinator(coordinator::CoordinatorArgs),
+    /// Join a run as one worker
+    Worker(worker::WorkerArgs),
+    /// Continue a text with a trained model
+    Generate(generate::GenerateArgs),
+    /// Look at checkpoints
+    Checkpoint(checkpoint::CheckpointArgs),
     /// Look at a recipe without training
     Recipe(recipe::RecipeArgs),
+    /// Build or show a recipe's dataset
+    Data(data::DataArgs),
+}
+
+/// Does what the command line says, for runs of task `T`.
+///
+/// # Errors
+/// Each subcommand's own.
+pub fn run<T: Task>(command: &Command) -> Result<Exit, Failure> {
+    let out = &mut std::io::stdout().lock();
+    match command {
+        Command::Train(args) => train::run(args, &TaskParts::<T>(PhantomData), out),
+        Command::Coordinator(args) => coordinator::run(args, out),
+        Command::Worker(args) => worker::run::<T>(args),
+        Command::Generate(args) => generate::run(args, out),
+        Command::Checkpoint(args) => checkpoint::run(args, out),
+        Command::Recipe(args) => recipe::run(args, |recipe| open::<T>(recipe).map(drop), out),
+        Command::Data(args) => data::run::<T>(args, out),
+    }
 }

@@ -63,11 +63,11 @@ pub trait Parts {
     /// Bad input where the task or the data refuse.
     fn prepare(&self, recipe: &Resolved) -> Result<String, Failure>;
 
-    /// Refuses, accepts or clears what lies under the checkpoint prefix.
+    /// Refuses, accepts or clears what lies under the checkpoint prefix; returns the run's id.
     ///
     /// # Errors
     /// Bad input where another run's checkpoints are there, or to resume, none.
-    fn claim_checkpoints(&self, url: &str, reuse: Reuse) -> Result<(), Failure>;
+    fn claim_checkpoints(&self, url: &str, reuse: Reuse) -> Result<String, Failure>;
 
     /// A few lines sampled from the model in a checkpoint; none where the task has no text to show.
     fn sample(&self, recipe: &Resolved, checkpoint: &str) -> Option<String>;
@@ -91,10 +91,10 @@ pub fn run(args: &TrainArgs, parts: &impl Parts, out: &mut impl Write) -> Result
     for change in dir.check_resumable(&recipe, &record)? {
         eprintln!("resumed with another recipe: {change}");
     }
-    parts.claim_checkpoints(&dir.checkpoints(&recipe), args.reuse())?;
+    let run = parts.claim_checkpoints(&dir.checkpoints(&recipe), args.reuse())?;
     dir.save(&recipe, &record)?;
 
-    let (ended, watch) = train(args, &recipe, &dir)?;
+    let (ended, watch) = train(args, &recipe, &dir, &run)?;
     let summary =
         Summary::new(watch.progress.meter(), &watch.ended.clone().unwrap_or_default(), Instant::now());
     eprint!("\n{}", summary.to_text(dir.path()));
@@ -158,10 +158,12 @@ impl TrainArgs {
     }
 
     /// The processes of the run in `dir`.
-    fn processes(&self, recipe: &Resolved, dir: &RunDir) -> io::Result<LocalRun> {
+    fn processes(&self, recipe: &Resolved, dir: &RunDir, run: &str) -> io::Result<LocalRun> {
         let token = dir.path().join(TOKEN);
         let mut coordinator: Vec<OsString> = vec!["coordinator".into(), dir.recipe_path().into()];
         coordinator.extend(["--out".into(), dir.path().into(), "--token-file".into(), token.clone().into()]);
+        coordinator.extend(["--workers".into(), self.workers.to_string().into()]);
+        coordinator.extend(["--run".into(), run.into(), "--supervised".into()]);
         match self.resume {
             Some(Some(step)) => coordinator.push(format!("--resume={step}").into()),
             Some(None) => coordinator.push("--resume".into()),
@@ -169,10 +171,11 @@ impl TrainArgs {
         }
         let this = Program::this::<OsString>([])?;
         let device = self.device.clone();
-        let worker = move |_: u32, listening: &Listening| {
+        let worker = move |index: u32, listening: &Listening| {
             let mut args: Vec<OsString> = vec!["worker".into(), "--coordinator".into()];
             args.extend([listening.address.to_string().into(), "--token-file".into(), token.clone().into()]);
-            args.extend(["--device".into(), device.clone().into()]);
+            args.extend(["--device".into(), device.clone().into(), "--supervised".into()]);
+            args.extend(["--local-rank".into(), index.to_string().into()]);
             Program { args, ..this.clone() }
         };
         Ok(LocalRun {
@@ -185,8 +188,8 @@ impl TrainArgs {
 }
 
 /// Starts the processes and watches them until all are gone.
-fn train(args: &TrainArgs, recipe: &Resolved, dir: &RunDir) -> Result<(Ended, Watch), Failure> {
-    let run = args.processes(recipe, dir).map_err(Failure::internal)?;
+fn train(args: &TrainArgs, recipe: &Resolved, dir: &RunDir, run: &str) -> Result<(Ended, Watch), Failure> {
+    let run = args.processes(recipe, dir, run).map_err(Failure::internal)?;
     let mut watch = Watch::new(dir.events()?);
     // On this very thread: the kernel ties children to the thread that started them.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

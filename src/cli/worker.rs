@@ -1,29 +1,86 @@
-//! `mattock worker`: the arguments.
+//! `mattock worker`: one worker, from its token to the end of the run.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use anyhow::anyhow;
 use clap::Args;
+use mattock_coordinator::identity::JoinToken;
+use mattock_worker::DeviceError;
+use mattock_worker::session::{self, Options};
+use mattock_worker::task::Task;
 
-use crate::exit::EXIT_CODES;
+use crate::exit::{EXIT_CODES, Exit, Failure};
+use crate::launch;
+use crate::recipe::Resolved;
+
+/// Holds the join token where no file is named.
+const TOKEN_VARIABLE: &str = "MATTOCK_TOKEN";
 
 const EXAMPLES: &str = "\
 Examples:
-  mattock worker --coordinator 10.0.0.1:4433 --token-file run.token
-  MATTOCK_TOKEN=... mattock worker --coordinator 10.0.0.1:4433 --device cuda:0
+  mattock worker --token-file run.token
+  MATTOCK_TOKEN=$(cat run.token) mattock worker --device cuda:0
 ";
 
 /// Join a run as one worker
 #[derive(Debug, Args)]
 #[command(after_help = format!("{EXAMPLES}\n{EXIT_CODES}"))]
 pub struct WorkerArgs {
-    /// The coordinator's address
+    /// The coordinator's address, if it is not the one in the token
     #[arg(long, value_name = "ADDRESS")]
-    pub coordinator: SocketAddr,
+    pub coordinator: Option<SocketAddr>,
     /// The file with the join token; without it the environment's MATTOCK_TOKEN is read
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
     /// Where to compute: auto, cpu, cuda or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: String,
+    /// Among the workers of this host; picks a device where several are there
+    #[arg(long, value_name = "N", default_value = "0")]
+    pub local_rank: usize,
+    /// End with the process that started it: for launchers
+    #[arg(long, hide = true)]
+    pub supervised: bool,
+}
+
+/// Runs `mattock worker`.
+///
+/// # Errors
+/// Bad input where token, device, recipe or data are at fault; a failed run otherwise.
+pub fn run<T: Task>(args: &WorkerArgs) -> Result<Exit, Failure> {
+    if args.supervised {
+        launch::die_with_parent().map_err(Failure::internal)?;
+    }
+    let mut token = args.token()?;
+    token.address = args.coordinator.unwrap_or(token.address);
+    let resolve = |text: &str| {
+        Resolved::parse(text, Path::new("recipe.toml"))
+            .map(|recipe| recipe.plan)
+            .map_err(|error| error.to_string())
+    };
+    let options = Options {
+        token,
+        device: args.device.parse().map_err(|error: DeviceError| Failure::bad_input(error))?,
+        local_rank: args.local_rank,
+        cache: crate::cache::folder(),
+        resolve: &resolve,
+    };
+    match session::run::<T>(&options) {
+        Ok(()) => Ok(Exit::Done),
+        Err(error) if error.is_bad_input() => Err(Failure::bad_input(error)),
+        Err(error) => Err(Failure::run(error)),
+    }
+}
+
+impl WorkerArgs {
+    fn token(&self) -> Result<JoinToken, Failure> {
+        match (&self.token_file, std::env::var(TOKEN_VARIABLE)) {
+            (Some(file), _) => JoinToken::read(file).map_err(Failure::bad_input),
+            (None, Ok(text)) => JoinToken::parse(&text).map_err(Failure::bad_input),
+            (None, Err(_)) => Err(Failure::bad_input(anyhow!(
+                "no join token: give --token-file FILE, or set {TOKEN_VARIABLE}"
+            ))),
+        }
+    }
 }

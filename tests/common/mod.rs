@@ -83,13 +83,17 @@ impl Bench {
     /// The program, with its caches inside the bench.
     pub fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mattock"));
-        command.env("XDG_CACHE_HOME", self.path("cache")).env_remove("RUST_LOG").current_dir(self.folder.path());
+        command
+            .env("XDG_CACHE_HOME", self.path("cache"))
+            .env_remove("RUST_LOG")
+            .current_dir(self.folder.path());
         command
     }
 
     /// `train recipe.toml --json --out OUT` with further arguments.
     pub fn train(&self, out: &str, arguments: &[&str]) -> Run {
-        let output = self.command().args(["train", "recipe.toml", "--json", "--out", out]).args(arguments).output();
+        let output =
+            self.command().args(["train", "recipe.toml", "--json", "--out", out]).args(arguments).output();
         Run::read(&output.unwrap(), self.path(out))
     }
 }
@@ -97,7 +101,12 @@ impl Bench {
 impl Run {
     fn read(output: &Output, out: PathBuf) -> Self {
         let summary = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
-        Self { code: output.status.code(), summary, errors: String::from_utf8_lossy(&output.stderr).into_owned(), out }
+        Self {
+            code: output.status.code(),
+            summary,
+            errors: String::from_utf8_lossy(&output.stderr).into_owned(),
+            out,
+        }
     }
 
     /// This run, which must have ended well.
@@ -119,7 +128,8 @@ impl Run {
 
     /// (loss, state hash) of each step.
     pub fn curve(&self) -> Vec<(f64, String)> {
-        let point = |step: Value| (step["loss"].as_f64().unwrap(), step["state_hash"].as_str().unwrap().to_owned());
+        let point =
+            |step: Value| (step["loss"].as_f64().unwrap(), step["state_hash"].as_str().unwrap().to_owned());
         self.steps().into_iter().map(point).collect()
     }
 }
@@ -133,7 +143,9 @@ pub fn steps(out: &Path) -> Vec<Value> {
 
 /// Some 6 KB of words in an order that a small model can learn something of.
 fn text(seed: u32) -> String {
-    let words = ["the", "ring", "carries", "every", "gradient", "once", "and", "no", "worker", "leaves", "a", "trace"];
+    let words = [
+        "the", "ring", "carries", "every", "gradient", "once", "and", "no", "worker", "leaves", "a", "trace",
+    ];
     let mut state = u64::from(seed) + 1;
     let mut text = String::new();
     while text.len() < 6000 {

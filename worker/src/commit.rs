@@ -31,7 +31,9 @@ pub(crate) struct Verdict {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum CommitError {
     /// The one invariant that everything rests on.
-    #[error("micro-batch {index} was counted {count} times in step {step}: nothing was written; this is a bug")]
+    #[error(
+        "micro-batch {index} was counted {count} times in step {step}: nothing was written; this is a bug"
+    )]
     NotOnce {
         /// The step.
         step: u64,

@@ -6,14 +6,22 @@
 //! Deliberately absent here: the recipe's text, launching, and anything about other workers but their sums.
 
 mod commit;
+mod control;
 mod evaluate;
 mod gradients;
+mod host;
 mod params;
 pub mod phases;
 pub mod plan;
 pub mod schedule;
+pub mod session;
+pub mod settings;
 pub mod state;
+pub mod storage;
 mod sum;
 pub mod task;
 pub mod trainer;
 mod update;
+
+pub use mattock_kernels::{DeviceChoice, DeviceError, Kernels};
+pub use params::{Parameter, Space};

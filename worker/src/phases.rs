@@ -23,15 +23,8 @@ pub enum Phase {
 
 impl Phase {
     /// All of them, in the order of a step.
-    pub const ALL: [Self; 7] = [
-        Self::Data,
-        Self::Compute,
-        Self::Round,
-        Self::Exchange,
-        Self::Update,
-        Self::Checkpoint,
-        Self::Other,
-    ];
+    pub const ALL: [Self; 7] =
+        [Self::Data, Self::Compute, Self::Round, Self::Exchange, Self::Update, Self::Checkpoint, Self::Other];
 
     /// As in `events.jsonl`.
     pub fn name(self) -> &'static str {

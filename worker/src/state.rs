@@ -31,8 +31,13 @@ impl State {
             parameters[range.start..range.start + values.len()].copy_from_slice(&values);
         }
         let zeros = vec![0.0; space.len()];
-        let state =
-            Self { step: 0, parameters, first: zeros.clone(), second: zeros, exponents: Exponents::default() };
+        let state = Self {
+            step: 0,
+            parameters,
+            first: zeros.clone(),
+            second: zeros,
+            exponents: Exponents::default(),
+        };
         (space, state)
     }
 

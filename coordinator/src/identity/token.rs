@@ -9,6 +9,7 @@ use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +33,8 @@ pub struct JoinToken {
     secret: String,
     /// Seconds since 1970 after which it is worth nothing.
     pub expires: u64,
+    /// How long the run waits for a silent peer, in milliseconds.
+    timeout_ms: u64,
 }
 
 impl fmt::Debug for JoinToken {
@@ -72,6 +75,7 @@ impl JoinToken {
         authority: &[u8],
         secret: [u8; 32],
         expires: u64,
+        timeout: Duration,
     ) -> Self {
         Self {
             mattock_token: FORMAT,
@@ -80,7 +84,13 @@ impl JoinToken {
             authority: hex::encode(authority),
             secret: hex::encode(secret),
             expires,
+            timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX).max(1),
         }
+    }
+
+    /// How long the run waits for a silent peer.
+    pub fn timeout(&self) -> Duration {
+        Duration::from_millis(self.timeout_ms)
     }
 
     /// Reads a token's text.
@@ -151,7 +161,14 @@ mod tests {
     use super::*;
 
     fn token() -> JoinToken {
-        JoinToken::new("run", "127.0.0.1:4433".parse().unwrap(), b"authority", [7; 32], 99)
+        JoinToken::new(
+            "run",
+            "127.0.0.1:4433".parse().unwrap(),
+            b"authority",
+            [7; 32],
+            99,
+            Duration::from_secs(3),
+        )
     }
 
     #[test]

@@ -87,7 +87,10 @@ mod tests {
     #[test]
     fn streams_are_pinned() {
         let mut stream = MicroBatchKey { seed: 1, step: 2, micro_batch: 3 }.stream(4);
-        assert_eq!(format!("{:016x} {:016x}", stream.bits(), stream.bits()), "5a55afda95c48b20 2975653bf0fb4619");
+        assert_eq!(
+            format!("{:016x} {:016x}", stream.bits(), stream.bits()),
+            "5a55afda95c48b20 2975653bf0fb4619"
+        );
         assert_eq!(format!("{:016x}", Normal::new(1).draw().to_bits()), "bff285527d57a9a2");
     }
 

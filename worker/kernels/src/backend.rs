@@ -87,6 +87,28 @@ impl std::fmt::Display for Device {
     }
 }
 
+/// The CUDA device of this index, as Burn names it.
+#[cfg(feature = "cuda")]
+pub fn cuda_device(index: usize) -> burn_cuda::CudaDevice {
+    burn_cuda::CudaDevice::new(index)
+}
+
+/// The processor's vector features, which choose kernels at run time: equal ones give equal bits.
+pub fn cpu_features() -> String {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let features = [
+            ("avx2", std::arch::is_x86_feature_detected!("avx2")),
+            ("fma", std::arch::is_x86_feature_detected!("fma")),
+            ("avx512f", std::arch::is_x86_feature_detected!("avx512f")),
+        ];
+        let found: Vec<&str> = features.iter().filter(|(_, found)| *found).map(|(name, _)| *name).collect();
+        format!("x86-64 {}", found.join("+"))
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    std::env::consts::ARCH.to_owned()
+}
+
 #[cfg(not(feature = "cuda"))]
 mod cuda {
     //! A build without CUDA: says so.

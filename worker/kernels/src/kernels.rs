@@ -12,7 +12,12 @@ use burn::tensor::{Bool, Int, Tensor};
 /// Operations of a decoder block, with a plain form for every backend.
 pub trait Kernels: Backend {
     /// Layer norm over the last dimension (Ba, Kiros and Hinton, 2016): `x [b, t, d]`, `weight` and `bias` `[d]`.
-    fn norm(x: Tensor<Self, 3>, weight: Tensor<Self, 1>, bias: Tensor<Self, 1>, epsilon: f64) -> Tensor<Self, 3> {
+    fn norm(
+        x: Tensor<Self, 3>,
+        weight: Tensor<Self, 1>,
+        bias: Tensor<Self, 1>,
+        epsilon: f64,
+    ) -> Tensor<Self, 3> {
         let mean = x.clone().mean_dim(2);
         let centred = x - mean;
         let variance = centred.clone().powi_scalar(2).mean_dim(2);
@@ -40,7 +45,10 @@ pub trait Kernels: Backend {
         let (dim, width) = (columns / 3, columns / 3 / heads);
         let part = |index: usize| {
             let columns = index * dim..(index + 1) * dim;
-            qkv.clone().slice([0..batch, 0..time, columns]).reshape([batch, time, heads, width]).swap_dims(1, 2)
+            qkv.clone()
+                .slice([0..batch, 0..time, columns])
+                .reshape([batch, time, heads, width])
+                .swap_dims(1, 2)
         };
         let scores = part(0).matmul(part(1).transpose()) * (1.0 / (width as f64).sqrt());
         let future = Tensor::<Self, 2, Bool>::tril_mask([time, time], 0, &qkv.device());

@@ -7,7 +7,7 @@
 mod backend;
 mod kernels;
 
-pub use backend::{Cpu, Device, DeviceChoice, DeviceError};
+pub use backend::{Cpu, Device, DeviceChoice, DeviceError, cpu_features};
 #[cfg(feature = "cuda")]
-pub use backend::Cuda;
+pub use backend::{Cuda, cuda_device};
 pub use kernels::{Kernels, TrainBackend};

@@ -119,9 +119,17 @@ mod tests {
     use super::*;
 
     fn space() -> Space {
-        let parameter = |name: &str, shape: &[usize], offset| Parameter { name: name.into(), shape: shape.into(), offset };
+        let parameter = |name: &str, shape: &[usize], offset| Parameter {
+            name: name.into(),
+            shape: shape.into(),
+            offset,
+        };
         Space {
-            parameters: vec![parameter("a", &[3, 4], 0), parameter("b", &[5], 12), parameter("c", &[300], 256)],
+            parameters: vec![
+                parameter("a", &[3, 4], 0),
+                parameter("b", &[5], 12),
+                parameter("c", &[300], 256),
+            ],
             buckets: vec![0..256, 256..768],
         }
     }

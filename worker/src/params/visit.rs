@@ -104,6 +104,8 @@ impl<B: AutodiffBackend> ModuleVisitor<B> for Gradients<'_, B> {
 fn copy(data: TensorData, out: &mut [f32]) {
     match data.as_slice::<f32>() {
         Ok(values) => out.copy_from_slice(values),
-        Err(_) => out.iter_mut().zip(data.convert::<f32>().iter::<f32>()).for_each(|(out, value)| *out = value),
+        Err(_) => {
+            out.iter_mut().zip(data.convert::<f32>().iter::<f32>()).for_each(|(out, value)| *out = value)
+        }
     }
 }

@@ -3,9 +3,7 @@
 use std::ops::Range;
 
 use mattock_collectives::{CollectiveError, Group, SaturatingSum, Sum};
-use mattock_exact::{
-    Accumulator, BLOCK, Exponents, Rounding, WideBlocks, decode, decode_wide, wide_blocks,
-};
+use mattock_exact::{Accumulator, BLOCK, Exponents, Rounding, WideBlocks, decode, decode_wide, wide_blocks};
 
 use super::Summed;
 use super::flight::{Flight, all_reduce};

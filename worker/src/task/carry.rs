@@ -74,6 +74,4 @@ impl<B: AutodiffBackend> Carry<B> {
 }
 
 /// Gradients of a [`Carry`], in its order.
-pub(crate) struct CarryGradients<B: AutodiffBackend>(
-    Vec<Option<FloatTensor<B::InnerBackend>>>,
-);
+pub(crate) struct CarryGradients<B: AutodiffBackend>(Vec<Option<FloatTensor<B::InnerBackend>>>);

@@ -69,8 +69,7 @@ impl Source<'_> {
 /// Reads a table strictly. What the type itself does not refuse shows as a key that is lost on the way back.
 fn read<C: Serialize + DeserializeOwned>(table: &'static str, value: &Table) -> Result<C, TaskError> {
     let fault = |reason: String| TaskError::Table { table, reason };
-    let config: C =
-        serde_json::from_value(value.clone().into()).map_err(|error| fault(error.to_string()))?;
+    let config: C = serde_json::from_value(value.clone().into()).map_err(|error| fault(error.to_string()))?;
     let known = serde_json::to_value(&config).map_err(|error| fault(error.to_string()))?;
     match value.keys().find(|&key| known.get(key).is_none()) {
         None => Ok(config),
@@ -149,12 +148,6 @@ pub trait Task: Sized + Send + Sync + 'static {
 
     /// What is known of model and data, for the summary and the checkpoints.
     fn facts(&self) -> Facts;
-
-    /// A few lines drawn from the model, for the end of a run; `None` for tasks that do not write.
-    fn sample<B: Kernels>(&self, blocks: &[Self::Block<B>], prompt: &str, request: &Sampling) -> Option<String> {
-        let _ = (blocks, prompt, request);
-        None
-    }
 }
 
 /// How text is drawn from a model.
@@ -179,6 +172,8 @@ pub struct Facts {
     pub config_json: String,
     /// `tokenizer.json` of the checkpoints.
     pub tokenizer_json: Option<Arc<[u8]>>,
+    /// What the dataset is, in a few lines for a person.
+    pub summary: String,
     /// Where the dataset was built.
     pub dataset: Option<PathBuf>,
 }

@@ -86,7 +86,19 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
         let lengths: Vec<usize> = space.buckets().iter().map(ExactSizeIterator::len).collect();
         let sum = GradientSum::new(plan.reduce.sum, &space, plan.batch.micro_batches());
         let gradient = vec![0.0; space.len()];
-        Self { task, plan, state, device, blocks, lengths, sum, gradient, scratch: Vec::new(), clock: Clock::start(), space }
+        Self {
+            task,
+            plan,
+            state,
+            device,
+            blocks,
+            lengths,
+            sum,
+            gradient,
+            scratch: Vec::new(),
+            clock: Clock::start(),
+            space,
+        }
     }
 
     /// The state after the last step.
@@ -97,6 +109,11 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
     /// Where parameters lie.
     pub fn space(&self) -> &Space {
         &self.space
+    }
+
+    /// Where it computes.
+    pub fn device(&self) -> &B::Device {
+        &self.device
     }
 
     /// The stopwatch, for what is done between steps.
@@ -135,7 +152,8 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
         let blocks = std::mem::take(&mut self.blocks);
         let parts = blocks.into_iter().zip(self.space.buckets());
         let parameters = &self.state.parameters;
-        self.blocks = parts.map(|(block, range)| attach(block, &parameters[range.clone()], &self.device)).collect();
+        self.blocks =
+            parts.map(|(block, range)| attach(block, &parameters[range.clone()], &self.device)).collect();
     }
 
     /// The first step's exponents: from the maxima of micro-batch 0, as rank 0 measures them.

@@ -70,7 +70,10 @@ impl Task for Toy {
         let (weight, bias) = (block.weight.val(), block.bias.val().unsqueeze::<2>());
         match input {
             None => {
-                let x = Tensor::<B, 2>::from_data(TensorData::new(points.clone(), [*rows, WIDTH]), &weight.device());
+                let x = Tensor::<B, 2>::from_data(
+                    TensorData::new(points.clone(), [*rows, WIDTH]),
+                    &weight.device(),
+                );
                 let hidden = activation::tanh(x.matmul(weight.clone()) + bias);
                 Output::Next(Carry::default().with(hidden).with(weight))
             }
@@ -105,7 +108,11 @@ fn plan(micro: u32, sum: Sum) -> Plan {
         steps: 5,
         reduce: Reduce { sum, nonfinite: NonFinite::Stop },
         checkpoint: plan::Checkpoint { to: String::new(), every: 0, keep: 1 },
-        elastic: plan::Elastic { min_workers: 1, max_workers: 9, timeout: std::time::Duration::from_secs(60) },
+        elastic: plan::Elastic {
+            min_workers: 1,
+            max_workers: 9,
+            timeout: std::time::Duration::from_secs(60),
+        },
     }
 }
 

@@ -37,6 +37,11 @@ fn tied() -> bool {
 }
 
 impl GptConfig {
+    /// What the parameters of a block are called by, in Hugging Face's GPT-2.
+    pub(super) fn prefix(&self, index: usize) -> String {
+        if (1..=self.layers).contains(&index) { format!("h.{}", index - 1) } else { String::new() }
+    }
+
     /// What is wrong with the numbers, if anything.
     pub(super) fn fault(&self) -> Option<String> {
         let Self { layers, heads, dim, context, dropout, .. } = *self;
@@ -44,9 +49,9 @@ impl GptConfig {
             () if layers == 0 || heads == 0 || dim == 0 || context == 0 => {
                 Some("layers, heads, dim and context must all be at least 1".to_owned())
             }
-            () if !dim.is_multiple_of(heads) => {
-                Some(format!("dim = {dim} is not divisible by heads = {heads}: choose a dim that is a multiple of it"))
-            }
+            () if !dim.is_multiple_of(heads) => Some(format!(
+                "dim = {dim} is not divisible by heads = {heads}: choose a dim that is a multiple of it"
+            )),
             () if !(0.0..1.0).contains(&dropout) => {
                 Some(format!("dropout = {dropout} is not a probability below 1"))
             }
@@ -107,15 +112,29 @@ mod tests {
 
     #[test]
     fn a_configuration_survives_hugging_faces_form() {
-        let config =
-            GptConfig { family: Family::Gpt, layers: 3, heads: 2, dim: 8, context: 5, tied: false, dropout: 0.0 };
+        let config = GptConfig {
+            family: Family::Gpt,
+            layers: 3,
+            heads: 2,
+            dim: 8,
+            context: 5,
+            tied: false,
+            dropout: 0.0,
+        };
         assert_eq!(GptConfig::from_hugging_face(&config.hugging_face(17)), Ok((config, 17)));
     }
 
     #[test]
     fn heads_must_divide_the_width() {
-        let config =
-            GptConfig { family: Family::Gpt, layers: 3, heads: 3, dim: 8, context: 5, tied: true, dropout: 0.0 };
+        let config = GptConfig {
+            family: Family::Gpt,
+            layers: 3,
+            heads: 3,
+            dim: 8,
+            context: 5,
+            tied: true,
+            dropout: 0.0,
+        };
         assert!(config.fault().unwrap().contains("not divisible"));
     }
 }

@@ -10,7 +10,8 @@ use mattock_data::{Corpus, TextConfig, Tokens as TokenFile};
 
 pub use self::config::GptConfig;
 pub use self::model::GptBlock;
-use super::{Carry, Facts, Output, Pass, Sampling, Source, Task, TaskError};
+pub use self::sampling::{Generator, GeneratorError};
+use super::{Carry, Facts, Output, Pass, Source, Task, TaskError};
 use mattock_kernels::Kernels;
 
 /// A GPT-2-shaped language model on a corpus of text.
@@ -53,7 +54,7 @@ impl Task for Gpt {
     }
 
     fn prefix(&self, index: usize) -> String {
-        if (1..=self.config.layers).contains(&index) { format!("h.{}", index - 1) } else { String::new() }
+        self.config.prefix(index)
     }
 
     fn samples(&self) -> u64 {
@@ -90,17 +91,15 @@ impl Task for Gpt {
             unigram_loss: Some(self.corpus.manifest.unigram_loss),
             config_json: self.config.hugging_face(self.corpus.tokenizer.vocab()),
             tokenizer_json: Some(self.corpus.tokenizer.json().into()),
+            summary: self.corpus.manifest.to_string(),
             dataset: Some(self.corpus.folder().to_owned()),
         }
-    }
-
-    fn sample<B: Kernels>(&self, blocks: &[GptBlock<B>], prompt: &str, request: &Sampling) -> Option<String> {
-        sampling::text(blocks, &self.corpus.tokenizer, self.config.context, prompt, request).ok()
     }
 }
 
 fn windows(tokens: &TokenFile, samples: &[u64], context: usize) -> TokenBatch {
-    let mut batch = TokenBatch { tokens: Vec::with_capacity(samples.len() * (context + 1)), rows: samples.len() };
+    let mut batch =
+        TokenBatch { tokens: Vec::with_capacity(samples.len() * (context + 1)), rows: samples.len() };
     for &sample in samples {
         tokens.window(sample, context, &mut batch.tokens);
     }

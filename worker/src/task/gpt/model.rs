@@ -9,8 +9,8 @@ use burn::tensor::{Int, Tensor, TensorData};
 use mattock_data::keys::{MicroBatchKey, Normal};
 
 use super::GptConfig;
-use mattock_kernels::Kernels;
 use crate::task::{Carry, Output, Pass};
+use mattock_kernels::Kernels;
 
 /// Under the root of layer norm, as GPT-2 has it.
 pub(super) const NORM_EPSILON: f64 = 1e-5;

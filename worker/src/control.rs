@@ -1,0 +1,120 @@
+//! The coordinator's voice within a worker: a thread that listens while training computes.
+//!
+//! Training blocks in collectives; when the coordinator says that the ring or the run is over, this thread cancels the
+//! ring at once, and training finds the reason here.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use mattock_collectives::Group;
+use mattock_coordinator::membership::{Instruction, Member};
+use mattock_coordinator::{Client, ClientError, Report, Reporter};
+
+/// How often the thread looks whether it is still wanted.
+const PULSE: Duration = Duration::from_millis(200);
+/// Instructions that may wait: more than a run can have rings in a while.
+const INSTRUCTIONS_MAX: usize = 64;
+
+/// What both threads see.
+#[derive(Default)]
+struct Shared {
+    stop: AtomicBool,
+    dismissed: AtomicBool,
+    ring: Mutex<Option<Arc<Group>>>,
+}
+
+impl Shared {
+    fn cancel(&self, cause: &str) {
+        let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(ring) = ring {
+            ring.cancel(cause);
+        }
+    }
+}
+
+/// The coordinator, as training sees it.
+pub(crate) struct Control {
+    shared: Arc<Shared>,
+    reporter: Reporter,
+    instructions: Receiver<Instruction>,
+    thread: JoinHandle<()>,
+}
+
+impl Control {
+    pub(crate) fn start(client: Client) -> std::io::Result<Self> {
+        let shared = Arc::new(Shared::default());
+        let reporter = client.reporter();
+        let (sender, instructions) = mpsc::sync_channel(INSTRUCTIONS_MAX);
+        let listener = Arc::clone(&shared);
+        let thread = thread::Builder::new().name("mattock-listen".to_owned()).spawn(move || {
+            listen(&client, &listener, &sender);
+            client.close();
+        })?;
+        Ok(Self { shared, reporter, instructions, thread })
+    }
+
+    /// Whether the user wants the run to stop.
+    pub(crate) fn stop_requested(&self) -> bool {
+        self.shared.stop.load(Ordering::Relaxed)
+    }
+
+    /// Makes `ring` the one that is cancelled when the coordinator says so.
+    pub(crate) fn guard(&self, ring: &Arc<Group>) {
+        *self.shared.ring.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(ring));
+    }
+
+    /// Reports something.
+    pub(crate) fn report(&self, report: Report) -> Result<(), ClientError> {
+        self.reporter.send(report)
+    }
+
+    /// Waits for what to do next; `None` where nothing came in time, an end where the coordinator is gone.
+    pub(crate) fn next(&self, limit: Duration) -> Option<Instruction> {
+        match self.instructions.recv_timeout(limit) {
+            Ok(instruction) => Some(instruction),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => {
+                Some(Instruction::End { reason: "the coordinator is gone".to_owned() })
+            }
+        }
+    }
+
+    /// Sends what is queued and ends the connection.
+    pub(crate) fn close(self) {
+        let Self { shared, reporter, thread, .. } = self;
+        shared.dismissed.store(true, Ordering::Relaxed);
+        drop(reporter);
+        // A panic there has been printed already.
+        let _ = thread.join();
+    }
+}
+
+fn listen(client: &Client, shared: &Shared, instructions: &SyncSender<Instruction>) {
+    let mut member = Member::new(client.worker());
+    while !shared.dismissed.load(Ordering::Relaxed) {
+        let message = match client.receive(PULSE) {
+            Ok(Some(message)) => message,
+            Ok(None) => continue,
+            Err(error) => {
+                shared.cancel(&error.to_string());
+                return;
+            }
+        };
+        let Some(instruction) = member.receive(message) else { continue };
+        match &instruction {
+            Instruction::Stop => {
+                shared.stop.store(true, Ordering::Relaxed);
+                continue;
+            }
+            Instruction::Link { .. } => shared.cancel("another ring is formed"),
+            Instruction::End { reason } => shared.cancel(reason),
+            Instruction::Train(_) => {}
+        }
+        if instructions.try_send(instruction).is_err() {
+            return;
+        }
+    }
+}
