@@ -61,7 +61,7 @@ impl Patience {
     /// Longest time over all repetitions of one request.
     pub(crate) fn per_request(self) -> Duration {
         match self {
-            Patience::Long => Duration::from_secs(120),
+            Patience::Long => Duration::from_secs(240),
             Patience::Short => Duration::from_secs(4),
         }
     }
@@ -69,7 +69,7 @@ impl Patience {
     /// Longest time for one try of a request.
     pub(crate) fn per_try(self) -> Duration {
         match self {
-            Patience::Long => Duration::from_secs(60),
+            Patience::Long => Duration::from_secs(120),
             Patience::Short => Duration::from_secs(3),
         }
     }

@@ -128,7 +128,8 @@ async fn put_whole(
     piece: &Piece,
     control: &Control,
 ) -> Result<blake3::Hash, SaveError> {
-    let bytes = piece.parts(usize::MAX / 2).next().unwrap_or_default();
+    let whole = usize::try_from(piece.bytes()).unwrap_or(usize::MAX).next_multiple_of(8);
+    let bytes = piece.parts(whole).next().unwrap_or_default();
     let hash = blake3::hash(&bytes);
     control.race(store.put(name, bytes)).await??;
     Ok(hash)
