@@ -65,8 +65,8 @@ struct Record {
 pub fn claim(location: &Location, run_id: &str, how: How) -> Result<String, ClaimError> {
     block_on(async || {
         let store = match how {
-            How::Fresh | How::Overwrite => location.create(Patience::Long)?,
-            How::Resume => match location.open(Patience::Long) {
+            How::Fresh | How::Overwrite => location.create(Patience::Medium)?,
+            How::Resume => match location.open(Patience::Medium) {
                 Err(error) if error.is_missing() => {
                     return Err(ClaimError::Nothing { url: location.to_string() });
                 }

@@ -34,7 +34,7 @@ pub struct Summary {
 
 /// Lists the checkpoints of a location. Errors if the location cannot be read or does not exist.
 pub fn list(location: &Location) -> Result<Listing, StoreError> {
-    block_on(async || list_store(&location.open(Patience::Long)?).await)
+    block_on(async || list_store(&location.open(Patience::Medium)?).await)
 }
 
 pub(crate) async fn list_store(store: &Store) -> Result<Listing, StoreError> {

@@ -170,7 +170,7 @@ async fn pick<T>(
     which: Which,
     read: impl AsyncFn(Checkpoint<'_>) -> Result<T, ReadError>,
 ) -> Result<(T, Vec<Unusable>), LoadError> {
-    let store = location.open(Patience::Long)?;
+    let store = location.open(Patience::Medium)?;
     let listing = list_store(&store).await?;
     reject_too_new(&listing, which)?;
     match which {

@@ -140,6 +140,19 @@ mod tests {
     }
 
     #[test]
+    fn what_the_server_holds_for_wrong_is_not_repeated_and_what_it_cannot_do_now_is() {
+        for (status, reason) in [
+            ("400 Bad Request", Reason::Refused),
+            ("411 Length Required", Reason::Refused),
+            ("429 Too Many Requests", Reason::Other),
+            ("503 Slow Down", Reason::Other),
+        ] {
+            let error = put_to("AWS_ENDPOINT", &server_that_answers(status, ""));
+            assert_eq!((error.reason, error.is_transient()), (reason, reason == Reason::Other), "{error}");
+        }
+    }
+
+    #[test]
     fn an_endpoint_where_nobody_listens_is_unreachable() {
         let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         for scheme in ["http", "https"] {

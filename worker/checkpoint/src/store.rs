@@ -196,6 +196,8 @@ pub enum Reason {
     Unreachable,
     /// The store does not have the operation, or not under that name.
     Unsupported,
+    /// The store holds the request for wrong.
+    Refused,
     /// Anything else: worth another try.
     Other,
 }
@@ -235,7 +237,10 @@ impl Reason {
             return matches!(http.kind(), HttpErrorKind::Connect | HttpErrorKind::Timeout)
                 .then_some(Reason::Unreachable);
         }
-        match cause.downcast_ref::<std::io::Error>()?.kind() {
+        let Some(io) = cause.downcast_ref::<std::io::Error>() else {
+            return Reason::of_answer(&cause.to_string());
+        };
+        match io.kind() {
             ErrorKind::NotFound | ErrorKind::NotADirectory => Some(Reason::Missing),
             ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => Some(Reason::Denied),
             ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Some(Reason::Full),
@@ -244,6 +249,16 @@ impl Reason {
             }
             _ => None,
         }
+    }
+}
+
+impl Reason {
+    /// Of an HTTP answer's status, which `object_store` tells in words only.
+    fn of_answer(text: &str) -> Option<Reason> {
+        let (_, rest) = text.split_once("status code: ")?;
+        let status: u16 = rest.get(..3)?.parse().ok()?;
+        let worth_repeating = [408, 425, 429].contains(&status);
+        ((400..500).contains(&status) && !worth_repeating).then_some(Reason::Refused)
     }
 }
 
@@ -281,6 +296,6 @@ fn advice(reason: &Reason, url: &str) -> impl fmt::Display {
             "; check AWS_ENDPOINT, the network and, if no keys are set, the instance's role"
         }
         Reason::Unreachable => "; check the network",
-        Reason::Unsupported | Reason::Other => "",
+        Reason::Unsupported | Reason::Refused | Reason::Other => "",
     }
 }

@@ -24,7 +24,7 @@ pub struct Verdict {
 /// Reads every piece of the checkpoint of that step, or of all checkpoints, newest first.
 pub fn verify(location: &Location, step: Option<u64>) -> Result<Vec<Verdict>, LoadError> {
     block_on(async || {
-        let store = location.open(Patience::Long)?;
+        let store = location.open(Patience::Medium)?;
         let listing = list_store(&store).await?;
         let newest = listing.complete.first().map(|newest| newest.step);
         let verdicts = verdicts(&store, listing, step).await?;

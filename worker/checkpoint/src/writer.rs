@@ -14,6 +14,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::blocking::run_here;
 use crate::format::step_folder;
 use crate::location::{Location, Patience};
 use crate::retention::{Retention, retain};
@@ -113,10 +114,7 @@ impl Writer {
         let (reports, outcomes) = mpsc::channel();
         let background =
             Background { store, retention, tuning, inbox: inbox.clone(), reports: reports.clone() };
-        let run = move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            runtime.expect("a runtime needs a few file descriptors").block_on(background.run(incoming));
-        };
+        let run = move || run_here(async || background.run(incoming).await);
         let thread = std::thread::Builder::new().name("checkpoint".into()).spawn(run);
         let thread = Some(thread.expect("a thread can be started"));
         Ok(Writer { inbox, outcomes, reports, thread, fate_of_newest: Fate::Settled })

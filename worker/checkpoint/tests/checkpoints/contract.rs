@@ -1,8 +1,13 @@
 //! What every kind of location does alike.
 
-use mattock_checkpoint::{Flaw, LoadError, Location, Which, list, load, load_weights, probe, show, verify};
+use std::sync::Arc;
 
-use crate::samples::{assert_is, keep, layout, must_save, snapshot};
+use mattock_checkpoint::{
+    Flaw, Layout, LoadError, Location, Outcome, Snapshot, TensorMeta, Tuning, Which, list, load,
+    load_weights, probe, show, verify,
+};
+
+use crate::samples::{assert_is, keep, layout, must_save, save_snapshot, snapshot};
 
 /// Runs a claim over memory, a local folder, and S3 where a server is given.
 pub(crate) fn over_every_store(name: &str, claim: fn(&Location)) {
@@ -26,6 +31,26 @@ fn what_is_saved_loads_to_the_bit() {
         assert_eq!((skipped.len(), loaded.head.url), (0, saved.url));
         assert_eq!(loaded.head.manifest.bytes(), saved.bytes);
         assert!(verify(location, None).unwrap().iter().all(|verdict| verdict.flaws.is_empty()));
+    });
+}
+
+/// Several parts of the least size that S3 takes, and ranges of several requests.
+#[test]
+fn what_is_larger_than_a_part_loads_to_the_bit() {
+    over_every_store("large", |location| {
+        const ELEMENTS: usize = 2_900_000;
+        let tensor = TensorMeta { name: "w".into(), shape: vec![29, 100_000], offset: 0 };
+        let layout = Layout::new(vec![tensor], ELEMENTS).unwrap();
+        let array =
+            |seed: usize| Arc::new((0..ELEMENTS).map(|n| (n * 7 + seed) as f32).collect::<Vec<f32>>());
+        let (params, m, v) = (array(1), array(2), array(3));
+        let [p, m2, v2] = [&params, &m, &v].map(Arc::clone);
+        let snapshot = Snapshot { layout: Arc::new(layout.clone()), params: p, m: m2, v: v2, ..snapshot(1) };
+        let tuning = Tuning { part_bytes: 5 << 20, ..Tuning::default() };
+        let outcome = save_snapshot(location, snapshot, keep(1), tuning);
+        assert!(matches!(outcome, Outcome::Saved(_)), "{outcome:?}");
+        let loaded = load(location, Which::Newest, &layout).unwrap().0;
+        assert!(loaded.params == *params && loaded.m == *m && loaded.v == *v);
     });
 }
 

@@ -53,6 +53,14 @@ fn a_lost_reply_changes_nothing() {
     });
 }
 
+/// What an S3 client makes of a lost reply to the completion of an upload.
+#[test]
+fn an_upload_that_was_completed_unheard_is_repeated() {
+    at_every_write_point(Fault::ForgetsUpload, |outcome, _, newest| {
+        assert!(is_saved(outcome) && newest == 2, "{outcome:?}");
+    });
+}
+
 #[test]
 fn a_store_that_keeps_half_is_found_out_before_the_manifest() {
     at_every_write_point(Fault::Truncates, |outcome, location, newest| {

@@ -24,6 +24,8 @@ pub(crate) enum Fault {
     Busy,
     /// Once: does it, then answers 500.
     LostReply,
+    /// Once, if it is the completion of an upload: does it, then says that there is no such upload.
+    ForgetsUpload,
     /// Once: keeps half of the bytes and says that all is well.
     Truncates,
     /// From then on: no space.
@@ -119,7 +121,7 @@ impl Write<'_> {
                 gate.acquire().await.expect("the gate is never closed").forget();
                 effect.await
             }
-            (Fault::Truncates, _) | (_, false) => effect.await,
+            (Fault::Truncates | Fault::ForgetsUpload, _) | (_, false) => effect.await,
         }
     }
 }
@@ -197,7 +199,13 @@ impl MultipartUpload for FaultyUpload {
     }
 
     async fn complete(&mut self) -> Result<PutResult> {
-        self.plan.begin().run(self.inner.complete()).await
+        let write = self.plan.begin();
+        let forgets = matches!(self.plan.fault, Fault::ForgetsUpload) && write.number == self.plan.at;
+        let done = write.run(self.inner.complete()).await?;
+        match forgets {
+            true => Err(Error::NotFound { path: "here".into(), source: "no such upload".into() }),
+            false => Ok(done),
+        }
     }
 
     async fn abort(&mut self) -> Result<()> {

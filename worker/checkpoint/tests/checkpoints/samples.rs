@@ -71,12 +71,22 @@ pub(crate) fn keep(keep: u32) -> Retention {
 
 /// Saves one step and tells what became of it.
 pub(crate) fn save(location: &Location, step: u64, retention: Retention) -> Outcome {
-    save_tuned(location, step, retention, tuning())
+    save_snapshot(location, snapshot(step), retention, tuning_for(location))
 }
 
-pub(crate) fn save_tuned(location: &Location, step: u64, retention: Retention, tuning: Tuning) -> Outcome {
+/// Real servers want parts of 5 MiB.
+fn tuning_for(location: &Location) -> Tuning {
+    if location.to_string().starts_with("s3://") { Tuning::default() } else { tuning() }
+}
+
+pub(crate) fn save_snapshot(
+    location: &Location,
+    snapshot: Snapshot,
+    retention: Retention,
+    tuning: Tuning,
+) -> Outcome {
     let mut writer = Writer::start(location, retention, tuning).unwrap();
-    writer.submit(snapshot(step)).unwrap();
+    writer.submit(snapshot).unwrap();
     let mut outcomes = match writer.finish(PATIENCE) {
         Ok(outcomes) => outcomes,
         Err(error) => error.outcomes,
