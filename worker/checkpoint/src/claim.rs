@@ -9,7 +9,8 @@ use crate::listing::steps;
 use crate::location::{Location, Patience};
 use crate::retention::remove;
 use crate::save::nonce;
-use crate::store::{Created, Store, StoreError};
+use crate::store::{Created, Store};
+use crate::store_error::StoreError;
 
 /// The longest record that is read.
 const RECORD_BYTES_MAX: u64 = 64 << 10;

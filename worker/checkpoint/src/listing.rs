@@ -10,7 +10,8 @@ use crate::flaw::{Flaw, Unusable};
 use crate::format::manifest::{MANIFEST_BYTES_MAX, Manifest};
 use crate::format::{MANIFEST, parse_step_folder, step_folder};
 use crate::location::{Location, Patience};
-use crate::store::{Store, StoreError};
+use crate::store::Store;
+use crate::store_error::StoreError;
 
 /// The checkpoints of a location, newest first.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

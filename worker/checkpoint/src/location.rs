@@ -17,7 +17,8 @@ use object_store::path::Path as ObjectPath;
 use crate::format::parse_step_folder;
 use crate::reader::Which;
 use crate::s3;
-use crate::store::{Store, StoreError};
+use crate::store::Store;
+use crate::store_error::StoreError;
 
 /// A prefix in some store.
 #[derive(Debug, Clone)]

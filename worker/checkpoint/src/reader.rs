@@ -15,7 +15,8 @@ use crate::listing::{Listing, Summary, list_store};
 use crate::location::{Location, Patience};
 use crate::read::{Checkpoint, ReadError};
 use crate::snapshot::Files;
-use crate::store::{Store, StoreError};
+use crate::store::Store;
+use crate::store_error::StoreError;
 
 /// Which checkpoint to load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

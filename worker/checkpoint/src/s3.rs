@@ -69,7 +69,8 @@ mod tests {
     use super::*;
     use crate::Location;
     use crate::blocking::block_on;
-    use crate::store::{Reason, Store, StoreError};
+    use crate::store::Store;
+    use crate::store_error::{Reason, StoreError};
 
     fn build(vars: &[(&str, &str)]) -> Result<AmazonS3> {
         client("ckpt", vars.iter().map(|(key, value)| (key.into(), value.into())), Patience::Short)

@@ -16,7 +16,8 @@ use crate::format::{MANIFEST, piece, step_folder};
 use crate::read::Checkpoint;
 use crate::retention::remove;
 use crate::snapshot::Snapshot;
-use crate::store::{Created, Store, StoreError};
+use crate::store::{Created, Store};
+use crate::store_error::StoreError;
 use crate::upload::{Control, Tuning, put_piece};
 use crate::verify::flaws;
 

@@ -14,7 +14,8 @@ use tokio::sync::watch;
 use crate::format::manifest::PieceInfo;
 use crate::format::piece::Piece;
 use crate::save::{SaveError, Stop};
-use crate::store::{Reason, Store, StoreError};
+use crate::store::Store;
+use crate::store_error::{Reason, StoreError};
 
 /// The most parts that S3 takes for one object.
 const PARTS_MAX: u64 = 10_000;

@@ -6,7 +6,8 @@ use crate::listing::{Listing, Summary, list_store};
 use crate::location::{Location, Patience};
 use crate::read::{Checkpoint, ReadError};
 use crate::reader::LoadError;
-use crate::store::{Store, StoreError};
+use crate::store::Store;
+use crate::store_error::StoreError;
 
 /// What was found of one checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]

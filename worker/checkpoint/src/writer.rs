@@ -20,7 +20,8 @@ use crate::location::{Location, Patience};
 use crate::retention::{Retention, retain};
 use crate::save::{SaveError, Stop, save};
 use crate::snapshot::{Snapshot, SnapshotError};
-use crate::store::{Store, StoreError};
+use crate::store::Store;
+use crate::store_error::StoreError;
 use crate::upload::{Control, Tuning};
 
 /// How long a save that was stopped may take to tidy up.
