@@ -9,7 +9,8 @@ use crate::listing::steps;
 use crate::location::{Location, Patience};
 use crate::retention::remove;
 use crate::save::nonce;
-use crate::store::{Created, Store, StoreError};
+use crate::store::{Created, Store};
+use crate::store_error::StoreError;
 
 /// The longest record that is read.
 const RECORD_BYTES_MAX: u64 = 64 << 10;
@@ -65,8 +66,8 @@ struct Record {
 pub fn claim(location: &Location, run_id: &str, how: How) -> Result<String, ClaimError> {
     block_on(async || {
         let store = match how {
-            How::Fresh | How::Overwrite => location.create(Patience::Long)?,
-            How::Resume => match location.open(Patience::Long) {
+            How::Fresh | How::Overwrite => location.create(Patience::Medium)?,
+            How::Resume => match location.open(Patience::Medium) {
                 Err(error) if error.is_missing() => {
                     return Err(ClaimError::Nothing { url: location.to_string() });
                 }

@@ -31,6 +31,7 @@ mod s3;
 mod save;
 mod snapshot;
 mod store;
+mod store_error;
 mod upload;
 mod verify;
 mod writer;
@@ -46,7 +47,7 @@ pub use reader::{Head, LoadError, Loaded, Weights, Which, load, load_weights, sh
 pub use retention::Retention;
 pub use save::{SaveError, Stop};
 pub use snapshot::{Files, RunFacts, Snapshot, SnapshotError};
-pub use store::{Reason, StoreError};
+pub use store_error::{Reason, StoreError};
 pub use upload::Tuning;
 pub use verify::{Verdict, verify};
 pub use writer::{FinishError, Outcome, Saved, Writer};

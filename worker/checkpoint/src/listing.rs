@@ -10,7 +10,8 @@ use crate::flaw::{Flaw, Unusable};
 use crate::format::manifest::{MANIFEST_BYTES_MAX, Manifest};
 use crate::format::{MANIFEST, parse_step_folder, step_folder};
 use crate::location::{Location, Patience};
-use crate::store::{Store, StoreError};
+use crate::store::Store;
+use crate::store_error::StoreError;
 
 /// The checkpoints of a location, newest first.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -34,7 +35,7 @@ pub struct Summary {
 
 /// Lists the checkpoints of a location. Errors if the location cannot be read or does not exist.
 pub fn list(location: &Location) -> Result<Listing, StoreError> {
-    block_on(async || list_store(&location.open(Patience::Long)?).await)
+    block_on(async || list_store(&location.open(Patience::Medium)?).await)
 }
 
 pub(crate) async fn list_store(store: &Store) -> Result<Listing, StoreError> {

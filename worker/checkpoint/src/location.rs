@@ -14,8 +14,11 @@ use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::path::Path as ObjectPath;
 
+use crate::format::parse_step_folder;
+use crate::reader::Which;
 use crate::s3;
-use crate::store::{Store, StoreError};
+use crate::store::Store;
+use crate::store_error::StoreError;
 
 /// A prefix in some store.
 #[derive(Debug, Clone)]
@@ -53,6 +56,8 @@ pub struct LocationError {
 pub(crate) enum Patience {
     /// A run depends on it: ride out an outage of minutes.
     Long,
+    /// Somebody waits for what is read.
+    Medium,
     /// Somebody waits for a first answer.
     Short,
 }
@@ -61,7 +66,8 @@ impl Patience {
     /// Longest time over all repetitions of one request.
     pub(crate) fn per_request(self) -> Duration {
         match self {
-            Patience::Long => Duration::from_secs(120),
+            Patience::Long => Duration::from_secs(240),
+            Patience::Medium => Duration::from_secs(30),
             Patience::Short => Duration::from_secs(4),
         }
     }
@@ -69,7 +75,8 @@ impl Patience {
     /// Longest time for one try of a request.
     pub(crate) fn per_try(self) -> Duration {
         match self {
-            Patience::Long => Duration::from_secs(60),
+            Patience::Long => Duration::from_secs(120),
+            Patience::Medium => Duration::from_secs(60),
             Patience::Short => Duration::from_secs(3),
         }
     }
@@ -78,6 +85,7 @@ impl Patience {
     pub(crate) fn tries(self) -> usize {
         match self {
             Patience::Long => 8,
+            Patience::Medium => 4,
             Patience::Short => 2,
         }
     }
@@ -107,6 +115,18 @@ impl Location {
                 wrong("for an S3 server give s3://bucket/prefix and set AWS_ENDPOINT to its address")
             }
             _ => wrong("known are s3://, file://, memory:// and plain folders"),
+        }
+    }
+
+    /// Understands the address of a location or of one checkpoint in it, such as the writer tells.
+    pub fn parse_checkpoint(text: &str) -> Result<(Location, Which), LocationError> {
+        let step = |folder: &str| Some(Which::Step(parse_step_folder(folder)?));
+        match text.trim_end_matches('/').rsplit_once('/') {
+            Some((parent, folder)) if !parent.ends_with('/') => match step(folder) {
+                Some(which) => Ok((Location::parse(parent)?, which)),
+                None => Ok((Location::parse(text)?, Which::Newest)),
+            },
+            _ => Ok((Location::parse(text)?, Which::Newest)),
         }
     }
 
@@ -216,6 +236,20 @@ mod tests {
             ("memory://x", "memory://x".to_owned()),
         ] {
             assert_eq!(Location::parse(text).unwrap().to_string(), url);
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_is_named_by_its_folder() {
+        for (text, url, which) in [
+            ("/data/ckpt", "/data/ckpt", Which::Newest),
+            ("/data/ckpt/step-00000100/", "/data/ckpt", Which::Step(100)),
+            ("s3://bucket/a/step-00000007", "s3://bucket/a", Which::Step(7)),
+            ("s3://bucket/step-00000007", "s3://bucket", Which::Step(7)),
+            ("s3://bucket", "s3://bucket", Which::Newest),
+        ] {
+            let (location, found) = Location::parse_checkpoint(text).unwrap();
+            assert_eq!((location.to_string().as_str(), found), (url, which));
         }
     }
 

@@ -5,7 +5,8 @@ use std::time::Duration;
 use crate::blocking::block_on;
 use crate::location::{Location, Patience};
 use crate::save::nonce;
-use crate::store::{Created, Store, StoreError};
+use crate::store::{Created, Store};
+use crate::store_error::StoreError;
 
 /// The longest that a probe takes.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(12);

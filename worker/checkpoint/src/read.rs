@@ -15,7 +15,8 @@ use crate::format::safetensors::{HeaderError, HeaderReader, TensorReader, Wanted
 use crate::format::{CONFIG, EXPONENTS, M, MODEL, OPTIMIZER, RECIPE, TOKENIZER, V, exponents, step_folder};
 use crate::layout::Layout;
 use crate::snapshot::Files;
-use crate::store::{Store, StoreError};
+use crate::store::Store;
+use crate::store_error::StoreError;
 
 /// Bytes of one request.
 const RANGE_BYTES: u64 = 8 << 20;

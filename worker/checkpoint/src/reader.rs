@@ -15,7 +15,8 @@ use crate::listing::{Listing, Summary, list_store};
 use crate::location::{Location, Patience};
 use crate::read::{Checkpoint, ReadError};
 use crate::snapshot::Files;
-use crate::store::{Store, StoreError};
+use crate::store::Store;
+use crate::store_error::StoreError;
 
 /// Which checkpoint to load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -170,7 +171,7 @@ async fn pick<T>(
     which: Which,
     read: impl AsyncFn(Checkpoint<'_>) -> Result<T, ReadError>,
 ) -> Result<(T, Vec<Unusable>), LoadError> {
-    let store = location.open(Patience::Long)?;
+    let store = location.open(Patience::Medium)?;
     let listing = list_store(&store).await?;
     reject_too_new(&listing, which)?;
     match which {

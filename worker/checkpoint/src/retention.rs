@@ -4,7 +4,8 @@ use std::num::NonZeroU32;
 
 use crate::format::{MANIFEST, step_folder};
 use crate::listing::{list_store, steps};
-use crate::store::{Store, StoreError};
+use crate::store::Store;
+use crate::store_error::StoreError;
 
 /// Which checkpoints are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

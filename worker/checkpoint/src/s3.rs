@@ -63,28 +63,103 @@ fn retry(patience: Patience) -> RetryConfig {
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpListener;
+
     use super::*;
+    use crate::Location;
+    use crate::blocking::block_on;
+    use crate::store::Store;
+    use crate::store_error::{Reason, StoreError};
 
     fn build(vars: &[(&str, &str)]) -> Result<AmazonS3> {
         client("ckpt", vars.iter().map(|(key, value)| (key.into(), value.into())), Patience::Short)
     }
 
-    #[test]
-    fn an_https_client_can_be_made_with_the_ring_provider() {
-        build(&[("AWS_ACCESS_KEY_ID", "a"), ("AWS_SECRET_ACCESS_KEY", "b")]).unwrap();
-    }
+    const KEYS: [(&str, &str); 2] = [("AWS_ACCESS_KEY_ID", "a"), ("AWS_SECRET_ACCESS_KEY", "b")];
 
     #[test]
-    fn an_endpoint_of_either_scheme_and_any_of_its_names_is_taken() {
-        for name in ["AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"] {
-            for url in ["http://127.0.0.1:1", "https://127.0.0.1:1"] {
-                build(&[(name, url), ("AWS_ACCESS_KEY_ID", "a"), ("AWS_SECRET_ACCESS_KEY", "b")]).unwrap();
-            }
-        }
+    fn an_https_client_can_be_made_with_the_ring_provider() {
+        build(&KEYS).unwrap();
     }
 
     #[test]
     fn half_a_pair_of_keys_is_an_error() {
-        assert!(build(&[("AWS_ACCESS_KEY_ID", "a")]).unwrap_err().to_string().contains("SecretAccessKey"));
+        assert!(build(&KEYS[..1]).unwrap_err().to_string().contains("SecretAccessKey"));
+    }
+
+    /// What a put to a server at that endpoint ends with.
+    fn put_to(name: &str, endpoint: &str) -> StoreError {
+        let client = build(&[KEYS[0], KEYS[1], (name, endpoint)]).unwrap();
+        let store =
+            Store::new(std::sync::Arc::new(client), "run".into(), Location::parse("s3://ckpt/run").unwrap());
+        block_on(async || store.put("x", "y".into()).await).unwrap_err()
+    }
+
+    /// A server that gives every request the same answer.
+    fn server_that_answers(status: &'static str, body: &'static str) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        std::thread::spawn(move || {
+            for connection in listener.incoming() {
+                let mut connection = connection.unwrap();
+                let _ = connection.read(&mut [0; 8192]);
+                let length = body.len();
+                let _ = write!(
+                    connection,
+                    "HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+                );
+            }
+        });
+        url
+    }
+
+    #[test]
+    fn an_endpoint_is_taken_by_any_of_its_names() {
+        for name in ["AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"] {
+            let error = put_to(name, &server_that_answers("403 Forbidden", ""));
+            assert_eq!(error.reason, Reason::Denied, "{error}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_says_what_the_server_said_and_what_to_check() {
+        let body = "<Error><Code>InvalidAccessKeyId</Code><Message>No such key.</Message></Error>";
+        let error = put_to("AWS_ENDPOINT", &server_that_answers("403 Forbidden", body));
+        assert_eq!(
+            error.to_string(),
+            "could not write s3://ckpt/run/x: InvalidAccessKeyId: No such key.; check AWS_ACCESS_KEY_ID, \
+             AWS_SECRET_ACCESS_KEY, AWS_REGION and the bucket's policy"
+        );
+    }
+
+    #[test]
+    fn a_bucket_that_does_not_exist_is_told_from_a_refusal() {
+        let body = "<Error><Code>NoSuchBucket</Code></Error>";
+        let error = put_to("AWS_ENDPOINT", &server_that_answers("404 Not Found", body));
+        assert!(error.is_missing() && error.to_string().contains("create the bucket"), "{error}");
+    }
+
+    #[test]
+    fn what_the_server_holds_for_wrong_is_not_repeated_and_what_it_cannot_do_now_is() {
+        for (status, reason) in [
+            ("400 Bad Request", Reason::Refused),
+            ("411 Length Required", Reason::Refused),
+            ("429 Too Many Requests", Reason::Other),
+            ("503 Slow Down", Reason::Other),
+        ] {
+            let error = put_to("AWS_ENDPOINT", &server_that_answers(status, ""));
+            assert_eq!((error.reason, error.is_transient()), (reason, reason == Reason::Other), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_endpoint_where_nobody_listens_is_unreachable() {
+        let free = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        for scheme in ["http", "https"] {
+            let error = put_to("AWS_ENDPOINT", &format!("{scheme}://{free}"));
+            assert_eq!(error.reason, Reason::Unreachable, "{error}");
+            assert!(error.to_string().contains("check AWS_ENDPOINT"), "{error}");
+        }
     }
 }

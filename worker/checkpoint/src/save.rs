@@ -9,12 +9,15 @@
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
+use bytes::Bytes;
+
 use crate::format::manifest::{FORMAT, MANIFEST_BYTES_MAX, Manifest, PieceInfo};
 use crate::format::{MANIFEST, piece, step_folder};
 use crate::read::Checkpoint;
 use crate::retention::remove;
 use crate::snapshot::Snapshot;
-use crate::store::{Created, Store, StoreError};
+use crate::store::{Created, Store};
+use crate::store_error::StoreError;
 use crate::upload::{Control, Tuning, put_piece};
 use crate::verify::flaws;
 
@@ -139,17 +142,24 @@ async fn arrived(store: &Store, folder: &str, info: &PieceInfo, control: &Contro
     }
 }
 
-/// The moment at which the checkpoint begins to exist.
+/// The moment at which the checkpoint begins to exist. What was acknowledged is read back: all hangs on it.
 async fn publish(
     store: &Store,
     folder: &str,
     manifest: &Manifest,
     control: &Control,
 ) -> Result<(), SaveError> {
-    let name = format!("{folder}/{MANIFEST}");
-    match control.race(store.create_only(&name, manifest.encode().into())).await?? {
-        Created::Ours => Ok(()),
-        Created::Theirs(_) => Err(SaveError::Taken { url: store.url(&name) }),
+    let (name, bytes) = (format!("{folder}/{MANIFEST}"), Bytes::from(manifest.encode()));
+    match control.race(store.create_only(&name, bytes.clone())).await?? {
+        Created::Ours => {}
+        Created::Theirs(_) => return Err(SaveError::Taken { url: store.url(&name) }),
+    }
+    match control.race(store.find(&name, MANIFEST_BYTES_MAX)).await?? {
+        Some(found) if found == bytes => Ok(()),
+        found => {
+            let got = found.map(|found| found.len() as u64);
+            Err(SaveError::Lost { url: store.url(&name), bytes: bytes.len() as u64, got })
+        }
     }
 }
 

@@ -14,7 +14,8 @@ use tokio::sync::watch;
 use crate::format::manifest::PieceInfo;
 use crate::format::piece::Piece;
 use crate::save::{SaveError, Stop};
-use crate::store::{Store, StoreError};
+use crate::store::Store;
+use crate::store_error::{Reason, StoreError};
 
 /// The most parts that S3 takes for one object.
 const PARTS_MAX: u64 = 10_000;
@@ -128,7 +129,8 @@ async fn put_whole(
     piece: &Piece,
     control: &Control,
 ) -> Result<blake3::Hash, SaveError> {
-    let bytes = piece.parts(usize::MAX / 2).next().unwrap_or_default();
+    let whole = usize::try_from(piece.bytes()).unwrap_or(usize::MAX).next_multiple_of(8);
+    let bytes = piece.parts(whole).next().unwrap_or_default();
     let hash = blake3::hash(&bytes);
     control.race(store.put(name, bytes)).await??;
     Ok(hash)
@@ -149,13 +151,20 @@ async fn put_parts(
         upload.complete().await.map(|_| hash)
     };
     let sent = match control.race(sent).await {
-        Ok(sent) => sent.map_err(|error| SaveError::Store(failed(error))),
+        Ok(sent) => sent.map_err(|error| SaveError::Store(worth_repeating(failed(error)))),
         Err(stop) => Err(SaveError::Stopped(stop)),
     };
     if sent.is_err() {
         abort(&mut *upload, |error| store.error("abort the upload of", name, error)).await;
     }
     sent
+}
+
+/// An upload that the server does not know any more was completed and the reply lost, or forgotten: unlike a bucket
+/// that does not exist, that may go better.
+fn worth_repeating(error: StoreError) -> StoreError {
+    let reason = if error.is_missing() { Reason::Other } else { error.reason };
+    StoreError { reason, ..error }
 }
 
 async fn send_parts(
@@ -203,7 +212,7 @@ mod tests {
     fn no_object_has_more_parts_than_s3_takes() {
         for bytes in [1, 8 << 20, 100 << 30, 5 << 40] {
             let part = part_bytes(bytes, 8 << 20);
-            assert!(part >= 8 << 20 && part % 8 == 0);
+            assert!(part >= 8 << 20 && part.is_multiple_of(8));
             assert!(bytes.div_ceil(part as u64) <= PARTS_MAX);
         }
     }

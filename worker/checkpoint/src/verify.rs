@@ -6,7 +6,8 @@ use crate::listing::{Listing, Summary, list_store};
 use crate::location::{Location, Patience};
 use crate::read::{Checkpoint, ReadError};
 use crate::reader::LoadError;
-use crate::store::{Store, StoreError};
+use crate::store::Store;
+use crate::store_error::StoreError;
 
 /// What was found of one checkpoint.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,7 +25,7 @@ pub struct Verdict {
 /// Reads every piece of the checkpoint of that step, or of all checkpoints, newest first.
 pub fn verify(location: &Location, step: Option<u64>) -> Result<Vec<Verdict>, LoadError> {
     block_on(async || {
-        let store = location.open(Patience::Long)?;
+        let store = location.open(Patience::Medium)?;
         let listing = list_store(&store).await?;
         let newest = listing.complete.first().map(|newest| newest.step);
         let verdicts = verdicts(&store, listing, step).await?;

@@ -14,12 +14,14 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use crate::blocking::run_here;
 use crate::format::step_folder;
 use crate::location::{Location, Patience};
 use crate::retention::{Retention, retain};
 use crate::save::{SaveError, Stop, save};
 use crate::snapshot::{Snapshot, SnapshotError};
-use crate::store::{Store, StoreError};
+use crate::store::Store;
+use crate::store_error::StoreError;
 use crate::upload::{Control, Tuning};
 
 /// How long a save that was stopped may take to tidy up.
@@ -73,7 +75,7 @@ pub struct Saved {
     /// Steps whose checkpoints were removed after it.
     pub removed: Vec<u64>,
     /// Why older checkpoints could not be removed.
-    pub not_removed: Option<StoreError>,
+    pub not_removed: Option<SaveError>,
 }
 
 /// The newest snapshot is not in storage.
@@ -113,10 +115,7 @@ impl Writer {
         let (reports, outcomes) = mpsc::channel();
         let background =
             Background { store, retention, tuning, inbox: inbox.clone(), reports: reports.clone() };
-        let run = move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            runtime.expect("a runtime needs a few file descriptors").block_on(background.run(incoming));
-        };
+        let run = move || run_here(async || background.run(incoming).await);
         let thread = std::thread::Builder::new().name("checkpoint".into()).spawn(run);
         let thread = Some(thread.expect("a thread can be started"));
         Ok(Writer { inbox, outcomes, reports, thread, fate_of_newest: Fate::Settled })
@@ -218,40 +217,35 @@ impl Background {
         }
     }
 
+    /// Saves, or gives up when there is a reason to.
     async fn save(&self, snapshot: &Snapshot, incoming: &watch::Receiver<Inbox>) -> Outcome {
-        let (begun, step) = (Instant::now(), snapshot.step);
-        let url = self.store.url(&step_folder(step));
-        match self.save_or_stop(snapshot, incoming.clone()).await {
-            Ok(bytes) => {
-                let took = begun.elapsed();
-                let (removed, not_removed) = match retain(&self.store, self.retention, step).await {
-                    Ok(removed) => (removed, None),
-                    Err(error) => (Vec::new(), Some(error)),
-                };
-                Outcome::Saved(Saved { step, url, bytes, took, removed, not_removed })
-            }
-            Err(error) => Outcome::Failed { step, url, error },
-        }
-    }
-
-    async fn save_or_stop(
-        &self,
-        snapshot: &Snapshot,
-        incoming: watch::Receiver<Inbox>,
-    ) -> Result<u64, SaveError> {
         let (stop, stopped) = watch::channel(None);
         let (progress, progressed) = watch::channel(0);
         let control = Control { stop: stopped, progress };
-        let saving = save(&self.store, snapshot, &self.tuning, &control);
+        let saving = self.save_and_retain(snapshot, &control);
         tokio::pin!(saving);
-        tokio::select! {
+        let done = tokio::select! {
             biased;
             done = &mut saving => done,
-            reason = self.reason_to_stop(incoming, progressed) => {
+            reason = self.reason_to_stop(incoming.clone(), progressed) => {
                 stop.send_replace(Some(reason));
                 tokio::time::timeout(STOP_GRACE, saving).await.unwrap_or(Err(reason.into()))
             }
-        }
+        };
+        let (step, url) = (snapshot.step, self.store.url(&step_folder(snapshot.step)));
+        done.map_or_else(|error| Outcome::Failed { step, url, error }, Outcome::Saved)
+    }
+
+    async fn save_and_retain(&self, snapshot: &Snapshot, control: &Control) -> Result<Saved, SaveError> {
+        let (begun, step) = (Instant::now(), snapshot.step);
+        let bytes = save(&self.store, snapshot, &self.tuning, control).await?;
+        let took = begun.elapsed();
+        let (removed, not_removed) = match control.race(retain(&self.store, self.retention, step)).await {
+            Ok(Ok(removed)) => (removed, None),
+            Ok(Err(error)) => (Vec::new(), Some(error.into())),
+            Err(stop) => (Vec::new(), Some(stop.into())),
+        };
+        Ok(Saved { step, url: self.store.url(&step_folder(step)), bytes, took, removed, not_removed })
     }
 
     /// Resolves when what is under way should be given up.
