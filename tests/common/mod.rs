@@ -8,20 +8,20 @@ use std::process::{Command, Output};
 use serde_json::Value;
 
 /// A folder with a corpus, a recipe, and the runs made from it.
-pub struct Bench {
+pub(crate) struct Bench {
     folder: tempfile::TempDir,
 }
 
 /// What a run printed and left behind.
-pub struct Run {
-    pub code: Option<i32>,
-    pub summary: Value,
-    pub errors: String,
-    pub out: PathBuf,
+pub(crate) struct Run {
+    pub(crate) code: Option<i32>,
+    pub(crate) summary: Value,
+    pub(crate) errors: String,
+    pub(crate) out: PathBuf,
 }
 
 /// A model and a batch small enough for tests.
-pub const RECIPE: &str = r#"
+pub(crate) const RECIPE: &str = r#"
 name = "tiny"
 seed = 3
 
@@ -60,12 +60,12 @@ timeout = "20s"
 "#;
 
 impl Bench {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::with(RECIPE)
     }
 
     /// A bench whose recipe is `recipe`.
-    pub fn with(recipe: &str) -> Self {
+    pub(crate) fn with(recipe: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let corpus = folder.path().join("corpus");
         fs::create_dir(&corpus).unwrap();
@@ -76,12 +76,12 @@ impl Bench {
         Self { folder }
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
     /// The program, with its caches inside the bench.
-    pub fn command(&self) -> Command {
+    pub(crate) fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_mattock"));
         command
             .env("XDG_CACHE_HOME", self.path("cache"))
@@ -91,7 +91,7 @@ impl Bench {
     }
 
     /// `train recipe.toml --json --out OUT` with further arguments.
-    pub fn train(&self, out: &str, arguments: &[&str]) -> Run {
+    pub(crate) fn train(&self, out: &str, arguments: &[&str]) -> Run {
         let output =
             self.command().args(["train", "recipe.toml", "--json", "--out", out]).args(arguments).output();
         Run::read(&output.unwrap(), self.path(out))
@@ -111,23 +111,23 @@ impl Run {
 
     /// This run, which must have ended well.
     #[track_caller]
-    pub fn done(self) -> Self {
+    pub(crate) fn done(self) -> Self {
         assert_eq!(self.code, Some(0), "the run failed:\n{}", self.errors);
         self
     }
 
     /// The final state hash.
-    pub fn hash(&self) -> String {
+    pub(crate) fn hash(&self) -> String {
         self.summary["state_hash"].as_str().unwrap().to_owned()
     }
 
     /// The lines of `events.jsonl` that are steps.
-    pub fn steps(&self) -> Vec<Value> {
+    pub(crate) fn steps(&self) -> Vec<Value> {
         steps(&self.out)
     }
 
     /// (loss, state hash) of each step.
-    pub fn curve(&self) -> Vec<(f64, String)> {
+    pub(crate) fn curve(&self) -> Vec<(f64, String)> {
         let point =
             |step: Value| (step["loss"].as_f64().unwrap(), step["state_hash"].as_str().unwrap().to_owned());
         self.steps().into_iter().map(point).collect()
@@ -135,7 +135,7 @@ impl Run {
 }
 
 /// The step events of a run's folder.
-pub fn steps(out: &Path) -> Vec<Value> {
+pub(crate) fn steps(out: &Path) -> Vec<Value> {
     let text = fs::read_to_string(out.join("events.jsonl")).unwrap();
     let events = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
     events.filter(|event| event["event"] == "step").collect()

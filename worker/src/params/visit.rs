@@ -76,7 +76,7 @@ impl<B: Backend> ModuleMapper<B> for Attach<B> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
         let shape = param.lazy_shape();
         let end = self.offset + shape.num_elements();
-        let view = self.flat.clone().slice([self.offset..end]).reshape(shape);
+        let view = self.flat.clone().narrow(0, self.offset, end - self.offset).reshape(shape);
         self.offset = end;
         Param::initialized(param.id, view.detach().require_grad())
     }

@@ -83,7 +83,7 @@ impl GptConfig {
         format!("{json:#}\n")
     }
 
-    /// Reads back what [`GptConfig::hugging_face`] wrote; returns the configuration and the vocabulary.
+    /// Reads back what a checkpoint of ours has in `config.json`; returns the configuration and the vocabulary.
     pub fn from_hugging_face(text: &str) -> Result<(Self, usize), String> {
         let json: serde_json::Value = serde_json::from_str(text).map_err(|error| error.to_string())?;
         let number = |key: &str| {

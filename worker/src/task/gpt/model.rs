@@ -19,6 +19,7 @@ pub(super) const INITIAL_STD: f64 = 0.02;
 
 /// One block of the sequence.
 #[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant, reason = "made once a layer, and Burn's modules cannot be boxed")]
 pub enum GptBlock<B: Backend> {
     /// Tokens and positions to vectors.
     Embed(Embed<B>),
