@@ -5,7 +5,9 @@
 //! change of this crate alone.
 
 mod backend;
+mod cpu;
 mod kernels;
+mod plain;
 
 pub use backend::{Cpu, Device, DeviceChoice, DeviceError, cpu_features};
 #[cfg(feature = "cuda")]
