@@ -154,7 +154,11 @@ async fn arrivals(shared: &Shared, receiver: &mut impl LinkReceiver) -> Fault {
             };
             match absorbed {
                 Ok(Absorbed::Whole) => break,
-                Ok(Absorbed::NotYet) => shared.arrivals.notified().await,
+                Ok(Absorbed::NotYet) => {
+                    // The chunks before it in the same piece may travel on, and its turn may depend on that.
+                    shared.departures.notify_one();
+                    shared.arrivals.notified().await;
+                }
                 Err(disagreement) => return Fault::Disagreed { peer, disagreement },
             }
         }

@@ -18,6 +18,8 @@ pub struct Faults {
     pub delay: Option<Duration>,
     /// Flip the lowest bit of this byte of the stream.
     pub flip_bit_at: Option<u64>,
+    /// Hold back so many pieces, then hand them over as one.
+    pub glue_pieces: Option<usize>,
 }
 
 /// A sender with [`Faults`].
@@ -26,12 +28,13 @@ pub struct Faulty<S> {
     inner: S,
     faults: Faults,
     sent_bytes: u64,
+    held_back: Vec<Bytes>,
 }
 
 impl<S: LinkSender> Faulty<S> {
     /// `inner` with `faults`.
     pub fn new(inner: S, faults: Faults) -> Self {
-        Self { inner, faults, sent_bytes: 0 }
+        Self { inner, faults, sent_bytes: 0, held_back: Vec::new() }
     }
 
     async fn send_piece(&mut self, mut piece: Bytes) -> Result<(), TransportError> {
@@ -54,7 +57,20 @@ impl<S: LinkSender> Faulty<S> {
             piece = bytes.into();
         }
         self.sent_bytes += piece.len() as u64;
-        self.inner.send(piece).await
+        if self.faults.glue_pieces.is_none_or(|count| count <= self.held_back.len() + 1) {
+            return self.let_go(piece).await;
+        }
+        self.held_back.push(piece);
+        Ok(())
+    }
+
+    /// Sends `last` behind all that was held back.
+    async fn let_go(&mut self, last: Bytes) -> Result<(), TransportError> {
+        if self.held_back.is_empty() {
+            return self.inner.send(last).await;
+        }
+        self.held_back.push(last);
+        self.inner.send(std::mem::take(&mut self.held_back).concat().into()).await
     }
 }
 
