@@ -30,7 +30,7 @@ const QUEUE_MAX: usize = 1024;
 
 const EXAMPLES: &str = "\
 Examples:
-  mattock coordinator configs/quickstart.toml --listen 0.0.0.0:4433 --token-file run.token
+  mattock coordinator configs/quickstart.toml --out runs/first --listen 0.0.0.0:4433 --token-file run.token
 ";
 
 /// Run a coordinator alone: workers elsewhere join it with the token that it writes

@@ -1,3 +1,5 @@
+//! The command line: what is parsed, what is refused, what help says.
+
 use clap::{Args, CommandFactory};
 
 use super::checkpoint::{CheckpointAction, CheckpointArgs};

@@ -28,7 +28,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::child::{Notice, Program, Role, start};
-use super::{THREADS, threads_per_worker};
+use super::worker_environment;
 
 /// Notices that wait to be handled; a child that prints faster than we can pass on is held up.
 const NOTICES_MAX: usize = 256;
@@ -245,8 +245,8 @@ impl<'a> Supervisor<'a> {
         for number in 0..self.run.workers.get() {
             let role = Role::Worker(number);
             let mut program = (self.run.worker)(number, listening);
-            if std::env::var_os(THREADS).is_none() {
-                program = program.with_env(THREADS, threads_per_worker(self.run.workers).to_string());
+            for (name, value) in worker_environment(self.run.workers) {
+                program = program.with_env(name, value);
             }
             let stdin = start(role, &program, &self.notices, self.kill.subscribe())
                 .map_err(|source| not_started(role, &program, source))?;

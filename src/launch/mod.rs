@@ -25,8 +25,12 @@ pub use local::{Deadlines, Ended, LaunchError, Line, Listening, LocalRun, Worker
 
 /// The parent's process id, in a child's environment.
 const PARENT: &str = "MATTOCK_PARENT";
-/// How many threads a worker computes with; what the user has set is left alone.
+/// How many threads a worker computes with.
 const THREADS: &str = "RAYON_NUM_THREADS";
+/// How many milliseconds the allocator waits before it gives memory back to the system.
+const PURGE_DELAY: &str = "MIMALLOC_PURGE_DELAY";
+/// Longer than a step: training asks for the same buffers again in each, and every page given back is cleared anew.
+const PURGE_DELAY_MS: &str = "60000";
 
 /// To be called first thing by a program that [`LocalRun`] starts: from here on the kernel kills this
 /// process when its parent dies. Does nothing in a process that was started otherwise.
@@ -68,6 +72,13 @@ pub fn stop_signals() -> io::Result<mpsc::Receiver<()>> {
         }
     });
     Ok(receiver)
+}
+
+/// What the environment of each of `workers` says of threads and memory; what the user has set is left alone.
+fn worker_environment(workers: NonZeroU32) -> impl Iterator<Item = (&'static str, String)> {
+    let wanted =
+        [(THREADS, threads_per_worker(workers).to_string()), (PURGE_DELAY, PURGE_DELAY_MS.to_owned())];
+    wanted.into_iter().filter(|(name, _)| std::env::var_os(name).is_none())
 }
 
 /// Threads that each of `workers` computes with on this machine.

@@ -1,3 +1,5 @@
+//! Real child processes under the supervisor: shells that listen, end, hang or die.
+
 use std::io::{BufRead, BufReader};
 use std::num::NonZeroU32;
 use std::path::PathBuf;

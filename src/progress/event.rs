@@ -107,6 +107,9 @@ pub struct RunEnded {
     /// Loss on tokens that were never trained on.
     #[serde(default)]
     pub held_out_loss: Option<f64>,
+    /// Parameters of the model.
+    #[serde(default)]
+    pub parameters: Option<u64>,
 }
 
 /// How a run ended, in one word.

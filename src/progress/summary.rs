@@ -20,6 +20,8 @@ pub struct Summary {
     pub unigram_loss: Option<f64>,
     /// Loss on tokens that were never trained on.
     pub held_out_loss: Option<f64>,
+    /// Parameters of the model.
+    pub parameters: Option<u64>,
     /// Hash of the state after the last step.
     pub state_hash: Option<String>,
     /// Over the whole run, start-up left out.
@@ -42,6 +44,7 @@ impl Summary {
             final_loss: last.map(|step| step.loss),
             unigram_loss: ended.unigram_loss,
             held_out_loss: ended.held_out_loss,
+            parameters: ended.parameters,
             state_hash: last.map(|step| step.state_hash.clone()),
             tokens_per_second: meter.mean_tokens_per_second(now),
             world_size: last.map_or(0, |step| step.world_size),
@@ -63,6 +66,7 @@ impl Summary {
             ("steps", self.steps.to_string()),
             ("final loss", format!("{} (unigram {})", loss(self.final_loss), loss(self.unigram_loss))),
             ("held-out loss", loss(self.held_out_loss)),
+            ("parameters", self.parameters.map_or("-".to_owned(), |count| count.to_string())),
             ("tokens/s", self.tokens_per_second.map_or("-".to_owned(), |rate| format!("{rate:.0}"))),
             ("world size", self.world_size.to_string()),
             ("state hash", self.state_hash.clone().unwrap_or_else(|| "-".to_owned())),

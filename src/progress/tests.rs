@@ -1,3 +1,5 @@
+//! Progress and summary of scripted events.
+
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -79,13 +81,14 @@ fn the_window_forgets_what_is_long_ago() {
 #[test]
 fn the_json_object_has_the_keys_of_the_contract() {
     let (_, progress, now) = shown(Mode::Plain, 4);
-    let ended = event(json!({ "event": "run_ended", "unigram_loss": 3.5, "held_out_loss": 0.5 }));
+    let ended =
+        event(json!({ "event": "run_ended", "unigram_loss": 3.5, "held_out_loss": 0.5, "parameters": 7 }));
     let Event::RunEnded(ended) = ended else { panic!("{ended:?}") };
     let summary = Summary::new(progress.meter(), &ended, now);
     assert_eq!(
         serde_json::to_value(&summary).unwrap(),
         json!({ "steps": 4, "final_loss": 0.25, "unigram_loss": 3.5, "held_out_loss": 0.5,
-            "state_hash": "0000000000000004", "tokens_per_second": 1000.0, "world_size": 2,
+            "parameters": 7, "state_hash": "0000000000000004", "tokens_per_second": 1000.0, "world_size": 2,
             "checkpoints": ["file:///c"] })
     );
 }

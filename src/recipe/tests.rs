@@ -1,3 +1,5 @@
+//! Recipes that are understood, and what is said of those that are not.
+
 use std::fs;
 use std::path::Path;
 use std::time::Duration;

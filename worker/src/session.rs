@@ -124,6 +124,7 @@ impl SessionError {
 /// # Errors
 /// See [`SessionError`].
 pub fn run<T: Task>(options: &Options<'_>) -> Result<(), SessionError> {
+    compute_on_this_thread();
     let device = Device::find(options.device, options.local_rank)?;
     let limit = options.token.timeout();
     let enrollment = Client::enroll(&options.token, limit)?;
@@ -147,6 +148,14 @@ pub fn run<T: Task>(options: &Options<'_>) -> Result<(), SessionError> {
     let ended = worker.say_goodbye(ended);
     worker.control.close();
     ended
+}
+
+/// Makes this thread one of those that compute, so that with one thread nothing is handed to and fro.
+fn compute_on_this_thread() {
+    if let Err(error) = rayon::ThreadPoolBuilder::new().use_current_thread().build_global() {
+        // A pool that somebody else has made computes the same, a little slower.
+        tracing::debug!(%error, "the threads are not ours");
+    }
 }
 
 fn data_identity(identity: &Identity) -> mattock_collectives::Identity {
