@@ -22,6 +22,13 @@ pub struct Config {
     pub mixed: bool,
 }
 
+impl Config {
+    /// Workers of the first ring: no more are waited for than are admitted.
+    fn quorum(&self) -> usize {
+        self.expected.min(self.max_workers) as usize
+    }
+}
+
 /// A worker that wants to take part.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
@@ -249,7 +256,7 @@ impl Registry {
 
     /// Why a worker may not take part, if so.
     fn objection(&self, candidate: &Candidate) -> Option<String> {
-        let limit = self.config.expected.min(self.config.max_workers) as usize;
+        let limit = self.config.quorum();
         if self.phase != Phase::Gathering {
             return Some("the run is under way: workers cannot join a running one yet".to_owned());
         }
@@ -270,7 +277,7 @@ impl Registry {
 
     fn all_ready(&self) -> bool {
         let ready = |worker: &Worker| worker.ready.is_some();
-        self.workers.len() >= self.config.expected as usize && self.workers.values().all(ready)
+        self.workers.len() >= self.config.quorum() && self.workers.values().all(ready)
     }
 
     fn form(&mut self, actions: &mut Vec<Action>) {
@@ -375,7 +382,7 @@ impl Registry {
                 self.phase = Phase::Gathering;
                 self.formation = None;
                 self.linked.clear();
-                if self.workers.is_empty() || self.config.expected > self.workers.len() as u32 {
+                if self.workers.is_empty() || self.config.quorum() > self.workers.len() {
                     let reason = format!("{id} was lost before training began: {cause}");
                     self.end(Outcome::WorkerLost(id), &reason, actions);
                 }
@@ -390,5 +397,47 @@ impl Registry {
         }
         self.phase = Phase::Ended;
         actions.push(Action::End(outcome, reason.to_owned()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TIMEOUT: Duration = Duration::from_secs(10);
+
+    /// A registry, and how far its clock is.
+    struct Run {
+        registry: Registry,
+        now: Instant,
+    }
+
+    impl Run {
+        fn new(expected: u32, max_workers: u32) -> Self {
+            let config = Config { micro_batches: 8, expected, max_workers, timeout: TIMEOUT, mixed: false };
+            let now = Instant::now();
+            Self { registry: Registry::new(config, now), now }
+        }
+
+        fn step(&mut self, event: Event) -> Vec<Action> {
+            let mut actions = Vec::new();
+            self.registry.step(self.now, event, &mut actions);
+            actions
+        }
+
+        fn join(&mut self, id: u64) -> Vec<Action> {
+            let candidate = Candidate { address: format!("address {id}"), fingerprint: "one".into() };
+            self.step(Event::Joined(WorkerId(id), candidate))
+        }
+    }
+
+    #[test]
+    fn a_run_starts_with_as_many_as_it_admits() {
+        let mut run = Run::new(3, 2);
+        assert_eq!(run.join(0), [Action::Admit(WorkerId(0))]);
+        assert_eq!(run.join(1), [Action::Admit(WorkerId(1))]);
+        assert!(matches!(run.join(2)[..], [Action::Refuse(WorkerId(2), _)]));
+        assert_eq!(run.step(Event::Ready(WorkerId(0), 0)), []);
+        assert!(matches!(run.step(Event::Ready(WorkerId(1), 0))[..], [Action::Form(_)]));
     }
 }
