@@ -51,16 +51,19 @@ pub enum Disagreement {
 pub struct Ledger {
     micro_batches: u32,
     formation: Formation,
+    /// The newest step that is settled, or was before this ring.
+    settled: u64,
     open: BTreeMap<u64, BTreeMap<u32, StepReport>>,
 }
 
 impl Ledger {
     /// The ledger of one ring.
     pub fn new(micro_batches: u32, formation: Formation) -> Self {
-        Self { micro_batches, formation, open: BTreeMap::new() }
+        Self { micro_batches, settled: formation.step, formation, open: BTreeMap::new() }
     }
 
-    /// Takes in a report; returns the step's record when it is complete. Reports of other rings are ignored.
+    /// Takes in a report; returns the step's record when it is complete. Reports of other rings and
+    /// of settled steps are ignored.
     ///
     /// # Errors
     /// Where the ranks' reports do not fit together.
@@ -70,6 +73,9 @@ impl Ledger {
             return Ok(None);
         }
         let step = report.step;
+        if step <= self.settled {
+            return Ok(None);
+        }
         if !self.open.contains_key(&step) && self.open.len() >= OPEN_STEPS_MAX {
             return Err(Disagreement::TooFarApart(step));
         }
@@ -79,6 +85,7 @@ impl Ledger {
             return Ok(None);
         }
         let reports = self.open.remove(&step).unwrap_or_default();
+        self.settled = step;
         self.settle(step, reports.into_values().collect())
     }
 
@@ -189,9 +196,22 @@ mod tests {
     }
 
     #[test]
+    fn a_settled_step_is_not_recorded_again() {
+        let mut ledger = ledger();
+        ledger.report(report(0, 9, &[0, 1])).unwrap();
+        assert!(ledger.report(report(1, 9, &[2])).unwrap().is_some());
+        for _ in 0..2 {
+            assert_eq!(ledger.report(report(0, 9, &[0, 1])), Ok(None));
+            assert_eq!(ledger.report(report(1, 8, &[2])), Ok(None));
+        }
+        assert_eq!(ledger.report(StepReport { step: 0, ..report(0, 9, &[0, 1]) }), Ok(None));
+        assert!(ledger.open.is_empty(), "nothing is kept of them");
+    }
+
+    #[test]
     fn half_reported_steps_are_bounded() {
         let mut ledger = ledger();
-        for step in 0..OPEN_STEPS_MAX as u64 {
+        for step in 1..=OPEN_STEPS_MAX as u64 {
             ledger.report(StepReport { step, ..report(0, 9, &[]) }).unwrap();
         }
         assert_eq!(
