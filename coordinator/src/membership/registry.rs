@@ -168,7 +168,8 @@ impl Registry {
 
     /// When [`Event::Tick`] is due.
     pub fn deadline(&self) -> Option<Instant> {
-        let silent = self.workers.values().map(|worker| worker.heard + self.config.timeout).min();
+        let awaited = self.workers.values().filter(|worker| worker.finish.is_none());
+        let silent = awaited.map(|worker| worker.heard + self.config.timeout).min();
         silent.filter(|_| self.phase != Phase::Ended)
     }
 
@@ -213,7 +214,8 @@ impl Registry {
             }
             Event::Finished(id, finish) => {
                 self.hear(id);
-                if let Some(worker) = self.workers.get_mut(&id) {
+                // Who has not trained is not done, whatever he says: he would not be missed any more.
+                if let Some(worker) = self.workers.get_mut(&id).filter(|_| self.phase == Phase::Running) {
                     worker.finish = Some(finish);
                 }
             }
@@ -338,7 +340,8 @@ impl Registry {
 
     fn notice_silence(&mut self, actions: &mut Vec<Action>) {
         let timeout = self.config.timeout;
-        let silent = |worker: &Worker| self.now >= worker.heard + timeout;
+        // Who is done may be silent.
+        let silent = |worker: &Worker| worker.finish.is_none() && self.now >= worker.heard + timeout;
         let gone: Vec<WorkerId> =
             self.workers.iter().filter(|(_, worker)| silent(worker)).map(|(id, _)| *id).collect();
         for id in gone {
@@ -429,6 +432,23 @@ mod tests {
             let candidate = Candidate { address: format!("address {id}"), fingerprint: "one".into() };
             self.step(Event::Joined(WorkerId(id), candidate))
         }
+
+        /// Two workers that train; what was decided on the way is thrown away.
+        fn training() -> Self {
+            let mut run = Self::new(2, 2);
+            for id in 0..2 {
+                run.join(id);
+                run.step(Event::Ready(WorkerId(id), 0));
+            }
+            (0..2).for_each(|id| drop(run.step(Event::Linked(WorkerId(id), 1))));
+            assert_eq!(run.registry.phase(), Phase::Running);
+            run
+        }
+    }
+
+    fn finish(state_hash: u64, held_out_loss: Option<f64>) -> Finish {
+        let (step, completed, unigram_loss, parameters) = (8, true, None, 1);
+        Finish { step, completed, state_hash, held_out_loss, unigram_loss, parameters }
     }
 
     #[test]
@@ -439,5 +459,28 @@ mod tests {
         assert!(matches!(run.join(2)[..], [Action::Refuse(WorkerId(2), _)]));
         assert_eq!(run.step(Event::Ready(WorkerId(0), 0)), []);
         assert!(matches!(run.step(Event::Ready(WorkerId(1), 0))[..], [Action::Form(_)]));
+    }
+
+    #[test]
+    fn who_is_done_may_be_silent_and_sets_no_timer() {
+        let mut run = Run::training();
+        run.step(Event::Finished(WorkerId(0), finish(7, None)));
+        run.now += TIMEOUT / 2;
+        run.step(Event::Heard(WorkerId(1)));
+        assert_eq!(run.registry.deadline(), Some(run.now + TIMEOUT));
+        run.now += TIMEOUT - Duration::from_nanos(1);
+        assert_eq!(run.step(Event::Tick), []);
+        assert_eq!(run.step(Event::Lost(WorkerId(0), "it has left".into())), []);
+        let end = run.step(Event::Finished(WorkerId(1), finish(7, Some(0.5))));
+        assert_eq!(end, [Action::End(Outcome::Completed(finish(7, Some(0.5))), "all steps are done".into())]);
+    }
+
+    #[test]
+    fn nobody_is_done_before_training() {
+        let mut run = Run::new(1, 1);
+        run.join(0);
+        run.step(Event::Finished(WorkerId(0), finish(7, None)));
+        run.now += TIMEOUT;
+        assert!(matches!(run.step(Event::Tick)[..], [Action::End(Outcome::WorkerLost(WorkerId(0)), _)]));
     }
 }
