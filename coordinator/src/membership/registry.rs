@@ -7,6 +7,10 @@ use super::assign::assigned;
 use crate::ids::WorkerId;
 use crate::protocol::{Failure, Finish, Formation, Place};
 
+/// A lost link is told by both its ends, and by the neighbours of whoever left because of it: for this part of a timeout
+/// the accused may speak for itself, or its death be confirmed, before it is called lost.
+const HEARING: u32 = 20;
+
 /// What a registry must know of the run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -132,6 +136,10 @@ pub struct Registry {
     generation: u64,
     formation: Option<Formation>,
     linked: BTreeSet<WorkerId>,
+    /// Who says of whom that it is gone, and how it puts it.
+    accusations: BTreeMap<WorkerId, (WorkerId, String)>,
+    /// Until when the accused are heard.
+    hearing: Option<Instant>,
     stop: bool,
 }
 
@@ -147,6 +155,8 @@ impl Registry {
             generation: 0,
             formation: None,
             linked,
+            accusations: BTreeMap::new(),
+            hearing: None,
             stop: false,
         }
     }
@@ -169,8 +179,8 @@ impl Registry {
     /// When [`Event::Tick`] is due.
     pub fn deadline(&self) -> Option<Instant> {
         let awaited = self.workers.values().filter(|worker| worker.finish.is_none());
-        let silent = awaited.map(|worker| worker.heard + self.config.timeout).min();
-        silent.filter(|_| self.phase != Phase::Ended)
+        let silent = awaited.map(|worker| worker.heard + self.config.timeout);
+        silent.chain(self.hearing).min().filter(|_| self.phase != Phase::Ended)
     }
 
     /// Takes in one event, then decides once: every way to a ring, and to the end, passes through here.
@@ -185,6 +195,7 @@ impl Registry {
         }
         self.absorb(event, actions);
         self.notice_silence(actions);
+        self.close_hearing(actions);
         match self.phase {
             Phase::Gathering if self.stop => {
                 self.end(Outcome::Failed, "stopped before training began", actions)
@@ -349,23 +360,36 @@ impl Registry {
         }
     }
 
-    /// A worker says that it cannot go on.
+    /// A worker says that it cannot go on, for its own reason or because it lost a neighbour.
     fn fail(&mut self, id: WorkerId, failure: &Failure, actions: &mut Vec<Action>) {
         if !self.workers.contains_key(&id) {
             return;
         }
-        let lost = failure.lost_rank.and_then(|rank| {
-            self.formation
-                .as_ref()
-                .and_then(|formation| formation.places.get(rank as usize))
-                .map(|place| place.worker)
-        });
-        let outcome = match lost {
-            Some(lost) => Outcome::WorkerLost(lost),
-            None if failure.bad_input => Outcome::BadInput,
-            None => Outcome::Failed,
-        };
+        let places = self.formation.iter().flat_map(|formation| &formation.places);
+        let lost = failure.lost_rank.and_then(|rank| places.map(|place| place.worker).nth(rank as usize));
+        if let Some(lost) = lost.filter(|&lost| lost != id) {
+            self.accusations.insert(id, (lost, failure.text.clone()));
+            self.hearing.get_or_insert(self.now + self.config.timeout / HEARING);
+            return;
+        }
+        let outcome = if failure.bad_input { Outcome::BadInput } else { Outcome::Failed };
         self.end(outcome, &format!("{id}: {}", failure.text), actions);
+    }
+
+    /// Where nothing better was heard, the accused is lost; but one that accuses another in turn only left because of it.
+    fn close_hearing(&mut self, actions: &mut Vec<Action>) {
+        if self.hearing.is_none_or(|until| until > self.now) {
+            return;
+        }
+        self.hearing = None;
+        let mut accusations = std::mem::take(&mut self.accusations);
+        let mut next = accusations.pop_first();
+        while let Some((accuser, (lost, text))) = next {
+            next = accusations.remove_entry(&lost);
+            if next.is_none() {
+                self.end(Outcome::WorkerLost(lost), &format!("{accuser}: {text}"), actions);
+            }
+        }
     }
 
     /// A worker is gone. Before training that costs a generation; in training it ends the run.
@@ -435,12 +459,16 @@ mod tests {
 
         /// Two workers that train; what was decided on the way is thrown away.
         fn training() -> Self {
-            let mut run = Self::new(2, 2);
-            for id in 0..2 {
-                run.join(id);
-                run.step(Event::Ready(WorkerId(id), 0));
-            }
-            (0..2).for_each(|id| drop(run.step(Event::Linked(WorkerId(id), 1))));
+            Self::train(2)
+        }
+
+        /// As many.
+        fn train(workers: u32) -> Self {
+            let mut run = Self::new(workers, workers);
+            let ids = 0..u64::from(workers);
+            ids.clone().for_each(|id| drop(run.join(id)));
+            ids.clone().for_each(|id| drop(run.step(Event::Ready(WorkerId(id), 0))));
+            ids.for_each(|id| drop(run.step(Event::Linked(WorkerId(id), 1))));
             assert_eq!(run.registry.phase(), Phase::Running);
             run
         }
@@ -482,5 +510,69 @@ mod tests {
         run.step(Event::Finished(WorkerId(0), finish(7, None)));
         run.now += TIMEOUT;
         assert!(matches!(run.step(Event::Tick)[..], [Action::End(Outcome::WorkerLost(WorkerId(0)), _)]));
+    }
+
+    fn lost(rank: u32) -> Failure {
+        Failure { text: format!("rank {rank} was lost"), bad_input: false, lost_rank: Some(rank) }
+    }
+
+    #[test]
+    fn who_is_called_lost_may_speak_for_itself() {
+        let mut run = Run::training();
+        assert_eq!(run.step(Event::Failed(WorkerId(1), lost(0))), []);
+        run.now += TIMEOUT / HEARING - Duration::from_nanos(1);
+        let own = Failure { text: "the disk is full".into(), bad_input: true, lost_rank: None };
+        let end = Action::End(Outcome::BadInput, "worker 0: the disk is full".into());
+        assert_eq!(run.step(Event::Failed(WorkerId(0), own)), [end]);
+    }
+
+    #[test]
+    fn who_does_not_speak_is_lost() {
+        let mut run = Run::training();
+        assert_eq!(run.step(Event::Failed(WorkerId(1), lost(0))), []);
+        run.now += TIMEOUT / HEARING;
+        assert_eq!(run.registry.deadline(), Some(run.now), "the hearing ends by itself");
+        let end = Action::End(Outcome::WorkerLost(WorkerId(0)), "worker 1: rank 0 was lost".into());
+        assert_eq!(run.step(Event::Tick), [end]);
+    }
+
+    #[test]
+    fn who_left_because_of_another_is_not_the_one_that_was_lost() {
+        let mut run = Run::train(4);
+        // Rank 2 dies; 1 and 3 leave because of it, and 0 because of them.
+        for (worker, rank) in [(0, 1), (1, 2), (3, 2)] {
+            assert_eq!(run.step(Event::Failed(WorkerId(worker), lost(rank))), []);
+        }
+        run.now += TIMEOUT / HEARING;
+        let end = Action::End(Outcome::WorkerLost(WorkerId(2)), "worker 1: rank 2 was lost".into());
+        assert_eq!(run.step(Event::Tick), [end]);
+    }
+
+    #[test]
+    fn two_that_accuse_each_other_end_the_run_too() {
+        let mut run = Run::training();
+        run.step(Event::Failed(WorkerId(0), lost(1)));
+        run.step(Event::Failed(WorkerId(1), lost(0)));
+        run.now += TIMEOUT / HEARING;
+        let end = Action::End(Outcome::WorkerLost(WorkerId(0)), "worker 1: rank 0 was lost".into());
+        assert_eq!(run.step(Event::Tick), [end]);
+    }
+
+    #[test]
+    fn a_confirmed_death_ends_the_hearing() {
+        let mut run = Run::training();
+        run.step(Event::Failed(WorkerId(1), lost(0)));
+        let end = run.step(Event::Lost(WorkerId(0), "killed".into()));
+        let reason = "worker 0 was lost in generation 1: killed".to_owned();
+        assert_eq!(end, [Action::End(Outcome::WorkerLost(WorkerId(0)), reason)]);
+    }
+
+    #[test]
+    fn who_calls_itself_lost_or_somebody_who_is_not_there_has_failed() {
+        for rank in [1, 9] {
+            let mut run = Run::training();
+            let end = run.step(Event::Failed(WorkerId(1), lost(rank)));
+            assert_eq!(end, [Action::End(Outcome::Failed, format!("worker 1: rank {rank} was lost"))]);
+        }
     }
 }
