@@ -392,30 +392,15 @@ impl Registry {
         }
     }
 
-    /// A worker is gone. Before training that costs a generation; in training it ends the run.
+    /// A worker is gone. Nobody takes its place yet, so the run is over, unless it was done.
     fn lose(&mut self, id: WorkerId, cause: &str, actions: &mut Vec<Action>) {
-        let Some(worker) = self.workers.remove(&id) else { return };
-        match self.phase {
-            // Who is done may go.
-            Phase::Running if worker.finish.is_some() => {
-                self.workers.insert(id, worker);
-            }
-            Phase::Running => {
-                let generation = self.generation;
-                let reason = format!("{id} was lost in generation {generation}: {cause}");
-                self.end(Outcome::WorkerLost(id), &reason, actions);
-            }
-            Phase::Gathering | Phase::Forming => {
-                self.phase = Phase::Gathering;
-                self.formation = None;
-                self.linked.clear();
-                if self.workers.is_empty() || self.config.quorum() > self.workers.len() {
-                    let reason = format!("{id} was lost before training began: {cause}");
-                    self.end(Outcome::WorkerLost(id), &reason, actions);
-                }
-            }
-            Phase::Ended => {}
-        }
+        let Some(worker) = self.workers.get(&id) else { return };
+        let when = match self.phase {
+            Phase::Running if worker.finish.is_some() => return,
+            Phase::Running => format!("in generation {}", self.generation),
+            Phase::Gathering | Phase::Forming | Phase::Ended => "before training began".to_owned(),
+        };
+        self.end(Outcome::WorkerLost(id), &format!("{id} was lost {when}: {cause}"), actions);
     }
 
     fn end(&mut self, outcome: Outcome, reason: &str, actions: &mut Vec<Action>) {
