@@ -8,6 +8,7 @@
 use std::collections::BTreeMap;
 
 use crate::event::{RankRecord, StepRecord};
+use crate::ids::WorkerId;
 use crate::protocol::{Formation, StepReport};
 
 /// Steps that may be half reported at once: ranks cannot run further apart than a step or two.
@@ -51,25 +52,37 @@ pub enum Disagreement {
 pub struct Ledger {
     micro_batches: u32,
     formation: Formation,
+    /// The newest step that is settled, or was before this ring.
+    settled: u64,
     open: BTreeMap<u64, BTreeMap<u32, StepReport>>,
 }
 
 impl Ledger {
     /// The ledger of one ring.
     pub fn new(micro_batches: u32, formation: Formation) -> Self {
-        Self { micro_batches, formation, open: BTreeMap::new() }
+        Self { micro_batches, settled: formation.step, formation, open: BTreeMap::new() }
     }
 
-    /// Takes in a report; returns the step's record when it is complete. Reports of other rings are ignored.
+    /// Takes in a worker's report of its rank; returns the step's record when it is complete. Reports of other rings, of
+    /// ranks that are not the worker's, and of settled steps are ignored.
     ///
     /// # Errors
     /// Where the ranks' reports do not fit together.
-    pub fn report(&mut self, report: StepReport) -> Result<Option<StepRecord>, Disagreement> {
-        let ranks = self.formation.places.len();
-        if report.generation != self.formation.generation || report.rank as usize >= ranks {
+    pub fn report(
+        &mut self,
+        worker: WorkerId,
+        report: StepReport,
+    ) -> Result<Option<StepRecord>, Disagreement> {
+        let places = &self.formation.places;
+        let own = places.get(report.rank as usize).is_some_and(|place| place.worker == worker);
+        if report.generation != self.formation.generation || !own {
             return Ok(None);
         }
+        let ranks = places.len();
         let step = report.step;
+        if step <= self.settled {
+            return Ok(None);
+        }
         if !self.open.contains_key(&step) && self.open.len() >= OPEN_STEPS_MAX {
             return Err(Disagreement::TooFarApart(step));
         }
@@ -79,6 +92,7 @@ impl Ledger {
             return Ok(None);
         }
         let reports = self.open.remove(&step).unwrap_or_default();
+        self.settled = step;
         self.settle(step, reports.into_values().collect())
     }
 
@@ -123,13 +137,19 @@ impl Ledger {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::WorkerId;
     use crate::protocol::Place;
 
     fn ledger() -> Ledger {
         let place =
             |worker| Place { worker: WorkerId(worker), address: String::new(), micro_batches: Vec::new() };
         Ledger::new(3, Formation { generation: 2, step: 0, places: vec![place(5), place(8)] })
+    }
+
+    /// From the worker that has the rank.
+    fn tell(ledger: &mut Ledger, report: StepReport) -> Result<Option<StepRecord>, Disagreement> {
+        let worker =
+            ledger.formation.places.get(report.rank as usize).map_or(WorkerId(5), |place| place.worker);
+        ledger.report(worker, report)
     }
 
     fn report(rank: u32, state_hash: u64, micro_batches: &[u32]) -> StepReport {
@@ -152,8 +172,8 @@ mod tests {
     #[test]
     fn a_step_is_recorded_when_all_ranks_have_reported() {
         let mut ledger = ledger();
-        assert_eq!(ledger.report(report(1, 9, &[2])), Ok(None));
-        let record = ledger.report(report(0, 9, &[0, 1])).unwrap().unwrap();
+        assert_eq!(tell(&mut ledger, report(1, 9, &[2])), Ok(None));
+        let record = tell(&mut ledger, report(0, 9, &[0, 1])).unwrap().unwrap();
         assert_eq!(record.ranks.iter().map(|rank| rank.worker).collect::<Vec<_>>(), [5, 8]);
         assert_eq!(record.state_hash, "0000000000000009");
     }
@@ -161,8 +181,8 @@ mod tests {
     #[test]
     fn a_rank_with_another_state_is_named() {
         let mut ledger = ledger();
-        ledger.report(report(0, 9, &[0, 1])).unwrap();
-        let error = ledger.report(report(1, 8, &[2])).unwrap_err();
+        tell(&mut ledger, report(0, 9, &[0, 1])).unwrap();
+        let error = tell(&mut ledger, report(1, 8, &[2])).unwrap_err();
         assert_eq!(error, Disagreement::Hash { step: 1, rank: 1, got: 8, other: 0, want: 9 });
     }
 
@@ -174,8 +194,8 @@ mod tests {
                 shares.dedup();
                 shares
             };
-            ledger.report(report(0, 9, &reported(shares[0].to_vec()))).unwrap();
-            let error = ledger.report(report(1, 9, &reported(shares[1].to_vec()))).unwrap_err();
+            tell(&mut ledger, report(0, 9, &reported(shares[0].to_vec()))).unwrap();
+            let error = tell(&mut ledger, report(1, 9, &reported(shares[1].to_vec()))).unwrap_err();
             assert_eq!(error, Disagreement::Coverage { step: 1, index: 1, times });
         }
     }
@@ -183,19 +203,43 @@ mod tests {
     #[test]
     fn reports_of_another_ring_are_ignored() {
         let mut ledger = ledger();
-        assert_eq!(ledger.report(StepReport { generation: 1, ..report(0, 9, &[0]) }), Ok(None));
-        assert_eq!(ledger.report(report(7, 9, &[0])), Ok(None));
+        assert_eq!(tell(&mut ledger, StepReport { generation: 1, ..report(0, 9, &[0]) }), Ok(None));
+        assert_eq!(tell(&mut ledger, report(7, 9, &[0])), Ok(None));
         assert!(ledger.open.is_empty());
+    }
+
+    #[test]
+    fn a_settled_step_is_not_recorded_again() {
+        let mut ledger = ledger();
+        tell(&mut ledger, report(0, 9, &[0, 1])).unwrap();
+        assert!(tell(&mut ledger, report(1, 9, &[2])).unwrap().is_some());
+        for _ in 0..2 {
+            assert_eq!(tell(&mut ledger, report(0, 9, &[0, 1])), Ok(None));
+            assert_eq!(tell(&mut ledger, report(1, 8, &[2])), Ok(None));
+        }
+        assert_eq!(tell(&mut ledger, StepReport { step: 0, ..report(0, 9, &[0, 1]) }), Ok(None));
+        assert!(ledger.open.is_empty(), "nothing is kept of them");
+    }
+
+    #[test]
+    fn nobody_reports_for_another() {
+        let mut ledger = ledger();
+        for worker in [8, 7] {
+            assert_eq!(ledger.report(WorkerId(worker), report(0, 1, &[0, 1])), Ok(None));
+        }
+        assert!(ledger.open.is_empty());
+        tell(&mut ledger, report(0, 9, &[0, 1])).unwrap();
+        assert!(tell(&mut ledger, report(1, 9, &[2])).unwrap().is_some(), "it would have disagreed");
     }
 
     #[test]
     fn half_reported_steps_are_bounded() {
         let mut ledger = ledger();
-        for step in 0..OPEN_STEPS_MAX as u64 {
-            ledger.report(StepReport { step, ..report(0, 9, &[]) }).unwrap();
+        for step in 1..=OPEN_STEPS_MAX as u64 {
+            tell(&mut ledger, StepReport { step, ..report(0, 9, &[]) }).unwrap();
         }
         assert_eq!(
-            ledger.report(StepReport { step: 99, ..report(0, 9, &[]) }),
+            tell(&mut ledger, StepReport { step: 99, ..report(0, 9, &[]) }),
             Err(Disagreement::TooFarApart(99))
         );
     }

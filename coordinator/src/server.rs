@@ -265,7 +265,7 @@ impl Core {
     }
 
     async fn record(&mut self, worker: WorkerId, report: StepReport) -> Option<membership::Event> {
-        let recorded = self.ledger.as_mut().map_or(Ok(None), |ledger| ledger.report(report));
+        let recorded = self.ledger.as_mut().map_or(Ok(None), |ledger| ledger.report(worker, report));
         match recorded {
             Ok(Some(record)) => {
                 self.step = record.step;

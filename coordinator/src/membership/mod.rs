@@ -5,8 +5,8 @@
 //!
 //! ```text
 //! Gathering --quorum, all ready--> Forming(g) --all linked--> Running(g) --all finished--> Ended
-//!     ^                               | a member lost, or silent      | a member lost or failed
-//!     +-------------------------------+                               +----------------------> Ended
+//!     |                               |                           |                          ^
+//!     +-------- a member lost, silent or failed; a stop before the first ring ---------------+
 //! ```
 //!
 //! # Invariants
@@ -15,8 +15,8 @@
 //! 3. In a ring every micro-batch belongs to exactly one rank.
 //! 4. Once faults stop, the run trains or has ended with a reason within three timeouts.
 //!
-//! Deliberately absent, so far: going on after a loss. A worker lost while training ends the run with an error that says
-//! how to resume; before training it only costs another generation.
+//! Deliberately absent, so far: going on after a loss, and so a second generation. A worker that is lost ends the run with
+//! an error that says which and why; training so far is in its checkpoints.
 
 mod assign;
 mod member;

@@ -7,6 +7,10 @@ use super::assign::assigned;
 use crate::ids::WorkerId;
 use crate::protocol::{Failure, Finish, Formation, Place};
 
+/// A lost link is told by both its ends, and by the neighbours of whoever left because of it: for this part of a timeout
+/// the accused may speak for itself, or its death be confirmed, before it is called lost.
+const HEARING: u32 = 20;
+
 /// What a registry must know of the run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -20,6 +24,13 @@ pub struct Config {
     pub timeout: Duration,
     /// Whether workers with different fingerprints may train together.
     pub mixed: bool,
+}
+
+impl Config {
+    /// Workers of the first ring: no more are waited for than are admitted.
+    fn quorum(&self) -> usize {
+        self.expected.min(self.max_workers) as usize
+    }
 }
 
 /// A worker that wants to take part.
@@ -125,6 +136,10 @@ pub struct Registry {
     generation: u64,
     formation: Option<Formation>,
     linked: BTreeSet<WorkerId>,
+    /// Who says of whom that it is gone, and how it puts it.
+    accusations: BTreeMap<WorkerId, (WorkerId, String)>,
+    /// Until when the accused are heard.
+    hearing: Option<Instant>,
     stop: bool,
 }
 
@@ -140,6 +155,8 @@ impl Registry {
             generation: 0,
             formation: None,
             linked,
+            accusations: BTreeMap::new(),
+            hearing: None,
             stop: false,
         }
     }
@@ -161,8 +178,9 @@ impl Registry {
 
     /// When [`Event::Tick`] is due.
     pub fn deadline(&self) -> Option<Instant> {
-        let silent = self.workers.values().map(|worker| worker.heard + self.config.timeout).min();
-        silent.filter(|_| self.phase != Phase::Ended)
+        let awaited = self.workers.values().filter(|worker| worker.finish.is_none());
+        let silent = awaited.map(|worker| worker.heard + self.config.timeout);
+        silent.chain(self.hearing).min().filter(|_| self.phase != Phase::Ended)
     }
 
     /// Takes in one event, then decides once: every way to a ring, and to the end, passes through here.
@@ -177,6 +195,7 @@ impl Registry {
         }
         self.absorb(event, actions);
         self.notice_silence(actions);
+        self.close_hearing(actions);
         match self.phase {
             Phase::Gathering if self.stop => {
                 self.end(Outcome::Failed, "stopped before training began", actions)
@@ -206,7 +225,8 @@ impl Registry {
             }
             Event::Finished(id, finish) => {
                 self.hear(id);
-                if let Some(worker) = self.workers.get_mut(&id) {
+                // Who has not trained is not done, whatever he says: he would not be missed any more.
+                if let Some(worker) = self.workers.get_mut(&id).filter(|_| self.phase == Phase::Running) {
                     worker.finish = Some(finish);
                 }
             }
@@ -249,7 +269,7 @@ impl Registry {
 
     /// Why a worker may not take part, if so.
     fn objection(&self, candidate: &Candidate) -> Option<String> {
-        let limit = self.config.expected.min(self.config.max_workers) as usize;
+        let limit = self.config.quorum();
         if self.phase != Phase::Gathering {
             return Some("the run is under way: workers cannot join a running one yet".to_owned());
         }
@@ -270,7 +290,7 @@ impl Registry {
 
     fn all_ready(&self) -> bool {
         let ready = |worker: &Worker| worker.ready.is_some();
-        self.workers.len() >= self.config.expected as usize && self.workers.values().all(ready)
+        self.workers.len() >= self.config.quorum() && self.workers.values().all(ready)
     }
 
     fn form(&mut self, actions: &mut Vec<Action>) {
@@ -331,7 +351,8 @@ impl Registry {
 
     fn notice_silence(&mut self, actions: &mut Vec<Action>) {
         let timeout = self.config.timeout;
-        let silent = |worker: &Worker| self.now >= worker.heard + timeout;
+        // Who is done may be silent.
+        let silent = |worker: &Worker| worker.finish.is_none() && self.now >= worker.heard + timeout;
         let gone: Vec<WorkerId> =
             self.workers.iter().filter(|(_, worker)| silent(worker)).map(|(id, _)| *id).collect();
         for id in gone {
@@ -339,49 +360,47 @@ impl Registry {
         }
     }
 
-    /// A worker says that it cannot go on.
+    /// A worker says that it cannot go on, for its own reason or because it lost a neighbour.
     fn fail(&mut self, id: WorkerId, failure: &Failure, actions: &mut Vec<Action>) {
         if !self.workers.contains_key(&id) {
             return;
         }
-        let lost = failure.lost_rank.and_then(|rank| {
-            self.formation
-                .as_ref()
-                .and_then(|formation| formation.places.get(rank as usize))
-                .map(|place| place.worker)
-        });
-        let outcome = match lost {
-            Some(lost) => Outcome::WorkerLost(lost),
-            None if failure.bad_input => Outcome::BadInput,
-            None => Outcome::Failed,
-        };
+        let places = self.formation.iter().flat_map(|formation| &formation.places);
+        let lost = failure.lost_rank.and_then(|rank| places.map(|place| place.worker).nth(rank as usize));
+        if let Some(lost) = lost.filter(|&lost| lost != id) {
+            self.accusations.insert(id, (lost, failure.text.clone()));
+            self.hearing.get_or_insert(self.now + self.config.timeout / HEARING);
+            return;
+        }
+        let outcome = if failure.bad_input { Outcome::BadInput } else { Outcome::Failed };
         self.end(outcome, &format!("{id}: {}", failure.text), actions);
     }
 
-    /// A worker is gone. Before training that costs a generation; in training it ends the run.
-    fn lose(&mut self, id: WorkerId, cause: &str, actions: &mut Vec<Action>) {
-        let Some(worker) = self.workers.remove(&id) else { return };
-        match self.phase {
-            // Who is done may go.
-            Phase::Running if worker.finish.is_some() => {
-                self.workers.insert(id, worker);
-            }
-            Phase::Running => {
-                let generation = self.generation;
-                let reason = format!("{id} was lost in generation {generation}: {cause}");
-                self.end(Outcome::WorkerLost(id), &reason, actions);
-            }
-            Phase::Gathering | Phase::Forming => {
-                self.phase = Phase::Gathering;
-                self.formation = None;
-                self.linked.clear();
-                if self.workers.is_empty() || self.config.expected > self.workers.len() as u32 {
-                    let reason = format!("{id} was lost before training began: {cause}");
-                    self.end(Outcome::WorkerLost(id), &reason, actions);
-                }
-            }
-            Phase::Ended => {}
+    /// Where nothing better was heard, the accused is lost; but one that accuses another in turn only left because of it.
+    fn close_hearing(&mut self, actions: &mut Vec<Action>) {
+        if self.hearing.is_none_or(|until| until > self.now) {
+            return;
         }
+        self.hearing = None;
+        let mut accusations = std::mem::take(&mut self.accusations);
+        let mut next = accusations.pop_first();
+        while let Some((accuser, (lost, text))) = next {
+            next = accusations.remove_entry(&lost);
+            if next.is_none() {
+                self.end(Outcome::WorkerLost(lost), &format!("{accuser}: {text}"), actions);
+            }
+        }
+    }
+
+    /// A worker is gone. Nobody takes its place yet, so the run is over, unless it was done.
+    fn lose(&mut self, id: WorkerId, cause: &str, actions: &mut Vec<Action>) {
+        let Some(worker) = self.workers.get(&id) else { return };
+        let when = match self.phase {
+            Phase::Running if worker.finish.is_some() => return,
+            Phase::Running => format!("in generation {}", self.generation),
+            Phase::Gathering | Phase::Forming | Phase::Ended => "before training began".to_owned(),
+        };
+        self.end(Outcome::WorkerLost(id), &format!("{id} was lost {when}: {cause}"), actions);
     }
 
     fn end(&mut self, outcome: Outcome, reason: &str, actions: &mut Vec<Action>) {
@@ -390,5 +409,155 @@ impl Registry {
         }
         self.phase = Phase::Ended;
         actions.push(Action::End(outcome, reason.to_owned()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TIMEOUT: Duration = Duration::from_secs(10);
+
+    /// A registry, and how far its clock is.
+    struct Run {
+        registry: Registry,
+        now: Instant,
+    }
+
+    impl Run {
+        fn new(expected: u32, max_workers: u32) -> Self {
+            let config = Config { micro_batches: 8, expected, max_workers, timeout: TIMEOUT, mixed: false };
+            let now = Instant::now();
+            Self { registry: Registry::new(config, now), now }
+        }
+
+        fn step(&mut self, event: Event) -> Vec<Action> {
+            let mut actions = Vec::new();
+            self.registry.step(self.now, event, &mut actions);
+            actions
+        }
+
+        fn join(&mut self, id: u64) -> Vec<Action> {
+            let candidate = Candidate { address: format!("address {id}"), fingerprint: "one".into() };
+            self.step(Event::Joined(WorkerId(id), candidate))
+        }
+
+        /// Two workers that train; what was decided on the way is thrown away.
+        fn training() -> Self {
+            Self::train(2)
+        }
+
+        /// As many.
+        fn train(workers: u32) -> Self {
+            let mut run = Self::new(workers, workers);
+            let ids = 0..u64::from(workers);
+            ids.clone().for_each(|id| drop(run.join(id)));
+            ids.clone().for_each(|id| drop(run.step(Event::Ready(WorkerId(id), 0))));
+            ids.for_each(|id| drop(run.step(Event::Linked(WorkerId(id), 1))));
+            assert_eq!(run.registry.phase(), Phase::Running);
+            run
+        }
+    }
+
+    fn finish(state_hash: u64, held_out_loss: Option<f64>) -> Finish {
+        let (step, completed, unigram_loss, parameters) = (8, true, None, 1);
+        Finish { step, completed, state_hash, held_out_loss, unigram_loss, parameters }
+    }
+
+    #[test]
+    fn a_run_starts_with_as_many_as_it_admits() {
+        let mut run = Run::new(3, 2);
+        assert_eq!(run.join(0), [Action::Admit(WorkerId(0))]);
+        assert_eq!(run.join(1), [Action::Admit(WorkerId(1))]);
+        assert!(matches!(run.join(2)[..], [Action::Refuse(WorkerId(2), _)]));
+        assert_eq!(run.step(Event::Ready(WorkerId(0), 0)), []);
+        assert!(matches!(run.step(Event::Ready(WorkerId(1), 0))[..], [Action::Form(_)]));
+    }
+
+    #[test]
+    fn who_is_done_may_be_silent_and_sets_no_timer() {
+        let mut run = Run::training();
+        run.step(Event::Finished(WorkerId(0), finish(7, None)));
+        run.now += TIMEOUT / 2;
+        run.step(Event::Heard(WorkerId(1)));
+        assert_eq!(run.registry.deadline(), Some(run.now + TIMEOUT));
+        run.now += TIMEOUT - Duration::from_nanos(1);
+        assert_eq!(run.step(Event::Tick), []);
+        assert_eq!(run.step(Event::Lost(WorkerId(0), "it has left".into())), []);
+        let end = run.step(Event::Finished(WorkerId(1), finish(7, Some(0.5))));
+        assert_eq!(end, [Action::End(Outcome::Completed(finish(7, Some(0.5))), "all steps are done".into())]);
+    }
+
+    #[test]
+    fn nobody_is_done_before_training() {
+        let mut run = Run::new(1, 1);
+        run.join(0);
+        run.step(Event::Finished(WorkerId(0), finish(7, None)));
+        run.now += TIMEOUT;
+        assert!(matches!(run.step(Event::Tick)[..], [Action::End(Outcome::WorkerLost(WorkerId(0)), _)]));
+    }
+
+    fn lost(rank: u32) -> Failure {
+        Failure { text: format!("rank {rank} was lost"), bad_input: false, lost_rank: Some(rank) }
+    }
+
+    #[test]
+    fn who_is_called_lost_may_speak_for_itself() {
+        let mut run = Run::training();
+        assert_eq!(run.step(Event::Failed(WorkerId(1), lost(0))), []);
+        run.now += TIMEOUT / HEARING - Duration::from_nanos(1);
+        let own = Failure { text: "the disk is full".into(), bad_input: true, lost_rank: None };
+        let end = Action::End(Outcome::BadInput, "worker 0: the disk is full".into());
+        assert_eq!(run.step(Event::Failed(WorkerId(0), own)), [end]);
+    }
+
+    #[test]
+    fn who_does_not_speak_is_lost() {
+        let mut run = Run::training();
+        assert_eq!(run.step(Event::Failed(WorkerId(1), lost(0))), []);
+        run.now += TIMEOUT / HEARING;
+        assert_eq!(run.registry.deadline(), Some(run.now), "the hearing ends by itself");
+        let end = Action::End(Outcome::WorkerLost(WorkerId(0)), "worker 1: rank 0 was lost".into());
+        assert_eq!(run.step(Event::Tick), [end]);
+    }
+
+    #[test]
+    fn who_left_because_of_another_is_not_the_one_that_was_lost() {
+        let mut run = Run::train(4);
+        // Rank 2 dies; 1 and 3 leave because of it, and 0 because of them.
+        for (worker, rank) in [(0, 1), (1, 2), (3, 2)] {
+            assert_eq!(run.step(Event::Failed(WorkerId(worker), lost(rank))), []);
+        }
+        run.now += TIMEOUT / HEARING;
+        let end = Action::End(Outcome::WorkerLost(WorkerId(2)), "worker 1: rank 2 was lost".into());
+        assert_eq!(run.step(Event::Tick), [end]);
+    }
+
+    #[test]
+    fn two_that_accuse_each_other_end_the_run_too() {
+        let mut run = Run::training();
+        run.step(Event::Failed(WorkerId(0), lost(1)));
+        run.step(Event::Failed(WorkerId(1), lost(0)));
+        run.now += TIMEOUT / HEARING;
+        let end = Action::End(Outcome::WorkerLost(WorkerId(0)), "worker 1: rank 0 was lost".into());
+        assert_eq!(run.step(Event::Tick), [end]);
+    }
+
+    #[test]
+    fn a_confirmed_death_ends_the_hearing() {
+        let mut run = Run::training();
+        run.step(Event::Failed(WorkerId(1), lost(0)));
+        let end = run.step(Event::Lost(WorkerId(0), "killed".into()));
+        let reason = "worker 0 was lost in generation 1: killed".to_owned();
+        assert_eq!(end, [Action::End(Outcome::WorkerLost(WorkerId(0)), reason)]);
+    }
+
+    #[test]
+    fn who_calls_itself_lost_or_somebody_who_is_not_there_has_failed() {
+        for rank in [1, 9] {
+            let mut run = Run::training();
+            let end = run.step(Event::Failed(WorkerId(1), lost(rank)));
+            assert_eq!(end, [Action::End(Outcome::Failed, format!("worker 1: rank {rank} was lost"))]);
+        }
     }
 }

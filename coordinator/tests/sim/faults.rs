@@ -1,0 +1,205 @@
+//! What goes wrong, and to whom.
+
+use std::time::Duration;
+
+use mattock_coordinator::WorkerId;
+use mattock_coordinator::membership::{Candidate, Event, Phase};
+use mattock_coordinator::protocol::{Failure, Finish, FromWorker, StepReport};
+
+use crate::facts::Cause;
+use crate::network::Parcel;
+use crate::seeds::trace;
+use crate::sim::{Happening, Sim};
+use crate::swarm::{Kind, TIMEOUT};
+use crate::worker::{Stage, Worker};
+
+/// Pauses that no run may notice: four of them in a row stay below the timeout.
+const PAUSE: std::ops::RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(2);
+/// A worker that was never let in.
+const OUTSIDER: WorkerId = WorkerId(1_000_000);
+
+/// A fault, and what its victim was doing; `None` where it had none.
+pub(crate) type Plight = (Kind, Option<Stage>);
+
+impl Sim {
+    /// A fault happens, if faults still do.
+    pub(crate) fn strike(&mut self, kind: Kind) {
+        if self.calm {
+            return;
+        }
+        let alive: Vec<WorkerId> = self
+            .workers
+            .values()
+            .filter(|worker| !worker.is_gone() && !worker.frozen && can_suffer(kind, worker))
+            .map(|worker| worker.id)
+            .collect();
+        let victim = self.rng.pick(&alive);
+        trace(|| format!("{:?} fault: {kind:?} of {victim:?}", self.now));
+        let stage = victim.map(|victim| self.worker(victim).stage);
+        match (kind, victim) {
+            (Kind::Surplus, _) => {
+                self.surplus("home");
+            }
+            (Kind::Stranger, _) => {
+                self.surplus("elsewhere");
+            }
+            (Kind::Stop, _) => {
+                self.cause(Cause::Stop);
+                self.decide(Event::StopRequested);
+            }
+            (Kind::Abandon, _) => self.abandon(),
+            (_, None) => return,
+            (_, Some(victim)) => self.strike_worker(kind, victim),
+        }
+        self.plights.insert((kind, stage));
+    }
+
+    fn strike_worker(&mut self, kind: Kind, victim: WorkerId) {
+        match kind {
+            Kind::Kill => self.kill(victim),
+            Kind::Pause => self.pause(victim, PAUSE),
+            Kind::Silence => {
+                self.cause(Cause::Trouble(victim));
+                self.pause(victim, TIMEOUT + TIMEOUT / 8..=2 * TIMEOUT);
+            }
+            Kind::Freeze => {
+                self.cause(Cause::Trouble(victim));
+                self.worker(victim).frozen = true;
+            }
+            Kind::Disconnect => {
+                self.cause(Cause::Trouble(victim));
+                self.disconnect(victim);
+            }
+            Kind::Stall => self.stall(victim),
+            Kind::CutRing => {
+                let ends = self.cut_link(victim);
+                ends.into_iter().flatten().for_each(|end| self.cause(Cause::Trouble(end)));
+            }
+            Kind::JoinAgain => {
+                let fingerprint = self.worker(victim).fingerprint.to_owned();
+                let address = "elsewhere".to_owned();
+                self.decide(Event::Joined(victim, Candidate { address, fingerprint }));
+            }
+            Kind::Fail => self.sicken(victim),
+            Kind::Flip => {
+                self.cause(Cause::Failure);
+                self.worker(victim).flipped ^= 1 << self.rng.number(&(0..=63));
+            }
+            Kind::OtherStep => {
+                self.cause(Cause::Failure);
+                self.worker(victim).step += 1;
+            }
+            Kind::Babble => self.babble(victim),
+            Kind::Repeat => self.worker(victim).repeats = true,
+            Kind::Surplus | Kind::Stranger | Kind::Stop | Kind::Abandon => {}
+        }
+    }
+
+    /// Kills a process; what it had sent arrives in part, and the news of its death soon or never.
+    pub(crate) fn kill(&mut self, victim: WorkerId) {
+        self.cause(Cause::Trouble(victim));
+        self.lose_upward(victim);
+        self.ring_breaks_at(victim);
+        self.process_ends(victim);
+        if self.rng.chance(50) {
+            self.send_up(victim, Parcel::Gone("nobody answers there"));
+        }
+    }
+
+    /// Does nothing for a while; a pause within a pause changes nothing.
+    pub(crate) fn pause(&mut self, victim: WorkerId, length: std::ops::RangeInclusive<Duration>) {
+        let until = self.now + self.rng.duration(&length);
+        let worker = self.worker(victim);
+        if worker.paused_until.is_none_or(|before| before < until) {
+            worker.paused_until = Some(until);
+            self.schedule(until, Happening::Resume(victim));
+        }
+    }
+
+    fn stall(&mut self, victim: WorkerId) {
+        self.cause(Cause::Trouble(victim));
+        let length = self.rng.duration(&self.swarm.stall.clone());
+        self.network.stall(victim, self.now + length);
+    }
+
+    /// One worker more than the run waits for, or one that does not fit in.
+    pub(crate) fn surplus(&mut self, fingerprint: &'static str) -> WorkerId {
+        // It may take the place of another, who is then refused and tells so.
+        if self.phase() == Phase::Gathering {
+            self.cause(Cause::Failure);
+        }
+        let local = self.rng.chance(20);
+        self.boot(fingerprint, local)
+    }
+
+    fn abandon(&mut self) {
+        let bad_input = self.rng.chance(50);
+        self.cause(if bad_input { Cause::BadInput } else { Cause::Failure });
+        self.decide(Event::Abandoned { cause: "it ended".to_owned(), bad_input });
+    }
+
+    fn sicken(&mut self, victim: WorkerId) {
+        let bad_input = self.rng.chance(50);
+        self.cause(if bad_input { Cause::BadInput } else { Cause::Failure });
+        let text = "something is wrong".to_owned();
+        self.worker(victim).ailing = Some(Failure { text, bad_input, lost_rank: None });
+    }
+
+    /// Messages that mean nothing now: repeated, of other generations, or from somebody who is not in the run.
+    fn babble(&mut self, victim: WorkerId) {
+        let generation = self.coordinator.registry.formation().map_or(0, |formation| formation.generation);
+        let step = self.worker(victim).step;
+        let finish = Finish {
+            step: self.setup.steps,
+            completed: true,
+            state_hash: 0,
+            held_out_loss: None,
+            unigram_loss: None,
+            parameters: 0,
+        };
+        let forged = StepReport {
+            generation,
+            step: step + 1,
+            rank: 0,
+            loss: 0.0,
+            grad_norm: 0.0,
+            lr: 0.0,
+            state_hash: 0,
+            tokens: 0,
+            micro_batches: Vec::new(),
+            tx_bytes: 0,
+            rx_bytes: 0,
+            seconds: Vec::new(),
+        };
+        let failure = Failure { text: "babble".to_owned(), bad_input: true, lost_rank: Some(0) };
+        let own = [
+            FromWorker::Linked { generation: generation + 100 },
+            FromWorker::Linked { generation: generation.wrapping_sub(1) },
+            FromWorker::Heartbeat,
+        ];
+        own.into_iter().for_each(|message| self.send_up(victim, Parcel::Message(message)));
+        if !matches!(self.worker(victim).stage, Stage::Booting | Stage::Joining | Stage::Loading) {
+            self.send_up(victim, Parcel::Message(FromWorker::Ready { step }));
+        }
+        let others = [
+            FromWorker::Ready { step },
+            FromWorker::Linked { generation },
+            FromWorker::Step(forged),
+            FromWorker::Finished(finish),
+            FromWorker::Failed(failure),
+        ];
+        others.into_iter().for_each(|message| self.send_up(OUTSIDER, Parcel::Message(message)));
+        self.send_up(OUTSIDER, Parcel::Gone("it has left"));
+    }
+}
+
+/// Whether a fault means something for a worker as it is.
+fn can_suffer(kind: Kind, worker: &Worker) -> bool {
+    match kind {
+        Kind::CutRing => worker.seat.is_some(),
+        Kind::JoinAgain | Kind::Babble => worker.member.is_some() && worker.stage != Stage::Leaving,
+        Kind::OtherStep => matches!(worker.stage, Stage::Booting | Stage::Joining | Stage::Loading),
+        Kind::Disconnect => worker.stage != Stage::Booting,
+        _ => true,
+    }
+}

@@ -1,0 +1,33 @@
+//! Once faults stop, the run has completed or ended with a reason within three timeouts.
+//!
+//! All steps of a simulated run take a fraction of that.
+
+use std::time::Duration;
+
+use mattock_coordinator::membership::Phase;
+
+use super::{Invariant, demand};
+use crate::facts::Fact;
+
+#[derive(Default)]
+pub(crate) struct Liveness {
+    phase: Option<Phase>,
+}
+
+impl Invariant for Liveness {
+    fn name(&self) -> &'static str {
+        "liveness"
+    }
+
+    fn observe(&mut self, _: Duration, fact: &Fact<'_>) -> Result<(), String> {
+        match fact {
+            Fact::Decided { phase, .. } => self.phase = Some(*phase),
+            Fact::TimeIsUp => {
+                let phase = self.phase;
+                demand!(phase == Some(Phase::Ended), "three timeouts after the last fault it is {phase:?}");
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}

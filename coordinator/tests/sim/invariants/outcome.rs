@@ -1,0 +1,101 @@
+//! A run's outcome is the truth: complete only where every rank has done every step, and otherwise for a cause that
+//! there was. No worker is called lost to which nothing happened.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use mattock_coordinator::WorkerId;
+use mattock_coordinator::membership::{Action, Event, Outcome};
+use mattock_coordinator::protocol::{Finish, Formation};
+
+use super::{Invariant, demand};
+use crate::facts::{Cause, Fact, Setup};
+
+pub(crate) struct Truth {
+    steps: u64,
+    ring: Option<Formation>,
+    finishes: BTreeMap<WorkerId, Finish>,
+    causes: BTreeSet<Cause>,
+}
+
+impl Truth {
+    pub(crate) fn new(setup: &Setup) -> Self {
+        Self { steps: setup.steps, ring: None, finishes: BTreeMap::new(), causes: BTreeSet::new() }
+    }
+
+    /// All ranks have ended alike, and the outcome says what they said.
+    fn all_finished(&self, finish: &Finish) -> Result<(), String> {
+        let Some(ring) = &self.ring else { return Err("a run without a ring is called complete".to_owned()) };
+        for place in &ring.places {
+            let Some(own) = self.finishes.get(&place.worker) else {
+                return Err(format!("the run is over before {} has finished", place.worker));
+            };
+            demand!(
+                own.step == finish.step && own.state_hash == finish.state_hash,
+                "{} ended with {own:?}, the run with {finish:?}",
+                place.worker
+            );
+        }
+        // Rank 0 measures it, whoever that is.
+        demand!(finish.held_out_loss.is_some(), "the held-out loss is lost: {finish:?}");
+        Ok(())
+    }
+
+    fn judge(&self, outcome: &Outcome, reason: &str) -> Result<(), String> {
+        let has = |cause| self.causes.contains(&cause);
+        match outcome {
+            Outcome::Completed(finish) => {
+                self.all_finished(finish)?;
+                demand!(
+                    finish.completed && finish.step >= self.steps,
+                    "complete at step {} of {}",
+                    finish.step,
+                    self.steps
+                );
+            }
+            Outcome::Stopped(finish) => {
+                self.all_finished(finish)?;
+                demand!(has(Cause::Stop), "stopped, and nobody asked for it");
+                demand!(!finish.completed, "called stopped with all steps done");
+            }
+            Outcome::WorkerLost(worker) => {
+                demand!(
+                    has(Cause::Trouble(*worker)),
+                    "{worker} is called lost, and nothing happened to it: {reason}"
+                );
+            }
+            Outcome::BadInput => demand!(has(Cause::BadInput), "bad input, and there was none: {reason}"),
+            Outcome::Failed => {
+                let trouble = self.causes.iter().any(|cause| *cause != Cause::BadInput);
+                demand!(trouble, "failed for no cause: {reason}");
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Invariant for Truth {
+    fn name(&self) -> &'static str {
+        "outcome"
+    }
+
+    fn observe(&mut self, _: Duration, fact: &Fact<'_>) -> Result<(), String> {
+        match fact {
+            Fact::Caused(cause) => drop(self.causes.insert(*cause)),
+            Fact::Decided { event, actions, .. } => {
+                if let Event::Finished(worker, finish) = event {
+                    self.finishes.insert(*worker, finish.clone());
+                }
+                for action in *actions {
+                    match action {
+                        Action::Form(formation) => self.ring = Some(formation.clone()),
+                        Action::End(outcome, reason) => self.judge(outcome, reason)?,
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}

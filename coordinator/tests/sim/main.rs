@@ -1,0 +1,37 @@
+//! Membership under faults: thousands of whole runs, each replayable from one number.
+//!
+//! The real [`Registry`](mattock_coordinator::membership::Registry), the real
+//! [`Member`](mattock_coordinator::membership::Member)s and the real [`Ledger`](mattock_coordinator::Ledger) run
+//! under a simulated clock, network, launcher and data plane. A seed fixes everything: how many workers, which kinds
+//! of fault, when and whom they hit, how long every message takes.
+//!
+//! ```text
+//! swarm ──> sim (clock, queue of happenings)
+//!            ├─ network      a FIFO per worker and direction, delays, stalls, lost connections
+//!            ├─ worker       what worker/src/session.rs does, around a real Member
+//!            ├─ ring         links, and the commit point: a step needs every rank
+//!            ├─ coordinator  what coordinator/src/server.rs does, around a real Registry and Ledger
+//!            ├─ faults       what goes wrong
+//!            └─ facts ──> invariants, one file each
+//! ```
+//!
+//! `MATTOCK_SIM_SEEDS=100000` tries more seeds, `MATTOCK_SIM_SEED=17` replays one with its trace.
+//!
+//! Deliberately absent: going on after a loss. A lost worker ends the run, so what is demanded is that it ends, soon,
+//! and says truly why.
+
+#![allow(clippy::unwrap_used, reason = "helpers of tests, outside of test functions")]
+
+mod coordinator;
+mod facts;
+mod faults;
+mod invariants;
+mod network;
+mod ring;
+mod rng;
+mod sabotage;
+mod scenarios;
+mod seeds;
+mod sim;
+mod swarm;
+mod worker;

@@ -1,0 +1,139 @@
+//! Control connections: a FIFO per worker and direction, as a QUIC stream is, with delays, stalls and loss of the whole.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use mattock_coordinator::WorkerId;
+use mattock_coordinator::protocol::{FromCoordinator, FromWorker};
+
+use crate::sim::{Happening, Sim};
+
+/// What arrives, or the news that nothing more will.
+#[derive(Debug, Clone)]
+pub(crate) enum Parcel<M> {
+    /// A message.
+    Message(M),
+    /// The connection is gone.
+    Gone(&'static str),
+}
+
+/// One direction of a connection.
+#[derive(Debug)]
+pub(crate) struct Pipe<M> {
+    under_way: VecDeque<Parcel<M>>,
+    /// When the newest arrives; nothing overtakes it.
+    last: Duration,
+    closed: bool,
+}
+
+impl<M> Default for Pipe<M> {
+    fn default() -> Self {
+        Self { under_way: VecDeque::new(), last: Duration::ZERO, closed: false }
+    }
+}
+
+impl<M> Pipe<M> {
+    /// Puts a parcel on its way; when it arrives, unless the connection is gone already.
+    fn post(&mut self, parcel: Parcel<M>, arrival: Duration) -> Option<Duration> {
+        if self.closed {
+            return None;
+        }
+        self.closed = matches!(parcel, Parcel::Gone(_));
+        self.under_way.push_back(parcel);
+        self.last = self.last.max(arrival);
+        Some(self.last)
+    }
+
+    /// Lets what is under way arrive from `now` on; returns how much that is.
+    fn heal(&mut self, now: Duration) -> usize {
+        self.last = now;
+        self.under_way.len()
+    }
+
+    /// Loses all but the first `kept` of what is under way.
+    fn lose_all_but(&mut self, kept: u64) {
+        self.under_way.truncate(kept as usize);
+    }
+}
+
+/// All control connections.
+#[derive(Debug, Default)]
+pub(crate) struct Network {
+    up: BTreeMap<WorkerId, Pipe<FromWorker>>,
+    down: BTreeMap<WorkerId, Pipe<FromCoordinator>>,
+    /// Until when a connection carries nothing.
+    stalled: BTreeMap<WorkerId, Duration>,
+}
+
+impl Network {
+    pub(crate) fn stall(&mut self, worker: WorkerId, until: Duration) {
+        let stalled = self.stalled.entry(worker).or_default();
+        *stalled = (*stalled).max(until);
+    }
+
+    /// Lets everything flow again, from `now` on; returns what is under way, as arrivals that are due.
+    fn heal(&mut self, now: Duration) -> Vec<Happening> {
+        self.stalled.clear();
+        let mut due = Vec::new();
+        for (worker, pipe) in &mut self.up {
+            due.extend(std::iter::repeat_n(Happening::Upward(*worker), pipe.heal(now)));
+        }
+        for (worker, pipe) in &mut self.down {
+            due.extend(std::iter::repeat_n(Happening::Downward(*worker), pipe.heal(now)));
+        }
+        due
+    }
+
+    pub(crate) fn next_up(&mut self, worker: WorkerId) -> Option<Parcel<FromWorker>> {
+        self.up.get_mut(&worker)?.under_way.pop_front()
+    }
+
+    pub(crate) fn next_down(&mut self, worker: WorkerId) -> Option<Parcel<FromCoordinator>> {
+        self.down.get_mut(&worker)?.under_way.pop_front()
+    }
+}
+
+impl Sim {
+    fn arrival(&mut self, worker: WorkerId) -> Duration {
+        let from = self.network.stalled.get(&worker).map_or(self.now, |&until| until.max(self.now));
+        from + self.rng.duration(&self.swarm.delay)
+    }
+
+    /// From a worker to the coordinator.
+    pub(crate) fn send_up(&mut self, worker: WorkerId, parcel: Parcel<FromWorker>) {
+        let arrival = self.arrival(worker);
+        if let Some(at) = self.network.up.entry(worker).or_default().post(parcel, arrival) {
+            self.schedule(at, Happening::Upward(worker));
+        }
+    }
+
+    /// From the coordinator to a worker.
+    pub(crate) fn send_down(&mut self, worker: WorkerId, parcel: Parcel<FromCoordinator>) {
+        let arrival = self.arrival(worker);
+        if let Some(at) = self.network.down.entry(worker).or_default().post(parcel, arrival) {
+            self.schedule(at, Happening::Downward(worker));
+        }
+    }
+
+    /// Breaks a connection: some of what is under way is lost, then both ends learn of it.
+    pub(crate) fn disconnect(&mut self, worker: WorkerId) {
+        self.lose_upward(worker);
+        let kept = self.rng.number(&(0..=3));
+        self.network.down.entry(worker).or_default().lose_all_but(kept);
+        self.send_up(worker, Parcel::Gone("its connection was lost"));
+        self.send_down(worker, Parcel::Gone("the connection was lost"));
+    }
+
+    /// What a dead process had sent arrives in part.
+    pub(crate) fn lose_upward(&mut self, worker: WorkerId) {
+        let kept = self.rng.number(&(0..=3));
+        self.network.up.entry(worker).or_default().lose_all_but(kept);
+    }
+
+    /// All that is under way arrives soon, in order.
+    pub(crate) fn heal_network(&mut self) {
+        for arrival in self.network.heal(self.now) {
+            self.schedule(self.now, arrival);
+        }
+    }
+}
