@@ -30,13 +30,13 @@ const PIXELS: usize = 64;
 
 #[derive(Config, Debug)]
 struct ModelConfig {
+    family: String,
     hidden: usize,
 }
 
 #[derive(Config, Debug)]
 struct DataConfig {
     images: u64,
-    #[config(default = 0.3)]
     noise: f64,
 }
 
