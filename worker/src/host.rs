@@ -1,6 +1,7 @@
 //! What a worker is: its host's name, and a fingerprint of all that its bits depend on.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io;
 
 use mattock_kernels::Device;
 
@@ -12,9 +13,13 @@ pub(crate) fn name() -> String {
 
 /// Binary, device and processor features: workers with equal fingerprints compute equal bits.
 pub(crate) fn fingerprint(device: &Device) -> String {
-    let binary = std::env::current_exe()
-        .and_then(fs::read)
-        .map(|bytes| blake3::hash(&bytes).to_hex()[..16].to_owned());
-    let binary = binary.unwrap_or_else(|error| format!("unreadable: {error}"));
+    let binary = binary_hash().unwrap_or_else(|error| format!("unreadable: {error}"));
     format!("binary {binary}, device {device}, {}", mattock_kernels::cpu_features())
+}
+
+/// The first 16 hexadecimal digits of the BLAKE3 of this program; read piece by piece, for it is large.
+fn binary_hash() -> io::Result<String> {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(File::open(std::env::current_exe()?)?)?;
+    Ok(hasher.finalize().to_hex()[..16].to_owned())
 }
