@@ -2,16 +2,18 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod common;
+#[path = "common/relay.rs"]
+mod relay;
 
 use std::net::UdpSocket;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::{Authority, config, groups, name, ring, spec, start};
 use mattock_collectives::{
     CollectiveError, Disagreement, Group, JoinError, Node, NodeConfig, RingSpec, Sum, TransportError,
 };
+use relay::{Relay, holds};
 
 /// Long enough for a busy machine.
 const PATIENT: Duration = Duration::from_secs(20);
@@ -219,69 +221,63 @@ fn ranks_that_do_different_things_are_told() {
     assert!(mismatches.count() >= 1, "{errors:?}");
 }
 
-/// Hands datagrams on between a caller and a node, and keeps a copy; may fall silent.
-struct Tap {
-    socket: Arc<UdpSocket>,
-    seen: Arc<Mutex<Vec<u8>>>,
-    silent: Arc<AtomicBool>,
+/// Joins both nodes, with the way from rank 0 to rank 1 over one relay and the way back over another.
+fn join_by_way_of(relays: &[Relay; 2], nodes: &[Node]) -> Vec<Group> {
+    let joins = [0, 1].map(|rank| {
+        let next = (relays[rank as usize].address(), name(1 - rank));
+        nodes[rank as usize].begin_join(RingSpec { next, ..spec(nodes, rank, 0) })
+    });
+    joins.map(|join| join.wait().unwrap()).into()
 }
 
-impl Tap {
-    fn before(node: std::net::SocketAddr) -> Self {
-        let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").unwrap());
-        let (seen, silent) = (Arc::<Mutex<Vec<u8>>>::default(), Arc::<AtomicBool>::default());
-        let (tap, log, mute) = (socket.clone(), seen.clone(), silent.clone());
-        std::thread::spawn(move || {
-            let (mut buffer, mut caller) = (vec![0; 65_536], None);
-            while let Ok((length, from)) = tap.recv_from(&mut buffer) {
-                if mute.load(Ordering::SeqCst) {
-                    continue;
-                }
-                log.lock().unwrap().extend_from_slice(&buffer[..length]);
-                let to =
-                    if from == node { caller } else { caller.replace(from).and(Some(node)).or(Some(node)) };
-                // A lost datagram is the network's everyday life.
-                to.map(|to| tap.send_to(&buffer[..length], to));
-            }
-        });
-        Self { socket, seen, silent }
-    }
-
-    /// Joins both nodes, with the way from rank 0 to rank 1 through the tap.
-    fn join(&self, nodes: &[Node]) -> Vec<Group> {
-        let tapped = RingSpec { next: (self.socket.local_addr().unwrap(), name(1)), ..spec(nodes, 0, 0) };
-        let joins = [nodes[0].begin_join(tapped), nodes[1].begin_join(spec(nodes, 1, 0))];
-        joins.into_iter().map(|join| join.wait().unwrap()).collect()
-    }
+/// A relay before rank 1, and one before rank 0.
+fn relays(nodes: &[Node]) -> [Relay; 2] {
+    [1, 0].map(|rank| Relay::before(nodes[rank].local_addr()))
 }
 
 #[test]
 fn no_plaintext_on_the_wire() {
     let nodes = Authority::new().nodes(2, config(PATIENT));
-    let tap = Tap::before(nodes[1].local_addr());
-    let groups = tap.join(&nodes);
+    let relays = relays(&nodes);
+    let groups = join_by_way_of(&relays, &nodes);
     let secret = b"the quick brown fox jumps over the lazy dog!";
     let payload: Vec<u8> = secret.iter().copied().cycle().take(400_000).collect();
-    let holds_secret =
-        |bytes: &[u8]| bytes.windows(16).any(|window| window == &secret[4..20] || &window[..4] == b"MTK\x01");
-    assert!(holds_secret(&payload), "the check can fail");
-
     let sent = groups[0].broadcast(Arc::new(payload.clone()));
     let received = groups[1].receive_broadcast(groups[0].ring().rank(), vec![0u8; payload.len()]);
     sent.wait().unwrap();
     assert!(received.wait().unwrap() == payload);
-    let seen = tap.seen.lock().unwrap();
-    assert!(seen.len() > payload.len(), "all of it went through the tap");
-    assert!(!holds_secret(&seen));
+
+    // Gradients: what each rank puts in, and the sum.
+    let inputs = [*b"gradient of 0, 16 bytes", *b"gradient of 1, 16 bytes"];
+    let words = |rank: usize| -> Vec<i64> {
+        inputs[rank].as_chunks::<8>().0.iter().map(|word| i64::from_le_bytes(*word) >> 1).collect()
+    };
+    let repeated = |words: &[i64]| words.iter().copied().cycle().take(100_000).collect::<Vec<_>>();
+    let bytes = |words: &[i64]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
+    let sum: Vec<i64> = words(0).iter().zip(words(1)).map(|(a, b)| a + b).collect();
+    let sums: Vec<_> = (groups.iter().enumerate())
+        .map(|(rank, group)| group.all_reduce::<Sum<i64>>(Arc::new(repeated(&words(rank))), Vec::new()))
+        .collect();
+    sums.into_iter().for_each(|reduced| assert!(reduced.wait().unwrap() == repeated(&sum)));
+
+    let gradients = 8 * 100_000;
+    for (relay, least) in relays.iter().zip([payload.len() + gradients, gradients]) {
+        let seen = relay.seen();
+        assert!(seen.len() > least, "all of it went by the relay");
+        let readable = [secret[4..20].to_vec(), bytes(&words(0)), bytes(&words(1)), bytes(&sum)];
+        assert!(readable.iter().all(|part| !holds(&seen, part)));
+        let unprotected = [&seen[..], &bytes(&repeated(&sum))].concat();
+        assert!(holds(&unprotected, &readable[3]), "in the clear it would be found");
+    }
 }
 
 #[test]
 fn a_link_that_falls_silent_ends_with_a_reason() {
     let nodes = Authority::new().nodes(2, config(SHORT));
-    let tap = Tap::before(nodes[1].local_addr());
-    let groups = tap.join(&nodes);
+    let relays = relays(&nodes);
+    let groups = join_by_way_of(&relays, &nodes);
     all_reduce(&groups, 1000);
-    tap.silent.store(true, Ordering::SeqCst);
+    relays[0].fall_silent();
     let sums: Vec<_> = groups
         .iter()
         .map(|group| group.all_reduce::<Sum<f32>>(Arc::new(vec![1.0; 1000]), Vec::new()))

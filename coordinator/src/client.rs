@@ -5,12 +5,13 @@
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use tokio::runtime::{Builder, Runtime};
-use tokio::sync::mpsc as tokio_mpsc;
+use tokio::sync::{mpsc as tokio_mpsc, oneshot};
 use tokio::time::timeout;
 
 use crate::identity::{
@@ -18,7 +19,7 @@ use crate::identity::{
 };
 use crate::ids::WorkerId;
 use crate::protocol::{About, Enroll, Enrolled, FromCoordinator, FromWorker};
-use crate::stream::{self, StreamError};
+use crate::stream::{self, StreamError, lost, printable};
 
 /// Messages that may wait in either direction.
 const QUEUE_MAX: usize = 1024;
@@ -44,7 +45,7 @@ pub enum JoinError {
     Refused(String),
     /// The conversation broke off.
     #[error("joining broke off: {0}")]
-    Stream(#[from] StreamError),
+    Stream(#[source] StreamError),
     /// No certificate could be made.
     #[error(transparent)]
     Identity(#[from] IdentityError),
@@ -54,6 +55,15 @@ pub enum JoinError {
     /// The system refuses a socket or thread.
     #[error("cannot open a socket or thread: {0}")]
     Io(#[from] std::io::Error),
+}
+
+impl From<StreamError> for JoinError {
+    fn from(error: StreamError) -> Self {
+        match error {
+            StreamError::Refused(reason) => Self::Refused(reason),
+            error => Self::Stream(error),
+        }
+    }
 }
 
 /// Why the control connection ended.
@@ -76,6 +86,20 @@ pub struct Enrollment {
     local_ip: IpAddr,
 }
 
+/// Why the connection ended: who notices first, says it.
+#[derive(Debug, Clone, Default)]
+struct Ending(Arc<OnceLock<String>>);
+
+impl Ending {
+    fn note(&self, cause: &StreamError) {
+        self.0.get_or_init(|| cause.to_string());
+    }
+
+    fn error(&self) -> ClientError {
+        ClientError(self.0.get().map_or("the control connection ended", String::as_str).to_owned())
+    }
+}
+
 /// A joined worker's connection.
 #[derive(Debug)]
 pub struct Client {
@@ -85,6 +109,8 @@ pub struct Client {
     settings: String,
     reports: tokio_mpsc::Sender<FromWorker>,
     messages: mpsc::Receiver<FromCoordinator>,
+    ending: Ending,
+    closing: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -111,7 +137,7 @@ impl Client {
             Ok::<_, JoinError>((endpoint, enrolled))
         })?;
         match enrolled {
-            Enrolled::Refused { reason } => Err(JoinError::Refused(reason)),
+            Enrolled::Refused { reason } => Err(JoinError::Refused(printable(reason.as_bytes()))),
             Enrolled::Certificate { worker, certificate } => {
                 let identity = request.into_identity(worker, certificate, authority);
                 Ok(Enrollment { runtime, endpoint, address, timeout: limit, worker, identity, local_ip })
@@ -141,7 +167,7 @@ impl Client {
 
     /// A handle for reports from any thread.
     pub fn reporter(&self) -> Reporter {
-        Reporter(self.reports.clone())
+        Reporter { reports: self.reports.clone(), ending: self.ending.clone() }
     }
 
     /// Waits for the next message, for `limit` at most.
@@ -152,16 +178,13 @@ impl Client {
         match self.messages.recv_timeout(limit) {
             Ok(message) => Ok(Some(message)),
             Err(RecvTimeoutError::Timeout) => Ok(None),
-            Err(RecvTimeoutError::Disconnected) => {
-                Err(ClientError("the control connection ended".to_owned()))
-            }
+            Err(RecvTimeoutError::Disconnected) => Err(self.ending.error()),
         }
     }
 
-    /// Sends what is queued, and ends the connection.
+    /// Sends what is queued, and ends the connection; reporters that are left find it ended.
     pub fn close(mut self) {
-        let (reports, _) = tokio_mpsc::channel(1);
-        self.reports = reports;
+        drop(self.closing.take());
         if let Some(thread) = self.thread.take() {
             // A panic there has been printed already.
             let _ = thread.join();
@@ -171,7 +194,10 @@ impl Client {
 
 /// Sends reports.
 #[derive(Debug, Clone)]
-pub struct Reporter(tokio_mpsc::Sender<FromWorker>);
+pub struct Reporter {
+    reports: tokio_mpsc::Sender<FromWorker>,
+    ending: Ending,
+}
 
 impl Reporter {
     /// Queues a report; waits while the queue is full.
@@ -179,7 +205,7 @@ impl Reporter {
     /// # Errors
     /// Where the coordinator is gone.
     pub fn send(&self, report: Report) -> Result<(), ClientError> {
-        self.0.blocking_send(report).map_err(|_| ClientError("the control connection ended".to_owned()))
+        self.reports.blocking_send(report).map_err(|_| self.ending.error())
     }
 }
 
@@ -215,17 +241,22 @@ impl Enrollment {
         })?;
         let (run, recipe, settings) = match welcome {
             FromCoordinator::Welcome { run, recipe, settings } => (run, recipe, settings),
-            FromCoordinator::Refused { reason } => return Err(JoinError::Refused(reason)),
+            FromCoordinator::Refused { reason } => {
+                return Err(JoinError::Refused(printable(reason.as_bytes())));
+            }
             other => return Err(JoinError::Refused(format!("it answered {other:?} instead of a welcome"))),
         };
         let (reports, queued) = tokio_mpsc::channel(QUEUE_MAX);
         let (messages, received) = mpsc::sync_channel(QUEUE_MAX);
-        let talk = Talk { connection, send, queued, limit };
+        let (closing, close) = oneshot::channel();
+        let ending = Ending::default();
+        let talk = Talk { connection, send, queued, close, ending: ending.clone(), limit };
         let thread = thread::Builder::new().name("mattock-control".to_owned()).spawn(move || {
             runtime.block_on(talk.run(receive, messages));
             runtime.block_on(async { timeout(limit, endpoint.wait_idle()).await }).ok();
         })?;
-        Ok(Client { worker, run, recipe, settings, reports, messages: received, thread: Some(thread) })
+        let (messages, closing, thread) = (received, Some(closing), Some(thread));
+        Ok(Client { worker, run, recipe, settings, reports, messages, ending, closing, thread })
     }
 }
 
@@ -234,14 +265,17 @@ struct Talk {
     connection: Connection,
     send: SendStream,
     queued: tokio_mpsc::Receiver<FromWorker>,
+    /// Completes when the client is closed or gone.
+    close: oneshot::Receiver<()>,
+    ending: Ending,
     limit: Duration,
 }
 
 impl Talk {
     async fn run(mut self, receive: RecvStream, messages: mpsc::SyncSender<FromCoordinator>) {
-        let listening = tokio::spawn(listen(receive, messages, self.limit));
+        let listening = tokio::spawn(listen(receive, messages, self.ending.clone(), self.limit));
         if let Err(error) = self.speak().await {
-            tracing::debug!(%error, "the control connection ended");
+            self.ending.note(&error);
         }
         listening.abort();
         self.connection.close(0u32.into(), b"done");
@@ -249,7 +283,15 @@ impl Talk {
 
     async fn speak(&mut self) -> Result<(), StreamError> {
         loop {
-            let report = match timeout(self.limit / HEARTBEATS, self.queued.recv()).await {
+            let next = tokio::select! {
+                next = timeout(self.limit / HEARTBEATS, self.queued.recv()) => next,
+                _ = &mut self.close, if !self.queued.is_closed() => {
+                    // What is in the queue is still sent.
+                    self.queued.close();
+                    continue;
+                }
+            };
+            let report = match next {
                 Ok(Some(report)) => report,
                 Ok(None) => {
                     // What was sent must arrive before the connection is closed.
@@ -267,7 +309,12 @@ impl Talk {
 }
 
 /// Hands messages over until the coordinator is gone; dropping the sender tells so.
-async fn listen(mut receive: RecvStream, messages: mpsc::SyncSender<FromCoordinator>, limit: Duration) {
+async fn listen(
+    mut receive: RecvStream,
+    messages: mpsc::SyncSender<FromCoordinator>,
+    ending: Ending,
+    limit: Duration,
+) {
     loop {
         match stream::receive(&mut receive, limit).await {
             Ok(FromCoordinator::Heartbeat) => {}
@@ -276,10 +323,7 @@ async fn listen(mut receive: RecvStream, messages: mpsc::SyncSender<FromCoordina
                     return;
                 }
             }
-            Err(error) => {
-                tracing::debug!(%error, "nothing more from the coordinator");
-                return;
-            }
+            Err(error) => return ending.note(&error),
         }
     }
 }
@@ -295,14 +339,18 @@ async fn connect(
         .connect_with(config, address, COORDINATOR_NAME)
         .map_err(|error| unreachable(error.to_string()))?;
     match timeout(limit, connecting).await {
-        Ok(connected) => connected.map_err(|error| unreachable(error.to_string())),
+        Ok(connected) => connected.map_err(|error| match lost(error) {
+            StreamError::Refused(reason) => JoinError::Refused(reason),
+            StreamError::Gone(reason) => unreachable(reason),
+            error => JoinError::Stream(error),
+        }),
         Err(_) => Err(unreachable(format!("no answer for {limit:?}"))),
     }
 }
 
 async fn open(connection: &Connection, limit: Duration) -> Result<(SendStream, RecvStream), StreamError> {
     let opened = timeout(limit, connection.open_bi()).await.map_err(|_| StreamError::Silent(limit))?;
-    opened.map_err(|error| StreamError::Gone(error.to_string()))
+    opened.map_err(lost)
 }
 
 /// The own address on the way there; nothing is sent.

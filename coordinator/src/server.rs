@@ -19,15 +19,21 @@ use crate::ledger::Ledger;
 use crate::membership::{self, Action, Candidate, Outcome, Phase, Registry};
 use crate::protocol::{About, Failure, Formation, FromCoordinator, FromWorker, StepReport};
 use crate::status::{self, Status};
+use crate::wire::{self, WireError};
 
 use self::door::{Door, Inbound};
 
+mod crowd;
 mod door;
 
-/// Messages that may wait for the deciding task, over all workers.
-const INBOX_MAX: usize = 4096;
+/// Messages that may wait for the deciding task, over all workers; each may have a megabyte.
+const INBOX_MAX: usize = 64;
 /// Messages that may wait for one worker.
 const OUTBOX_MAX: usize = 256;
+/// Phases of a step whose times a worker may report.
+const PHASES_MAX: usize = 64;
+/// Of a phase's name.
+const PHASE_BYTES_MAX: usize = 64;
 
 /// What a server must know.
 #[derive(Debug, Clone)]
@@ -50,6 +56,13 @@ pub struct ServerConfig {
     pub membership: membership::Config,
 }
 
+impl ServerConfig {
+    fn welcome(&self) -> FromCoordinator {
+        let Self { run, recipe, settings, .. } = self.clone();
+        FromCoordinator::Welcome { run, recipe, settings }
+    }
+}
+
 /// Why a server could not start.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -68,6 +81,9 @@ pub enum ServerError {
     /// TLS could not be set up.
     #[error("cannot set up TLS: {0}")]
     Tls(#[from] rustls::Error),
+    /// What every worker must be told does not fit into a message.
+    #[error("recipe and settings cannot be sent to workers: {0}")]
+    Recipe(#[from] WireError),
 }
 
 /// What the launcher tells a running server.
@@ -114,6 +130,7 @@ impl Server {
     /// See [`ServerError`].
     pub async fn bind(config: ServerConfig) -> Result<Self, ServerError> {
         let listen = |source| ServerError::Listen { address: config.listen, source };
+        wire::encode(&config.welcome())?;
         let authority = Authority::new(&config.run)?;
         let tls = server_config(&authority.coordinator()?, config.membership.timeout)?;
         let endpoint = Endpoint::server(tls, config.listen).map_err(listen)?;
@@ -166,6 +183,7 @@ impl Server {
             events,
             status: self.status,
             step: 0,
+            stalled: Duration::ZERO,
         };
         core.emit(Event::Listening {
             address: self.token.address.to_string(),
@@ -174,7 +192,7 @@ impl Server {
         .await;
         let mut commanded = true;
         let end = loop {
-            let due = core.registry.deadline().unwrap_or_else(|| Instant::now() + limit);
+            let due = core.registry.deadline().unwrap_or_else(|| core.now() + limit) + core.stalled;
             let event = tokio::select! {
                 Some((worker, message)) = inbound.recv() => core.absorb(worker, message).await,
                 command = commands.recv(), if commanded => match command {
@@ -222,12 +240,22 @@ struct Core {
     events: mpsc::Sender<Event>,
     status: watch::Sender<Status>,
     step: u64,
+    /// How long it has waited for those who read events, all in all.
+    stalled: Duration,
 }
 
 impl Core {
-    async fn emit(&self, event: Event) {
+    /// The registry's time: it stands still while nobody reads the events, for then nobody listens to workers either,
+    /// and what was not heard is no silence.
+    fn now(&self) -> Instant {
+        Instant::now() - self.stalled
+    }
+
+    async fn emit(&mut self, event: Event) {
+        let asked = Instant::now();
         // Who does not read events does not want them.
         let _ = self.events.send(event).await;
+        self.stalled += asked.elapsed();
     }
 
     /// From a message to what it means for membership.
@@ -244,6 +272,8 @@ impl Core {
                 self.links.remove(&worker);
                 return Some(Meaning::Lost(worker, cause));
             }
+            // What is left in the queue of a worker that was sent away.
+            Inbound::Message(_) if !self.links.contains_key(&worker) => return None,
             Inbound::Message(message) => message,
         };
         match message {
@@ -265,6 +295,12 @@ impl Core {
     }
 
     async fn record(&mut self, worker: WorkerId, report: StepReport) -> Option<membership::Event> {
+        let ring = self.registry.formation().filter(|ring| ring.generation == report.generation);
+        let Some(ring) = ring else { return Some(membership::Event::Heard(worker)) };
+        if let Some(text) = misreport(ring, worker, &report, self.config.membership.micro_batches) {
+            let failure = Failure { text, bad_input: false, lost_rank: None };
+            return Some(membership::Event::Failed(worker, failure));
+        }
         let recorded = self.ledger.as_mut().map_or(Ok(None), |ledger| ledger.report(worker, report));
         match recorded {
             Ok(Some(record)) => {
@@ -300,7 +336,7 @@ impl Core {
     /// Decides, and does what was decided; returns the run's end if this was it.
     async fn decide(&mut self, event: membership::Event) -> Option<RunEnd> {
         let mut actions = Vec::new();
-        self.registry.step(Instant::now(), event, &mut actions);
+        self.registry.step(self.now(), event, &mut actions);
         let mut end = None;
         for action in actions {
             match action {
@@ -320,10 +356,7 @@ impl Core {
     }
 
     async fn admit(&mut self, worker: WorkerId) {
-        let ServerConfig { run, recipe, settings, .. } = &self.config;
-        let welcome =
-            FromCoordinator::Welcome { run: run.clone(), recipe: recipe.clone(), settings: settings.clone() };
-        self.tell(worker, welcome);
+        self.tell(worker, self.config.welcome());
         if let Some(link) = self.links.get(&worker) {
             let (host, pid) = (link.about.host.clone(), link.about.pid);
             self.emit(Event::WorkerJoined { worker: worker.0, host, pid }).await;
@@ -416,4 +449,19 @@ impl Core {
         };
         self.emit(event).await;
     }
+}
+
+/// What is wrong with a report of this ring: in another's name, or larger than any that is true. Reports wait for each
+/// other, so each must be small.
+fn misreport(ring: &Formation, worker: WorkerId, report: &StepReport, micro_batches: u32) -> Option<String> {
+    if ring.places.get(report.rank as usize).is_none_or(|place| place.worker != worker) {
+        return Some(format!("it reported a step as rank {}, which it is not", report.rank));
+    }
+    let computed = report.micro_batches.len();
+    if computed > micro_batches as usize {
+        return Some(format!("it reported {computed} micro-batches in a step of {micro_batches}"));
+    }
+    let wordy = report.seconds.iter().any(|(phase, _)| phase.len() > PHASE_BYTES_MAX);
+    (wordy || report.seconds.len() > PHASES_MAX)
+        .then(|| format!("it reported more than {PHASES_MAX} phases of a step, or longer names than any has"))
 }

@@ -16,8 +16,10 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{CONTROL_ALPN, ENROLL_ALPN, Identity};
 
-/// Of a control connection: one stream each way is all there is.
-const STREAMS_MAX: u32 = 2;
+/// Of a control connection: one that goes both ways is all there is.
+const STREAMS_MAX: u32 = 1;
+/// What may arrive of a stream before it is read: this much memory any peer can take, a thousand of them at once.
+const WINDOW_BYTES: u32 = 128 << 10;
 
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
@@ -38,6 +40,9 @@ fn transport(timeout: Duration) -> Arc<TransportConfig> {
     let mut transport = TransportConfig::default();
     transport.max_concurrent_bidi_streams(STREAMS_MAX.into());
     transport.max_concurrent_uni_streams(0u32.into());
+    transport.stream_receive_window(WINDOW_BYTES.into());
+    transport.receive_window(WINDOW_BYTES.into());
+    transport.datagram_receive_buffer_size(None);
     transport.keep_alive_interval(Some(timeout / 4));
     transport.max_idle_timeout(IdleTimeout::try_from(timeout).ok());
     Arc::new(transport)

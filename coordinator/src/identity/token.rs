@@ -4,8 +4,8 @@
 //! secret is worth a certificate while it is valid.
 
 use std::fmt;
-use std::fs::OpenOptions;
-use std::io::{self, Write};
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -115,10 +115,13 @@ impl JoinToken {
     /// See [`TokenError`].
     pub fn read(path: &Path) -> Result<Self, TokenError> {
         let failed = |source| TokenError::Io { action: "read", path: path.to_owned(), source };
-        if std::fs::metadata(path).map_err(failed)?.len() > TOKEN_BYTES_MAX {
+        let mut text = String::new();
+        // Not by its size: a pipe has none.
+        let bounded = File::open(path).map_err(failed)?.take(TOKEN_BYTES_MAX + 1).read_to_string(&mut text);
+        if bounded.map_err(failed)? as u64 > TOKEN_BYTES_MAX {
             return Err(TokenError::Malformed("the file is too large".to_owned()));
         }
-        Self::parse(&std::fs::read_to_string(path).map_err(failed)?)
+        Self::parse(&text)
     }
 
     /// Writes a token file that only its owner can read; it appears whole or not at all.
@@ -128,9 +131,13 @@ impl JoinToken {
     pub fn write(&self, path: &Path) -> Result<(), TokenError> {
         let failed = |source| TokenError::Io { action: "write", path: path.to_owned(), source };
         let making = path.with_extension(format!("{}.tmp", std::process::id()));
-        let mut options = OpenOptions::new();
+        // A file that lies there already has an owner, a mode, or an end elsewhere that nobody here has chosen.
+        match std::fs::remove_file(&making) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+            Ok(()) | Err(_) => {}
+        }
         let mut file =
-            options.write(true).create(true).truncate(true).mode(0o600).open(&making).map_err(failed)?;
+            OpenOptions::new().write(true).create_new(true).mode(0o600).open(&making).map_err(failed)?;
         file.write_all(format!("{self}\n").as_bytes()).map_err(failed)?;
         std::fs::rename(&making, path).map_err(failed)
     }
@@ -179,6 +186,24 @@ mod tests {
         assert_eq!(JoinToken::read(&path).unwrap(), token());
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    /// Somebody else's file where the token is made must not receive it.
+    #[test]
+    fn a_link_that_lies_in_wait_gets_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, trap) = (folder.path().join("token"), folder.path().join("trap"));
+        std::fs::write(&trap, "").unwrap();
+        let making = path.with_extension(format!("{}.tmp", std::process::id()));
+        std::os::unix::fs::symlink(&trap, &making).unwrap();
+        token().write(&path).unwrap();
+        assert_eq!(std::fs::read_to_string(&trap).unwrap(), "");
+        assert_eq!(JoinToken::read(&path).unwrap(), token());
+    }
+
+    #[test]
+    fn a_file_without_end_is_no_token() {
+        assert!(JoinToken::read(Path::new("/dev/zero")).unwrap_err().to_string().contains("too large"));
     }
 
     #[test]

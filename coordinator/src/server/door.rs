@@ -1,5 +1,9 @@
 //! Who comes in: handshakes, enrolment, and a worker's messages, each under a deadline.
+//!
+//! Whoever is turned away is told why where the protocol allows an answer, and an event says it too.
 
+use std::future::Future;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -7,18 +11,23 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use quinn::crypto::rustls::HandshakeData;
 use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream};
 use subtle::ConstantTimeEq;
-use tokio::sync::{Semaphore, mpsc};
-use tokio::time::timeout;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::OUTBOX_MAX;
+use super::crowd::{Inside, Refusals, Seat, Stranger, Strangers};
 use crate::event::Event;
 use crate::identity::{Authority, CONTROL_ALPN, ENROLL_ALPN, peer_name};
 use crate::ids::WorkerId;
 use crate::protocol::{About, Enroll, Enrolled, FromCoordinator, FromWorker};
-use crate::stream::{self, StreamError};
+use crate::stream::{self, REFUSED, StreamError, explain};
 
 /// Connections that may be in their handshake or enrolment at once.
 const STRANGERS_MAX: usize = 64;
+/// Workers that may be connected at once, those included that are about to be sent away.
+const WORKERS_MAX: usize = 1024;
+/// Of each text in which a worker tells of itself.
+const ABOUT_BYTES_MAX: usize = 1024;
 /// The coordinator's heartbeats within a timeout.
 const HEARTBEATS: u32 = 8;
 
@@ -42,9 +51,10 @@ pub(super) struct Door {
     expires: u64,
     limit: Duration,
     inbox: mpsc::Sender<(WorkerId, Inbound)>,
-    events: mpsc::Sender<Event>,
     next_id: AtomicU64,
-    strangers: Arc<Semaphore>,
+    refusals: Refusals,
+    strangers: Arc<Strangers>,
+    inside: Arc<Inside>,
 }
 
 impl Door {
@@ -56,68 +66,106 @@ impl Door {
         inbox: mpsc::Sender<(WorkerId, Inbound)>,
         events: mpsc::Sender<Event>,
     ) -> Self {
-        let strangers = Arc::new(Semaphore::new(STRANGERS_MAX));
-        Self { authority, secret, expires, limit, inbox, events, next_id: AtomicU64::new(0), strangers }
+        Self {
+            authority,
+            secret,
+            expires,
+            limit,
+            inbox,
+            next_id: AtomicU64::new(0),
+            refusals: Refusals::new(events, limit),
+            strangers: Strangers::new(STRANGERS_MAX),
+            inside: Inside::new(WORKERS_MAX),
+        }
     }
 
     /// Accepts connections until the endpoint is closed.
     pub(super) async fn accept(self: Arc<Self>, endpoint: Endpoint) {
         while let Some(incoming) = endpoint.accept().await {
-            let Ok(stranger) = Arc::clone(&self.strangers).try_acquire_owned() else {
-                incoming.refuse();
+            if self.strangers.crowded() && !incoming.remote_address_validated() {
+                // It calls again with the proof, or its address was not its own. This cannot fail: without a proof
+                // one may always be asked for.
+                let _ = incoming.retry();
                 continue;
-            };
-            let door = Arc::clone(&self);
-            tokio::spawn(async move {
-                let welcomed = timeout(door.limit, door.welcome(incoming)).await;
-                drop(stranger);
-                match welcomed {
-                    Ok(Ok(Some(guest))) => guest.stay(&door).await,
-                    Ok(Ok(None)) => {}
-                    Ok(Err(reason)) => door.refused(reason).await,
-                    Err(_) => {
-                        door.refused(format!("a connection did not introduce itself in {:?}", door.limit))
-                            .await
-                    }
-                }
-            });
+            }
+            let stranger = self.strangers.enter();
+            tokio::spawn(Arc::clone(&self).meet(incoming, stranger));
         }
     }
 
-    async fn refused(&self, reason: String) {
-        tracing::info!(%reason, "refused");
-        // Events are for those who read them.
-        let _ = self.events.send(Event::WorkerRefused { reason }).await;
+    async fn meet(self: Arc<Self>, incoming: Incoming, mut stranger: Stranger) {
+        let from = incoming.remote_address();
+        let met = self.welcome(incoming, &mut stranger).await;
+        drop(stranger);
+        match met {
+            Ok(Some(guest)) => guest.stay(&self, from).await,
+            Ok(None) => {}
+            Err(reason) => self.refusals.tell(format!("{from}: {reason}")),
+        }
     }
 
     /// Handshake and first message; a guest, if it is a worker with a certificate.
-    async fn welcome(&self, incoming: Incoming) -> Result<Option<Guest>, String> {
-        let from = incoming.remote_address();
-        let refusal = |reason: String| format!("{from}: {reason}");
-        let connection = incoming.await.map_err(|error| refusal(format!("the handshake failed: {error}")))?;
-        let (mut send, mut receive) =
-            connection.accept_bi().await.map_err(|error| refusal(error.to_string()))?;
-        match alpn(&connection).as_deref() {
+    async fn welcome(&self, incoming: Incoming, stranger: &mut Stranger) -> Result<Option<Guest>, String> {
+        let deadline = Instant::now() + self.limit;
+        let handshake =
+            async { incoming.await.map_err(|error| format!("the handshake failed: {}", explain(&error))) };
+        let connection = self.in_time(deadline, stranger, handshake).await?;
+        let introduced = self.in_time(deadline, stranger, self.introduce(&connection)).await;
+        if let Err(reason) = &introduced {
+            connection.close(REFUSED, reason.as_bytes());
+        }
+        introduced
+    }
+
+    /// What a stranger does, unless that takes too long or he must give way.
+    async fn in_time<T>(
+        &self,
+        deadline: Instant,
+        stranger: &mut Stranger,
+        act: impl Future<Output = Result<T, String>>,
+    ) -> Result<T, String> {
+        tokio::select! {
+            done = timeout_at(deadline, act) => {
+                done.unwrap_or_else(|_| Err(format!("it did not introduce itself within {:?}", self.limit)))
+            }
+            () = stranger.displaced() => {
+                Err("it had not introduced itself when too many others wanted to: try again".to_owned())
+            }
+        }
+    }
+
+    async fn introduce(&self, connection: &Connection) -> Result<Option<Guest>, String> {
+        let (mut send, mut receive) = connection.accept_bi().await.map_err(|error| explain(&error))?;
+        match alpn(connection).as_deref() {
             Some(ENROLL_ALPN) => {
-                self.enroll(&mut send, &mut receive).await.map_err(refusal)?;
-                // The worker closes when it has its answer.
-                let _ = timeout(self.limit, connection.closed()).await;
+                self.enroll(&mut send, &mut receive).await?;
                 Ok(None)
             }
-            Some(CONTROL_ALPN) => {
-                let name = peer_name(&connection);
-                let worker = name.as_deref().and_then(WorkerId::from_dns_name);
-                let worker = worker.ok_or_else(|| refusal("it has no worker's certificate".to_owned()))?;
-                match stream::receive(&mut receive, self.limit).await {
-                    Ok(FromWorker::Hello(about)) => {
-                        Ok(Some(Guest { worker, about, connection, send, receive }))
-                    }
-                    Ok(_) => Err(refusal(format!("{worker} did not say hello"))),
-                    Err(error) => Err(refusal(format!("{worker}: {error}"))),
-                }
-            }
-            other => Err(refusal(format!("it speaks another protocol ({other:?})"))),
+            Some(CONTROL_ALPN) => self.admit(connection, send, receive).await.map(Some),
+            other => Err(format!("it speaks another protocol ({other:?})")),
         }
+    }
+
+    async fn admit(
+        &self,
+        connection: &Connection,
+        send: SendStream,
+        mut receive: RecvStream,
+    ) -> Result<Guest, String> {
+        let name = peer_name(connection);
+        let worker = name.as_deref().and_then(WorkerId::from_dns_name);
+        let worker = worker
+            .ok_or_else(|| "it has no worker's certificate: enrol with the join token first".to_owned())?;
+        let about = match stream::receive(&mut receive, self.limit).await {
+            Ok(FromWorker::Hello(about)) => about,
+            Ok(_) => return Err(format!("{worker} did not say hello")),
+            Err(error) => return Err(format!("{worker}: {error}")),
+        };
+        if let Some(objection) = objection(&about) {
+            return Err(format!("{worker}: {objection}"));
+        }
+        let seat = self.inside.enter(worker)?;
+        Ok(Guest { worker, about, connection: connection.clone(), send, receive, _seat: seat })
     }
 
     async fn enroll(&self, send: &mut SendStream, receive: &mut RecvStream) -> Result<(), String> {
@@ -127,19 +175,27 @@ impl Door {
             Err(reason) => (Enrolled::Refused { reason: reason.clone() }, Some(reason)),
         };
         stream::send(send, &answer, self.limit).await.map_err(|error| error.to_string())?;
-        // A stream that is gone already has delivered its answer or never will.
-        let _ = send.finish();
+        // What has not arrived when the connection is closed never will. A stream that is gone already has delivered
+        // its answer, or cannot.
+        if send.finish().is_ok() {
+            let _ = timeout(self.limit / 2, send.stopped()).await;
+        }
         refused.map_or(Ok(()), Err)
     }
 
     fn certificate(&self, enroll: &Enroll) -> Result<(WorkerId, Vec<u8>), String> {
         let known: bool = enroll.secret.as_slice().ct_eq(&self.secret).into();
         if !known {
-            return Err("the join token is not this run's".to_owned());
+            return Err(
+                "the join token is not this run's: copy the file that its coordinator wrote".to_owned()
+            );
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         if now >= self.expires {
-            return Err("the join token has expired: ask the coordinator for a new one".to_owned());
+            return Err(
+                "the join token has expired: start the coordinator again with --resume for a new one"
+                    .to_owned(),
+            );
         }
         let worker = WorkerId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let certificate = self.authority.sign(worker, &enroll.request).map_err(|error| error.to_string())?;
@@ -151,6 +207,21 @@ fn alpn(connection: &Connection) -> Option<Vec<u8>> {
     connection.handshake_data()?.downcast::<HandshakeData>().ok()?.protocol
 }
 
+/// What is wrong with what a worker tells of itself; the others and the user's terminal are shown it.
+fn objection(about: &About) -> Option<String> {
+    let texts = [("host", &about.host), ("address", &about.address), ("fingerprint", &about.fingerprint)];
+    for (name, text) in texts {
+        if text.len() > ABOUT_BYTES_MAX {
+            return Some(format!("its {name} has {} bytes, {ABOUT_BYTES_MAX} are allowed", text.len()));
+        }
+        if text.chars().any(char::is_control) {
+            return Some(format!("its {name} {text:?} has characters that cannot be printed"));
+        }
+    }
+    let address = about.address.parse::<SocketAddr>();
+    address.is_err().then(|| format!("its address {:?} is none: give IP:PORT", about.address))
+}
+
 /// A worker with a certificate that said hello.
 struct Guest {
     worker: WorkerId,
@@ -158,35 +229,42 @@ struct Guest {
     connection: Connection,
     send: SendStream,
     receive: RecvStream,
+    _seat: Seat,
 }
 
 impl Guest {
     /// Passes messages on until the connection is gone.
-    async fn stay(self, door: &Door) {
-        let Self { worker, about, connection, send, mut receive } = self;
+    async fn stay(self, door: &Door, from: SocketAddr) {
+        let Self { worker, about, connection, send, mut receive, _seat } = self;
         let (outbox, messages) = mpsc::channel(OUTBOX_MAX);
         if door.inbox.send((worker, Inbound::Hello(about, outbox))).await.is_err() {
             return;
         }
-        let writing = tokio::spawn(write(send, messages, connection.clone(), door.limit));
-        let cause = loop {
-            match stream::receive(&mut receive, door.limit).await {
-                Ok(message) => {
-                    if door.inbox.send((worker, Inbound::Message(message))).await.is_err() {
-                        return;
-                    }
-                }
-                Err(StreamError::Wire(error)) => {
-                    door.refused(format!("{worker}: {error}")).await;
-                    connection.close(1u32.into(), error.to_string().as_bytes());
-                    break error.to_string();
-                }
-                Err(error) => break error.to_string(),
-            }
+        let mut writing = tokio::spawn(write(send, messages, connection.clone(), door.limit));
+        let error = tokio::select! {
+            error = read(worker, &mut receive, door) => error,
+            // Who does not take messages must not stay as if he did.
+            Ok(Err(error)) = &mut writing => Some(error),
         };
+        let Some(error) = error else { return };
         writing.abort();
+        if matches!(error, StreamError::Wire(_) | StreamError::Truncated { .. }) {
+            door.refusals.tell(format!("{from}: {worker}: {error}"));
+        }
+        let cause = error.to_string();
+        connection.close(REFUSED, cause.as_bytes());
         // The end of the run has nobody left to tell.
         let _ = door.inbox.send((worker, Inbound::Gone(cause))).await;
+    }
+}
+
+/// Passes a worker's messages on; returns what ended that, or nothing where nobody takes them any more.
+async fn read(worker: WorkerId, receive: &mut RecvStream, door: &Door) -> Option<StreamError> {
+    loop {
+        match stream::receive(receive, door.limit).await {
+            Ok(message) => door.inbox.send((worker, Inbound::Message(message))).await.ok()?,
+            Err(error) => return Some(error),
+        }
     }
 }
 
@@ -196,19 +274,18 @@ async fn write(
     mut messages: mpsc::Receiver<FromCoordinator>,
     connection: Connection,
     limit: Duration,
-) {
+) -> Result<(), StreamError> {
     loop {
         let message = match timeout(limit / HEARTBEATS, messages.recv()).await {
             Ok(Some(message)) => message,
             Ok(None) => break,
             Err(_) => FromCoordinator::Heartbeat,
         };
-        if stream::send(&mut send, &message, limit).await.is_err() {
-            return;
-        }
+        stream::send(&mut send, &message, limit).await?;
     }
     if send.finish().is_ok() {
         let _ = timeout(limit, send.stopped()).await;
     }
     connection.close(0u32.into(), b"dismissed");
+    Ok(())
 }

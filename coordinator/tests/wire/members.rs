@@ -1,0 +1,188 @@
+//! Whoever has a certificate can do harm to himself, and to the run no more than a worker's results can.
+
+use mattock_coordinator::event::Event;
+use mattock_coordinator::identity::Identity;
+use mattock_coordinator::membership::Outcome;
+use mattock_coordinator::protocol::{About, Finish, FromCoordinator, FromWorker, StepReport};
+use mattock_coordinator::wire;
+
+use crate::peer::{Answer, Peer, certificate};
+use crate::run::{Run, Setup, about, report};
+
+fn hello(about: About) -> Vec<u8> {
+    wire::encode(&FromWorker::Hello(about)).unwrap()
+}
+
+/// The last of two workers: it joins by hand, so that it may lie in the ring.
+struct Liar {
+    identity: Identity,
+    peer: Peer,
+    send: quinn::SendStream,
+    receive: quinn::RecvStream,
+}
+
+impl Liar {
+    /// A run in which rank 1 lies.
+    fn in_a_run() -> (Run, Self) {
+        let mut run = Run::gathering(Setup::default());
+        run.add_worker();
+        run.expect("the first worker", |event| matches!(event, Event::WorkerJoined { .. }).then_some(()));
+        let identity = certificate(&run.token);
+        let liar = run.runtime.block_on(async {
+            let peer = Peer::with_certificate(&run.token, &identity).await;
+            let (send, receive) = peer.say(&hello(about())).await;
+            let mut liar = Self { identity: identity.clone(), peer, send, receive };
+            liar.tell(&FromWorker::Ready { step: 0 }).await;
+            liar.tell(&FromWorker::Linked { generation: 1 }).await;
+            liar
+        });
+        (run, liar)
+    }
+
+    async fn tell(&mut self, message: &FromWorker) {
+        self.send.write_all(&wire::encode(message).unwrap()).await.unwrap();
+    }
+
+    /// Waits for a message of the coordinator.
+    async fn hear(&mut self, wanted: impl Fn(&FromCoordinator) -> bool) {
+        loop {
+            let mut header = [0; wire::HEADER_BYTES];
+            self.receive.read_exact(&mut header).await.unwrap();
+            let mut archive = vec![0; wire::decode_header(header).unwrap()];
+            self.receive.read_exact(&mut archive).await.unwrap();
+            if wanted(&wire::decode(&archive).unwrap()) {
+                return;
+            }
+        }
+    }
+}
+
+/// Sent away, it goes on to report in the name of both ranks, with states that nobody has.
+#[test]
+fn who_was_sent_away_reports_nothing() {
+    let run = Run::training();
+    let identity = certificate(&run.token);
+    let mut lies = hello(about());
+    for step in 1_000..1_040 {
+        for rank in 0..2 {
+            lies.extend(wire::encode(&FromWorker::Step(report(1, rank, 2, step))).unwrap());
+        }
+    }
+    let finish = Finish {
+        step: 9,
+        completed: true,
+        state_hash: 1,
+        held_out_loss: None,
+        unigram_loss: None,
+        parameters: 1,
+    };
+    lies.extend(wire::encode(&FromWorker::Finished(finish)).unwrap());
+    let notice = FromWorker::Notice { text: "a lie".to_owned() };
+    lies.extend(wire::encode(&notice).unwrap());
+    let answer = run
+        .runtime
+        .block_on(async { Peer::with_certificate(&run.token, &identity).await.greet(&lies).await });
+    let Answer::Message(archive) = answer else { panic!("{answer:?}") };
+    let refused = wire::decode::<FromCoordinator>(&archive).unwrap();
+    assert!(
+        matches!(&refused, FromCoordinator::Refused { reason } if reason.contains("under way")),
+        "{refused:?}"
+    );
+    run.expect_refusal(&["under way"]);
+    run.advance(20);
+    let noticed = run.events().iter().any(|event| format!("{event:?}").contains("a lie"));
+    assert!(!noticed, "whoever was sent away is not heard");
+    run.finish();
+}
+
+/// Who shows a member's certificate while the member is connected is refused, and the member's reports still count.
+#[test]
+fn a_certificate_is_for_one_connection() {
+    let (run, mut liar) = Liar::in_a_run();
+    let reason = run.runtime.block_on(async {
+        liar.hear(|message| matches!(message, FromCoordinator::Start { .. })).await;
+        Peer::with_certificate(&run.token, &liar.identity).await.ask(&hello(about())).await.closed()
+    });
+    assert!(reason.contains("worker 1 is connected already"), "{reason}");
+    run.expect_refusal(&["127.0.0.1", "worker 1 is connected already"]);
+    run.runtime.block_on(liar.tell(&FromWorker::Step(report(1, 1, 2, 1))));
+    run.advance(1);
+}
+
+#[test]
+fn what_a_worker_says_of_itself_is_checked() {
+    let run = Run::training();
+    let identity = certificate(&run.token);
+    let mistakes = [
+        (About { host: "\x1b[2Jclean".to_owned(), ..about() }, "cannot be printed"),
+        (About { host: "h".repeat(2000), ..about() }, "2000 bytes, 1024 are allowed"),
+        (About { fingerprint: "f".repeat(5000), ..about() }, "5000 bytes"),
+        (About { address: "nowhere".to_owned(), ..about() }, "give IP:PORT"),
+    ];
+    for (about, words) in mistakes {
+        let reason = run.runtime.block_on(async {
+            let peer = Peer::with_certificate(&run.token, &identity).await;
+            peer.ask(&hello(about)).await.closed()
+        });
+        assert!(reason.contains(words), "{words:?} should be said, not {reason:?}");
+        run.expect_refusal(&["worker 2", words]);
+    }
+    run.finish();
+}
+
+#[test]
+fn who_does_not_say_hello_is_refused() {
+    let run = Run::training();
+    let identity = certificate(&run.token);
+    let ready = wire::encode(&FromWorker::Ready { step: 0 }).unwrap();
+    let reason = run
+        .runtime
+        .block_on(async { Peer::with_certificate(&run.token, &identity).await.ask(&ready).await.closed() });
+    assert!(reason.contains("did not say hello"), "{reason}");
+    run.expect_refusal(&["worker 2 did not say hello"]);
+    run.finish();
+}
+
+/// A member's report in another's name, or larger than any that is true, ends the run, so far, as any loss of a worker
+/// does; but it says who lied, and nothing false is recorded.
+#[test]
+fn a_members_lies_are_named() {
+    let honest = report(1, 1, 2, 1);
+    let lies = [
+        (report(1, 0, 2, 1), "as rank 0, which it is not"),
+        (StepReport { micro_batches: vec![1; 5], ..honest.clone() }, "5 micro-batches in a step of 4"),
+        (StepReport { seconds: vec![(String::new(), 0.0); 65], ..honest.clone() }, "more than 64 phases"),
+        (StepReport { seconds: vec![("p".repeat(65), 0.0)], ..honest }, "longer names"),
+    ];
+    for (lie, words) in lies {
+        let (run, mut liar) = Liar::in_a_run();
+        run.runtime.block_on(async {
+            liar.hear(|message| matches!(message, FromCoordinator::Start { .. })).await;
+            liar.tell(&FromWorker::Step(lie)).await;
+            liar.hear(|message| matches!(message, FromCoordinator::End { .. })).await;
+        });
+        let recorded = run.events().iter().any(|event| matches!(event, Event::Step(_)));
+        assert!(!recorded, "half of a step is none");
+        let end = run.ended();
+        assert_eq!(end.outcome, Outcome::Failed);
+        assert!(end.reason.contains("worker 1") && end.reason.contains(words), "{end:?}");
+    }
+}
+
+/// A member that talks nonsense is lost, and both it and the run's end say why.
+#[test]
+fn a_member_that_talks_nonsense_is_lost() {
+    let (run, mut liar) = Liar::in_a_run();
+    let told = run.runtime.block_on(async {
+        liar.hear(|message| matches!(message, FromCoordinator::Start { .. })).await;
+        let mut nonsense = wire::encode(&FromWorker::Step(report(1, 1, 2, 1))).unwrap();
+        nonsense[wire::HEADER_BYTES..].fill(0xff);
+        liar.send.write_all(&nonsense).await.unwrap();
+        liar.peer.closed().await
+    });
+    assert!(told.contains("is damaged"), "{told}");
+    run.expect_refusal(&["worker 1", "is damaged"]);
+    let end = run.ended();
+    assert!(matches!(end.outcome, Outcome::WorkerLost(worker) if worker.0 == 1), "{end:?}");
+    assert!(end.reason.contains("is damaged"), "{end:?}");
+}
