@@ -7,6 +7,7 @@ mod cache;
 pub mod cli;
 pub mod exit;
 pub mod launch;
+mod npy;
 pub mod progress;
 pub mod recipe;
 pub mod run_dir;

@@ -1,14 +1,18 @@
-//! `mattock checkpoint`: lists, verifies and shows checkpoints.
+//! `mattock checkpoint`: lists, verifies and shows checkpoints, and writes that of an untrained model.
 
 use std::io::Write;
 
 use anyhow::anyhow;
 use clap::{Args, Subcommand};
-use mattock_checkpoint::{Location, Which, list, show, verify};
+use mattock_checkpoint::{How, Location, Which, claim, list, show, verify};
+use mattock_worker::storage::save_initial;
+use mattock_worker::task::Task;
 
+use super::parts::{fresh_id, open};
+use super::recipe::RecipeFile;
 use crate::exit::{EXIT_CODES, Exit, Failure};
 
-/// Look at checkpoints
+/// Look at checkpoints, or write that of an untrained model
 #[derive(Debug, Args)]
 pub struct CheckpointArgs {
     /// What to do with them.
@@ -28,6 +32,20 @@ pub enum CheckpointAction {
     /// Print a checkpoint's manifest
     #[command(after_help = EXIT_CODES)]
     Show(CheckpointUrl),
+    /// Write the checkpoint of step 0: a recipe's initial parameters, as its run starts from them
+    #[command(after_help = EXIT_CODES)]
+    Init(InitArgs),
+}
+
+/// Arguments of `mattock checkpoint init`.
+#[derive(Debug, Args)]
+pub struct InitArgs {
+    /// What would be trained.
+    #[command(flatten)]
+    pub recipe: RecipeFile,
+    /// Where to write, a place without checkpoints: a folder, file:// or s3://
+    #[arg(long, value_name = "URL")]
+    pub out: String,
 }
 
 /// Where checkpoints are.
@@ -53,11 +71,12 @@ pub fn locate(url: &str) -> Result<(Location, Option<u64>), Failure> {
 ///
 /// # Errors
 /// Bad input where the store or the checkpoint cannot be read, or is not whole.
-pub fn run(args: &CheckpointArgs, out: &mut impl Write) -> Result<Exit, Failure> {
+pub fn run<T: Task>(args: &CheckpointArgs, out: &mut impl Write) -> Result<Exit, Failure> {
     match &args.action {
         CheckpointAction::Ls(at) => print_list(&at.url, out),
         CheckpointAction::Verify(at) => print_verdicts(&at.url, out),
         CheckpointAction::Show(at) => print_manifest(&at.url, out),
+        CheckpointAction::Init(args) => write_initial::<T>(args, out),
     }
 }
 
@@ -100,5 +119,15 @@ fn print_manifest(url: &str, out: &mut impl Write) -> Result<Exit, Failure> {
         eprintln!("passed over {skipped}");
     }
     out.write_all(&head.manifest.encode()).map_err(Failure::internal)?;
+    Ok(Exit::Done)
+}
+
+fn write_initial<T: Task>(args: &InitArgs, out: &mut impl Write) -> Result<Exit, Failure> {
+    let recipe = args.recipe.resolve()?;
+    let task = open::<T>(&recipe)?;
+    let location = Location::parse(&args.out).map_err(Failure::bad_input)?;
+    let run = claim(&location, &fresh_id(), How::Fresh).map_err(Failure::bad_input)?;
+    let url = save_initial(&task, &recipe.plan, &args.out, &run, &recipe.text).map_err(Failure::bad_input)?;
+    writeln!(out, "{url}").map_err(Failure::internal)?;
     Ok(Exit::Done)
 }

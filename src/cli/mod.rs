@@ -62,7 +62,7 @@ pub fn run<T: Task>(command: &Command) -> Result<Exit, Failure> {
         Command::Coordinator(args) => coordinator::run(args, out),
         Command::Worker(args) => worker::run::<T>(args),
         Command::Generate(args) => generate::run(args, out),
-        Command::Checkpoint(args) => checkpoint::run(args, out),
+        Command::Checkpoint(args) => checkpoint::run::<T>(args, out),
         Command::Recipe(args) => recipe::run(args, |recipe| open::<T>(recipe).map(drop), out),
         Command::Data(args) => data::run::<T>(args, out),
     }

@@ -37,6 +37,11 @@ pub(super) fn open<T: Task>(recipe: &Resolved) -> Result<T, Failure> {
     })
 }
 
+/// An id that no other run has.
+pub(super) fn fresh_id() -> String {
+    format!("{:x}-{:x}", jiff::Timestamp::now().as_nanosecond(), std::process::id())
+}
+
 impl<T: Task> Parts for TaskParts<T> {
     fn prepare(&self, recipe: &Resolved) -> Result<String, Failure> {
         Ok(open::<T>(recipe)?.facts().dataset_hash)
@@ -50,8 +55,7 @@ impl<T: Task> Parts for TaskParts<T> {
             Reuse::Resume => How::Resume,
             Reuse::Overwrite => How::Overwrite,
         };
-        let fresh = format!("{:x}-{:x}", jiff::Timestamp::now().as_nanosecond(), std::process::id());
-        claim(&location, &fresh, how).map_err(Failure::bad_input)
+        claim(&location, &fresh_id(), how).map_err(Failure::bad_input)
     }
 
     fn sample(&self, _: &Resolved, checkpoint: &str) -> Option<String> {

@@ -57,14 +57,22 @@ fn the_other_commands_take_the_flags_of_the_contract() {
     for action in ["ls", "verify", "show"] {
         let args: CheckpointArgs = parse(&format!("{action} file:///x")).unwrap();
         let (CheckpointAction::Ls(at) | CheckpointAction::Verify(at) | CheckpointAction::Show(at)) =
-            args.action;
+            args.action
+        else {
+            panic!("{action} is another action");
+        };
         assert_eq!(at.url, "file:///x");
     }
     for action in ["build", "show"] {
         let args: DataArgs = parse(&format!("{action} r.toml")).unwrap();
-        let (DataAction::Build(file) | DataAction::Show(file)) = args.action;
+        let (DataAction::Build(file) | DataAction::Show(file)) = args.action else {
+            panic!("{action} is another action");
+        };
         assert_eq!(file.recipe.to_str(), Some("r.toml"));
     }
+    parse::<DataArgs>("batches r.toml --steps 3 --out b.npy --set seed=1").unwrap();
+    assert!(parse::<DataArgs>("batches r.toml --steps 0 --out b.npy").is_err());
+    parse::<CheckpointArgs>("init r.toml --out d").unwrap();
     parse::<CoordinatorArgs>("r.toml --out d --token-file t").unwrap();
     parse::<WorkerArgs>("--coordinator 127.0.0.1:1 --token-file t --device cuda:1").unwrap();
 }

@@ -13,6 +13,7 @@ mod host;
 mod params;
 pub mod phases;
 pub mod plan;
+pub mod samples;
 pub mod schedule;
 pub mod session;
 pub mod settings;

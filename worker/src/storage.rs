@@ -13,7 +13,7 @@ use crate::params::Space;
 use crate::plan::Plan;
 use crate::settings::{Settings, Start};
 use crate::state::State;
-use crate::task::Facts;
+use crate::task::{Facts, Task};
 
 /// How long the last checkpoint may take, once training is over.
 const LAST_CHECKPOINT_LIMIT: Duration = Duration::from_secs(600);
@@ -73,6 +73,28 @@ pub(crate) fn start(
         exponents: Exponents::from_eighths(loaded.exponents),
     };
     Ok((state, skipped.iter().map(|skipped| format!("passed over {skipped}")).collect()))
+}
+
+/// Writes a checkpoint of step 0, the state before any training; returns its address.
+///
+/// # Errors
+/// [`StorageError`] where it is not in storage at the end.
+pub fn save_initial<T: Task>(
+    task: &T,
+    plan: &Plan,
+    checkpoints: &str,
+    run: &str,
+    recipe: &str,
+) -> Result<String, StorageError> {
+    let (space, state) = State::initial(task, plan.seed);
+    let settings = Settings { checkpoints: checkpoints.to_owned(), start: Start::Fresh };
+    let mut saver = Saver::new(plan, &settings, &space, &task.facts(), run, recipe)?;
+    saver.save(&state, state.hash())?;
+    let saved = saver.finish()?.into_iter().find_map(|outcome| match outcome {
+        Outcome::Saved(saved) => Some(saved.url),
+        _ => None,
+    });
+    saved.ok_or_else(|| StorageError::Layout("the writer told of no checkpoint".to_owned()))
 }
 
 /// Writes a run's checkpoints in the background.

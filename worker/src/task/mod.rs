@@ -131,6 +131,12 @@ pub trait Task: Sized + Send + Sync + 'static {
     /// The training samples of these indices, each below [`Task::samples`], as one micro-batch.
     fn batch(&self, samples: &[u64]) -> Self::Batch;
 
+    /// The token ids of a batch, one row per sample; `None` where samples are no tokens.
+    fn token_ids<'a>(&self, batch: &'a Self::Batch) -> Option<&'a [i32]> {
+        let _ = batch;
+        None
+    }
+
     /// Held-out samples, in batches of `size` (the last may be smaller), with the number of samples of each.
     fn held_out(&self, size: usize) -> Vec<(usize, Self::Batch)> {
         let _ = size;

@@ -17,7 +17,6 @@ mod tests;
 use std::sync::Arc;
 
 use mattock_collectives::{CollectiveError, Group, Rank, SaturatingSum};
-use mattock_data::SampleOrder;
 use mattock_data::keys::MicroBatchKey;
 use mattock_exact::{BLOCK, Exponents, block_maxima};
 use mattock_kernels::TrainBackend;
@@ -27,6 +26,7 @@ use crate::gradients;
 use crate::params::{Space, attach};
 use crate::phases::{Clock, Phase};
 use crate::plan::Plan;
+use crate::samples;
 use crate::schedule::learning_rate;
 use crate::state::State;
 use crate::sum::GradientSum;
@@ -203,9 +203,7 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
         let Self { task, plan, blocks, lengths, scratch, clock, sum, .. } = self;
         clock.enter(Phase::Data);
         let step = self.state.step;
-        let order = SampleOrder::new(plan.seed, task.samples());
-        let samples: Vec<u64> = order.micro_batch(step, index, plan.batch.micro, plan.batch.size).collect();
-        let batch = task.batch(&samples);
+        let batch = samples::micro_batch(*task, plan, step, index);
         let pass = Pass::Train(MicroBatchKey { seed: plan.seed, step, micro_batch: index });
         clock.enter(Phase::Compute);
         gradients::micro_batch::<B, T>(*task, blocks, lengths, &batch, pass, scratch, |bucket, gradient| {

@@ -69,6 +69,10 @@ impl Task for Gpt {
         windows(&self.corpus.train, samples, self.config.context)
     }
 
+    fn token_ids<'a>(&self, batch: &'a TokenBatch) -> Option<&'a [i32]> {
+        Some(&batch.tokens)
+    }
+
     fn held_out(&self, size: usize) -> Vec<(usize, TokenBatch)> {
         let samples: Vec<u64> = (0..self.corpus.held_out.samples(self.config.context)).collect();
         let batch = |chunk: &[u64]| (chunk.len(), windows(&self.corpus.held_out, chunk, self.config.context));
