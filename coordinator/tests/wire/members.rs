@@ -33,6 +33,8 @@ impl Liar {
             let (send, receive) = peer.say(&hello(about())).await;
             let mut liar = Self { identity: identity.clone(), peer, send, receive };
             liar.tell(&FromWorker::Ready { step: 0 }).await;
+            // Whoever calls itself linked into a ring before there is one is not listened to.
+            liar.hear(|message| matches!(message, FromCoordinator::Form(_))).await;
             liar.tell(&FromWorker::Linked { generation: 1 }).await;
             liar
         });

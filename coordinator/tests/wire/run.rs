@@ -16,9 +16,9 @@ use tokio::sync::mpsc;
 /// Whatever is awaited comes within this, on however busy a machine.
 pub const PATIENT: Duration = Duration::from_secs(240);
 /// Of a run that should not notice any silence.
-pub const LONG: Duration = Duration::from_secs(60);
+pub const LONG: Duration = Duration::from_secs(20);
 /// Of a run in which a timeout must run out.
-pub const SHORT: Duration = Duration::from_secs(6);
+pub const SHORT: Duration = Duration::from_secs(4);
 
 pub const RECIPE: &str = "name = \"the recipe that nobody on the way may read\"";
 pub const HOST: &str = "a-host-that-nobody-on-the-way-may-know";
