@@ -150,7 +150,8 @@ pub fn run<T: Task>(options: &Options<'_>) -> Result<(), SessionError> {
     ended
 }
 
-/// Makes this thread one of those that compute, so that with one thread nothing is handed to and fro.
+/// Makes this thread one of those that compute, so that with one thread nothing is handed to and fro. The price: with one
+/// thread, what another thread hands to rayon runs only while this one computes, so this one must never wait for it.
 fn compute_on_this_thread() {
     if let Err(error) = rayon::ThreadPoolBuilder::new().use_current_thread().build_global() {
         // A pool that somebody else has made computes the same, a little slower.
