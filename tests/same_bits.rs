@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Bench, RECIPE};
+use common::{Bench, RECIPE, Run};
 
 /// The recipe with some lines replaced or, under `[table]`, added.
 fn recipe(changes: &[(&str, &str)]) -> String {
@@ -11,6 +11,11 @@ fn recipe(changes: &[(&str, &str)]) -> String {
         assert!(text.contains(from), "the recipe has no line '{from}'");
         text.replace(from, to)
     })
+}
+
+/// Blocks of sums that needed 64 bits, step by step.
+fn wide_blocks(run: &Run) -> Vec<u64> {
+    run.steps().iter().map(|step| step["wide_blocks"].as_u64().unwrap()).collect()
 }
 
 /// Every number of workers gives the same losses and hashes, step by step, for both exact accumulators.
@@ -45,6 +50,24 @@ fn a_learning_rate_that_makes_the_loss_jump_gives_the_same_bits() {
     // Without warm-up and clipping the gradients jump by orders of magnitude: blocks need more than 32 bits.
     let wild = recipe(&[("lr = 3e-3", "lr = 0.5"), ("clip = 1.0\n", ""), ("warmup = 2", "warmup = 0")]);
     assert_same_bits(&wild, &["2", "3"]);
+}
+
+#[test]
+fn a_token_first_seen_late_gives_the_same_bits() {
+    // An untied embedding learns nothing of a byte that no sample had: its block expects tiny sums until one has it.
+    let bench =
+        Bench::with(&recipe(&[("context = 24", "context = 24\ntied = false"), ("corpus/*.txt", "*/*.txt")]));
+    bench.write("late/word.txt", &"\u{1}\u{2}\u{3}".repeat(20));
+    let wide = bench.train("wide", &["--workers", "1", "--set", "reduce.sum=exact64"]).done();
+    for workers in ["1", "2", "3"] {
+        let run = bench.train(&format!("run-{workers}"), &["--workers", workers]).done();
+        assert_eq!(run.curve(), wide.curve(), "{workers} workers");
+        let blocks = wide_blocks(&run);
+        assert_eq!(blocks, wide_blocks(&wide));
+        // The first step's exponents come from one micro-batch, so that it too may have wide blocks.
+        assert!(blocks[1..4].iter().all(|&blocks| blocks == 0), "{blocks:?}");
+        assert!(blocks[4..].iter().any(|&blocks| blocks > 0), "{blocks:?}");
+    }
 }
 
 #[test]

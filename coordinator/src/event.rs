@@ -105,6 +105,8 @@ pub struct StepRecord {
     pub state_hash: String,
     /// Tokens of the step.
     pub tokens: u64,
+    /// Blocks of sums that needed 64 bits.
+    pub wide_blocks: u64,
     /// Ranks.
     pub world_size: u32,
     /// Number of the ring.
@@ -151,13 +153,14 @@ mod tests {
             lr: 0.1,
             state_hash: "00".into(),
             tokens: 64,
+            wide_blocks: 0,
             world_size: 1,
             generation: 1,
             ranks: vec![rank],
         };
         assert_eq!(
             serde_json::to_string(&Event::Step(step)).unwrap(),
-            r#"{"event":"step","step":1,"loss":2.5,"grad_norm":1.0,"lr":0.1,"state_hash":"00","tokens":64,"world_size":1,"generation":1,"ranks":[{"rank":0,"worker":3,"micro_batches":[0,1],"tx_bytes":5,"rx_bytes":6,"seconds":{"compute":0.5}}]}"#
+            r#"{"event":"step","step":1,"loss":2.5,"grad_norm":1.0,"lr":0.1,"state_hash":"00","tokens":64,"wide_blocks":0,"world_size":1,"generation":1,"ranks":[{"rank":0,"worker":3,"micro_batches":[0,1],"tx_bytes":5,"rx_bytes":6,"seconds":{"compute":0.5}}]}"#
         );
     }
 }

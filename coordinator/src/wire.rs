@@ -133,6 +133,7 @@ mod tests {
             lr: 0.25,
             state_hash: 77,
             tokens: 4096,
+            wide_blocks: 1,
             micro_batches: vec![1, 2],
             tx_bytes: 10,
             rx_bytes: 11,
@@ -147,7 +148,7 @@ mod tests {
     #[test]
     fn the_bytes_of_messages_are_pinned() {
         assert_eq!(golden(&encode(&form()).unwrap()), "2d75ec73bc76de76");
-        assert_eq!(golden(&encode(&report()).unwrap()), "0765a906732f1538");
+        assert_eq!(golden(&encode(&report()).unwrap()), "fba4254a50902e08");
     }
 
     #[test]

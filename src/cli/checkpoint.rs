@@ -4,7 +4,7 @@ use std::io::Write;
 
 use anyhow::anyhow;
 use clap::{Args, Subcommand};
-use mattock_checkpoint::{How, Location, Which, claim, list, show, verify};
+use mattock_checkpoint::{ClaimError, How, Location, Which, claim, list, show, verify};
 use mattock_worker::storage::save_initial;
 use mattock_worker::task::Task;
 
@@ -126,7 +126,12 @@ fn write_initial<T: Task>(args: &InitArgs, out: &mut impl Write) -> Result<Exit,
     let recipe = args.recipe.resolve()?;
     let task = open::<T>(&recipe)?;
     let location = Location::parse(&args.out).map_err(Failure::bad_input)?;
-    let run = claim(&location, &fresh_id(), How::Fresh).map_err(Failure::bad_input)?;
+    let run = claim(&location, &fresh_id(), How::Fresh).map_err(|error| match error {
+        ClaimError::Taken { url, holder, .. } => Failure::bad_input(anyhow!(
+            "{url} holds checkpoints of run {holder}: name another place by --out"
+        )),
+        error => Failure::bad_input(error),
+    })?;
     let url = save_initial(&task, &recipe.plan, &args.out, &run, &recipe.text).map_err(Failure::bad_input)?;
     writeln!(out, "{url}").map_err(Failure::internal)?;
     Ok(Exit::Done)

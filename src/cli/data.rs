@@ -1,6 +1,6 @@
 //! `mattock data`: builds and shows a recipe's dataset, and what of it a run reads.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{BufWriter, Write};
 use std::path::PathBuf;
 
@@ -78,7 +78,7 @@ fn folder(facts: &Facts) -> String {
     path.map_or("nowhere: it is made as it is read".into(), |path| path.display().to_string())
 }
 
-/// Writes the array; returns its shape.
+/// Writes the array, all of it or nothing; returns its shape.
 fn write_batches<T: Task>(args: &BatchesArgs) -> Result<[u64; 3], Failure> {
     let recipe = args.recipe.resolve()?;
     let (task, plan) = (open::<T>(&recipe)?, recipe.plan);
@@ -92,11 +92,15 @@ fn write_batches<T: Task>(args: &BatchesArgs) -> Result<[u64; 3], Failure> {
         let path = args.out.display();
         Failure::bad_input(anyhow::Error::new(error).context(format!("{path} cannot be written")))
     };
-    let mut file = BufWriter::new(File::create(&args.out).map_err(failed)?);
-    npy::write_header(&mut file, shape).map_err(failed)?;
-    for step in 0..args.steps {
-        npy::write_elements(&mut file, &ids(step)?).map_err(failed)?;
-    }
-    file.flush().map_err(failed)?;
+    let unfinished = args.out.with_added_extension("part");
+    let mut file = BufWriter::new(File::create(&unfinished).map_err(failed)?);
+    let mut fill = || {
+        npy::write_header(&mut file, shape).map_err(failed)?;
+        for step in 0..args.steps {
+            npy::write_elements(&mut file, &ids(step)?).map_err(failed)?;
+        }
+        file.flush().and_then(|()| fs::rename(&unfinished, &args.out)).map_err(failed)
+    };
+    fill().inspect_err(|_| drop(fs::remove_file(&unfinished)))?;
     Ok(shape)
 }

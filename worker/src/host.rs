@@ -12,14 +12,17 @@ pub(crate) fn name() -> String {
 }
 
 /// Binary, device and processor features: workers with equal fingerprints compute equal bits.
-pub(crate) fn fingerprint(device: &Device) -> String {
-    let binary = binary_hash().unwrap_or_else(|error| format!("unreadable: {error}"));
-    format!("binary {binary}, device {device}, {}", mattock_kernels::cpu_features())
+///
+/// # Errors
+/// Where this program cannot be read.
+pub(crate) fn fingerprint(device: &Device) -> io::Result<String> {
+    Ok(format!("binary {}, device {device}, {}", binary_hash()?, mattock_kernels::cpu_features()))
 }
 
 /// The first 16 hexadecimal digits of the BLAKE3 of this program; read piece by piece, for it is large.
 fn binary_hash() -> io::Result<String> {
     let mut hasher = blake3::Hasher::new();
-    hasher.update_reader(File::open(std::env::current_exe()?)?)?;
+    // By this name it opens even where another build has taken its place meanwhile.
+    hasher.update_reader(File::open("/proc/self/exe")?)?;
     Ok(hasher.finalize().to_hex()[..16].to_owned())
 }

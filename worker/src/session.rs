@@ -92,6 +92,9 @@ pub enum SessionError {
     /// A step.
     #[error(transparent)]
     Step(#[from] StepError),
+    /// What computes cannot be told.
+    #[error("cannot read this program, so nobody can tell whether its bits are the others': {0}")]
+    Program(std::io::Error),
     /// The system refuses a thread.
     #[error("cannot start a thread: {0}")]
     Thread(#[from] std::io::Error),
@@ -137,7 +140,7 @@ pub fn run<T: Task>(options: &Options<'_>) -> Result<(), SessionError> {
         pid: std::process::id(),
         host: crate::host::name(),
         address: node.local_addr().to_string(),
-        fingerprint: crate::host::fingerprint(&device),
+        fingerprint: crate::host::fingerprint(&device).map_err(SessionError::Program)?,
     };
     let client = enrollment.join(about)?;
     let (run, recipe, settings) =
@@ -331,6 +334,7 @@ impl<B: TrainBackend, T: Task> Training<'_, B, T> {
                 lr: done.lr,
                 state_hash: done.state_hash,
                 tokens: u64::from(self.plan.batch.size) * self.task.tokens_per_sample(),
+                wide_blocks: done.wide_blocks as u64,
                 micro_batches: assigned.clone(),
                 tx_bytes: after.sent_bytes - before.sent_bytes,
                 rx_bytes: after.received_bytes - before.received_bytes,

@@ -166,6 +166,7 @@ impl Sim {
             lr: 0.0,
             state_hash: 0,
             tokens: 0,
+            wide_blocks: 0,
             micro_batches: Vec::new(),
             tx_bytes: 0,
             rx_bytes: 0,

@@ -337,6 +337,7 @@ impl Sim {
             lr: 1.0,
             state_hash: worker.state_hash(),
             tokens: 1,
+            wide_blocks: 0,
             micro_batches: seat.formation.places[seat.rank as usize].micro_batches.clone(),
             tx_bytes: 1,
             rx_bytes: 1,

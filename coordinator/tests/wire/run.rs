@@ -243,6 +243,7 @@ pub fn report(generation: u64, rank: u32, ranks: u32, step: u64) -> StepReport {
         lr: 0.1,
         state_hash: HASH ^ step,
         tokens: 1024,
+        wide_blocks: 0,
         micro_batches: (0..MICRO_BATCHES).filter(|index| index % ranks == rank).collect(),
         tx_bytes: 1,
         rx_bytes: 1,
