@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use mattock_collectives::{
-    Generation, Group, GroupConfig, Identity, Node, NodeConfig, Rank, Ring, RingSpec, Sum, WorldSize,
+    Generation, Group, Identity, Node, NodeConfig, Rank, Ring, RingSpec, Sum, WorldSize,
 };
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 
@@ -43,7 +43,7 @@ fn identities() -> Result<[Identity; 2], rcgen::Error> {
 
 fn start(identity: Identity) -> Result<Node, Box<dyn Error>> {
     let bind = SocketAddr::from(([127, 0, 0, 1], 0));
-    Ok(Node::start(NodeConfig { identity, bind, group: GroupConfig::default() })?)
+    Ok(Node::start(NodeConfig::new(identity, bind))?)
 }
 
 fn join(node: &Node, rank: u32, peer: SocketAddr) -> Result<Group, Box<dyn Error>> {
@@ -56,8 +56,10 @@ fn join(node: &Node, rank: u32, peer: SocketAddr) -> Result<Group, Box<dyn Error
 /// Sums over both ranks, and checks every element.
 fn reduce(group: &Group) -> Result<(), Box<dyn Error>> {
     let rank = group.ring().rank().0;
-    let input = Arc::new(vec![rank as f32 + 1.0; ELEMENTS]);
-    let mut output = Vec::new();
+    // Over shared memory, the other rank reads it where it lies.
+    let mut input = group.buffer(ELEMENTS);
+    input.fill(rank as f32 + 1.0);
+    let (input, mut output) = (Arc::new(input), group.buffer(ELEMENTS));
     for repeat in 0..REPEATS {
         let start = Instant::now();
         output = group.all_reduce::<Sum<f32>>(Arc::clone(&input), output).wait()?;
@@ -66,7 +68,7 @@ fn reduce(group: &Group) -> Result<(), Box<dyn Error>> {
             return Err(format!("rank {rank}: a sum is wrong").into());
         }
         if rank == 0 {
-            let gigabytes = size_of_val(output.as_slice()) as f64 / 1e9;
+            let gigabytes = size_of_val(&output[..]) as f64 / 1e9;
             println!("all-reduce {repeat}: {seconds:.3} s, {:.2} GB/s", gigabytes / seconds);
         }
     }

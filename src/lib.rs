@@ -3,6 +3,7 @@
 //! This crate is the program and a thin facade over the crates that do the work. A trainer of one's own implements
 //! [`Task`] and calls [`main`]; its binary then has every subcommand. See `examples/digits.rs`.
 
+mod bench;
 mod cache;
 pub mod cli;
 pub mod exit;

@@ -32,6 +32,9 @@ pub enum TransportError {
     /// The neighbour does not know this connection (any more).
     #[error("the link was reset")]
     Reset,
+    /// Its process has ended without a word.
+    #[error("the peer's process has ended")]
+    ProcessEnded,
     /// This side ended the link.
     #[error("the link was closed on this side")]
     ClosedHere,
@@ -202,6 +205,26 @@ pub enum JoinError {
         /// The newest one this node was asked to join.
         newest: Generation,
     },
+    /// The ring broke while its ranks decided on a transport.
+    #[error("rank {rank}, generation {generation}, could not decide on a transport: {source}")]
+    Undecided {
+        /// The rank that joins.
+        rank: Rank,
+        /// The generation to be joined.
+        generation: Generation,
+        /// What happened.
+        source: Box<CollectiveError>,
+    },
+    /// Shared memory was asked for, and cannot be had.
+    #[error("rank {rank} cannot share memory in generation {generation}: {reason}; allow QUIC")]
+    NotShared {
+        /// The rank that joins.
+        rank: Rank,
+        /// The generation to be joined.
+        generation: Generation,
+        /// Why not.
+        reason: String,
+    },
     /// The node has ended.
     #[error("the node has ended; start another")]
     NodeEnded,
@@ -237,6 +260,14 @@ pub enum Disagreement {
         got: Payload,
         /// Ours.
         want: Payload,
+    },
+    /// Memory that it does not share.
+    #[error("it announces {length} bytes at {offset} of its memory, which it does not share")]
+    Outside {
+        /// The first byte.
+        offset: u64,
+        /// How many were to be read.
+        length: u64,
     },
     /// A chunk that is not the next one due.
     #[error("chunk {index} of pass {pass} at byte {offset} with {length} bytes is not what is due")]

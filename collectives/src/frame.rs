@@ -89,13 +89,7 @@ pub enum FrameError {
 impl Header {
     /// As on the wire.
     pub fn encode(&self) -> Bytes {
-        let (collective, root) = match self.op.collective {
-            Collective::AllReduce => (1, NO_ROOT),
-            Collective::ReduceScatter => (2, NO_ROOT),
-            Collective::AllGather => (3, NO_ROOT),
-            Collective::Broadcast { root } => (4, root.0),
-            Collective::Barrier => (5, NO_ROOT),
-        };
+        let (collective, root) = code_of(self.op.collective);
         let reduction = self.payload.reduction.map_or(0, |reduction| reduction as u8);
         let mut wire = Vec::with_capacity(HEADER_BYTES);
         wire.extend_from_slice(&MAGIC);
@@ -152,6 +146,34 @@ impl Header {
             return Err(FrameError::Bounds { offset, length, length_max, total: total_bytes });
         }
         Ok(())
+    }
+}
+
+/// What names an operation and its payload, without its length, in one word.
+pub(crate) fn pack(collective: Collective, payload: &Payload) -> u64 {
+    let (collective, root) = code_of(collective);
+    let reduction = payload.reduction.map_or(0, |reduction| reduction as u8);
+    let [a, b, c, d] = root.to_le_bytes();
+    u64::from_le_bytes([collective, payload.element as u8, reduction, 0, a, b, c, d])
+}
+
+/// The reverse of [`pack`].
+pub(crate) fn unpack(word: u64) -> Result<(Collective, ElementKind, Option<ReductionKind>), FrameError> {
+    let [code, kind, how, zero, a, b, c, d] = word.to_le_bytes();
+    if zero != 0 {
+        return Err(unknown("reserved", zero.into()));
+    }
+    Ok((collective(code, u32::from_le_bytes([a, b, c, d]))?, element(kind)?, reduction(how)?))
+}
+
+/// The code of an operation, and its root.
+fn code_of(collective: Collective) -> (u8, u32) {
+    match collective {
+        Collective::AllReduce => (1, NO_ROOT),
+        Collective::ReduceScatter => (2, NO_ROOT),
+        Collective::AllGather => (3, NO_ROOT),
+        Collective::Broadcast { root } => (4, root.0),
+        Collective::Barrier => (5, NO_ROOT),
     }
 }
 
@@ -290,6 +312,13 @@ mod tests {
         #[test]
         fn headers_round_trip(header in headers()) {
             prop_assert_eq!(parse(&header.encode()), Ok(header));
+        }
+
+        #[test]
+        fn names_round_trip(header in headers()) {
+            let Header { op, payload, .. } = header;
+            let unpacked = unpack(pack(op.collective, &payload));
+            prop_assert_eq!(unpacked, Ok((op.collective, payload.element, payload.reduction)));
         }
 
         #[test]

@@ -6,6 +6,7 @@
 //! driver     loops over links, time  |  link     the contract; memory, quic, faulty
 //! exchange   operations in flight    |  frame    the wire format
 //! transfer   one operation           |  schedule who sends what: pure arithmetic
+//! buffer     what is read and written |  shm      the ranks of one host, over memory that they share
 //! ```
 //! `schedule`, `transfer`, `exchange` and `frame` are pure: no clock, socket, thread or random number.
 //!
@@ -14,6 +15,7 @@
 #[cfg(test)]
 extern crate self as mattock_collectives;
 
+mod buffer;
 mod collective;
 mod driver;
 mod error;
@@ -32,16 +34,19 @@ mod rank;
 mod reduction;
 mod ring;
 mod schedule;
+mod shm;
 mod transfer;
 
+pub use buffer::Buffer;
 pub use collective::{Collective, OpId};
 pub use error::{CollectiveError, Disagreement, JoinError, Payload, Phase, Place, TransportError};
-pub use group::{Counters, Group, GroupConfig, PENDING_MAX};
+pub use group::{Counters, Group, GroupConfig, PENDING_MAX, Transport};
 pub use io_thread::IoThread;
 pub use link::quic::{Identity, IdentityError};
-pub use node::{Node, NodeConfig, NodeError, RingSpec};
+pub use node::{Node, NodeConfig, NodeError, RingSpec, TransportChoice};
 pub use pending::Pending;
 pub use rank::{Generation, Rank, WorldSize};
 pub use reduction::{Element, ElementKind, Reduction, ReductionKind, SaturatingSum, Sum};
 pub use ring::Ring;
 pub use schedule::segment;
+pub use shm::arena::{Arena, ArenaError};

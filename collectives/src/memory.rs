@@ -1,6 +1,7 @@
 //! Whole groups within one process, for tests and for trying things out.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use crate::group::{Group, GroupConfig};
@@ -8,6 +9,10 @@ use crate::io_thread::IoThread;
 use crate::link::memory;
 use crate::rank::{Generation, Rank, WorldSize};
 use crate::ring::Ring;
+use crate::shm::arena::Arena;
+use crate::shm::board::Board;
+use crate::shm::engine::Engine;
+use crate::shm::meet::{Card, Host};
 
 /// One group for each rank of a ring of `ranks`, linked in memory and driven by one thread.
 ///
@@ -41,4 +46,32 @@ pub fn groups_with<S: crate::link::LinkSender>(
             Group::over_links(&thread, ring, config, wrap(ring.rank(), sender), receiver)
         })
         .collect())
+}
+
+/// One group for each of `ranks`, over shared memory as between the processes of a host.
+///
+/// # Errors
+/// If the system gives us no thread, socket or memory to share.
+pub fn host_groups(ranks: WorldSize, config: GroupConfig) -> io::Result<Vec<Group>> {
+    /// Bytes that a rank may share.
+    const ARENA_BYTES: usize = 1 << 32;
+    if ranks.get() == 1 {
+        return groups(ranks, config);
+    }
+    let thread = Arc::new(IoThread::start("mattock-memory")?);
+    let hosts: Vec<Host> = (0..ranks.get()).map(|_| Host::listen()).collect::<io::Result<_>>()?;
+    let cards: Vec<Card> = hosts.iter().map(|host| host.card).collect();
+    let join = |rank: u32, host: Host| {
+        let ring = Ring::new(Rank(rank), ranks, Generation(0)).ok_or(io::ErrorKind::InvalidInput)?;
+        let (board, arena) = (Board::new()?, Arena::new(ARENA_BYTES)?);
+        let met = host.meet(ring, &cards, [board.file().as_fd(), arena.file().as_fd()], config.timeout)?;
+        let engine = Engine::start(ring, config, board, arena, met, &thread)?;
+        Ok(Group::on_host(engine, thread.clone()))
+    };
+    std::thread::scope(|scope| {
+        let joins: Vec<_> =
+            (0..).zip(hosts).map(|(rank, host)| scope.spawn(move || join(rank, host))).collect();
+        let panicked = |_| Err(io::Error::other("a thread has panicked"));
+        joins.into_iter().map(|join| join.join().unwrap_or_else(panicked)).collect()
+    })
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use quinn::{ClientConfig, Endpoint, ServerConfig, TokioRuntime};
 
 use crate::error::JoinError;
-use crate::group::{Group, GroupConfig};
+use crate::group::{Group, GroupConfig, Transport};
 use crate::io_thread::IoThread;
 use crate::link::quic::join::{Join, receive_calls};
 use crate::link::quic::lobby::Lobby;
@@ -17,6 +17,8 @@ use crate::link::quic::tuning::{Path, endpoint_config, transport_config};
 use crate::link::quic::{Identity, IdentityError, socket};
 use crate::pending::Pending;
 use crate::ring::Ring;
+use crate::shm::arena::Arena;
+use crate::shm::join::{Outcome, share_memory};
 
 /// How long the end of a node waits for its last packets to leave.
 const DRAIN_MAX: Duration = Duration::from_millis(500);
@@ -30,6 +32,53 @@ pub struct NodeConfig {
     pub bind: SocketAddr,
     /// The timeout for everything, and the size of chunks; the same on all ranks.
     pub group: GroupConfig,
+    /// What is to carry the bytes; the same on all ranks.
+    pub transport: TransportChoice,
+    /// Bytes that this process may share with others of its host: the limit of [`Node::arena`].
+    pub arena_bytes: usize,
+}
+
+impl std::str::FromStr for TransportChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "quic" => Ok(Self::Quic),
+            "shm" => Ok(Self::SharedMemory),
+            _ => Err(format!("'{text}' is no transport: auto, quic and shm are")),
+        }
+    }
+}
+
+impl std::fmt::Display for TransportChoice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Quic => "quic",
+            Self::SharedMemory => "shm",
+        })
+    }
+}
+
+impl NodeConfig {
+    /// Shared memory, as much as the machine has, where it can be; else QUIC.
+    pub fn new(identity: Identity, bind: SocketAddr) -> Self {
+        let arena_bytes = usize::try_from(rustix::system::sysinfo().totalram).unwrap_or(usize::MAX);
+        Self { identity, bind, group: GroupConfig::default(), transport: TransportChoice::Auto, arena_bytes }
+    }
+}
+
+/// What a node's groups may use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TransportChoice {
+    /// Shared memory where all ranks are on one host, else QUIC.
+    #[default]
+    Auto,
+    /// QUIC even between processes of one host.
+    Quic,
+    /// Shared memory, or an error.
+    SharedMemory,
 }
 
 /// A ring to be joined.
@@ -77,6 +126,9 @@ struct Core {
     local_addr: SocketAddr,
     group: GroupConfig,
     thread: Arc<IoThread>,
+    transport: TransportChoice,
+    /// None where the system has no such memory, or nobody wants it.
+    arena: Option<Arena>,
 }
 
 impl Node {
@@ -85,7 +137,7 @@ impl Node {
     /// # Errors
     /// [`NodeError`] says what is wrong with identity, port or system.
     pub fn start(config: NodeConfig) -> Result<Self, NodeError> {
-        let NodeConfig { identity, bind, group } = config;
+        let NodeConfig { identity, bind, group, transport: choice, arena_bytes } = config;
         identity.name()?;
         let path = Path::of(bind);
         let transport = transport_config(path, group.timeout);
@@ -106,12 +158,19 @@ impl Node {
         let local_addr = endpoint.local_addr().map_err(failed)?;
         let lobby = Arc::new(Lobby::default());
         thread.spawn_background(receive_calls(endpoint.clone(), lobby.clone(), group.timeout));
-        Ok(Self { core: Arc::new(Core { endpoint, client, lobby, local_addr, group, thread }) })
+        let arena = arena(choice, arena_bytes);
+        let core = Core { endpoint, client, lobby, local_addr, group, thread, transport: choice, arena };
+        Ok(Self { core: Arc::new(core) })
     }
 
     /// Where the node listens.
     pub fn local_addr(&self) -> SocketAddr {
         self.core.local_addr
+    }
+
+    /// Where to take buffers from that peers on this host read without a copy; `None` where there is no shared memory.
+    pub fn arena(&self) -> Option<&Arena> {
+        self.core.arena.as_ref()
     }
 
     /// Joins a ring: links to both neighbours, who must join the same ring within the timeout. Blocks the thread.
@@ -167,7 +226,30 @@ async fn join(core: &Arc<Core>, spec: &RingSpec) -> Result<Group, JoinError> {
         return Ok(Group::alone(ring, core.group, keep));
     }
     let (sender, receiver) = core.links(spec).await?;
-    Ok(Group::linked(&core.thread, ring, core.group, sender, receiver, keep))
+    let linked = Group::linked(&core.thread, ring, core.group, (sender, receiver), Transport::Quic, keep);
+    if core.transport == TransportChoice::Quic {
+        return Ok(linked);
+    }
+    let (rank, generation) = (ring.rank(), ring.generation());
+    let shared = share_memory(&core.thread, linked, core.arena.as_ref(), core.group).await;
+    match shared.map_err(|source| JoinError::Undecided { rank, generation, source: Box::new(source) })? {
+        Outcome::Shared(group) => Ok(group),
+        Outcome::Apart(_, reason) if core.transport == TransportChoice::SharedMemory => {
+            Err(JoinError::NotShared { rank, generation, reason })
+        }
+        Outcome::Apart(group, reason) => {
+            tracing::debug!(reason, "QUIC, not shared memory");
+            Ok(group)
+        }
+    }
+}
+
+fn arena(choice: TransportChoice, bytes: usize) -> Option<Arena> {
+    if choice == TransportChoice::Quic {
+        return None;
+    }
+    let arena = Arena::new(bytes);
+    arena.inspect_err(|error| tracing::debug!(%error, "no shared memory")).ok()
 }
 
 /// For tests of links: those of a ring, without a group over them.

@@ -156,6 +156,74 @@ pub(crate) fn combine_into<R: Reduction>(own: &[R::Element], arrived: &[u8], out
     }
 }
 
+/// A reduction with its type forgotten, over whole elements that are aligned.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Fold {
+    /// `out[i] = combine(own[i], arrived[i])`, in the order (arrived, own, out).
+    pub(crate) pair: fn(&[u8], &[u8], &mut [u8]),
+    /// `sum[i] = combine(own[i], sum[i])`, in the order (sum, own).
+    pub(crate) add: fn(&mut [u8], &[u8]),
+}
+
+impl Fold {
+    pub(crate) fn of<R: Reduction>() -> Self {
+        Self { pair: pair_widest::<R>, add: add_widest::<R> }
+    }
+}
+
+#[inline(always)]
+fn pair<R: Reduction>(arrived: &[u8], own: &[u8], out: &mut [u8]) {
+    let (arrived, own): (&[R::Element], &[R::Element]) =
+        (bytemuck::cast_slice(arrived), bytemuck::cast_slice(own));
+    let out: &mut [R::Element] = bytemuck::cast_slice_mut(out);
+    assert_eq!((arrived.len(), own.len()), (out.len(), out.len()));
+    for ((out, own), arrived) in out.iter_mut().zip(own).zip(arrived) {
+        *out = R::combine(*own, *arrived);
+    }
+}
+
+#[inline(always)]
+fn add<R: Reduction>(sum: &mut [u8], own: &[u8]) {
+    let (sum, own): (&mut [R::Element], &[R::Element]) =
+        (bytemuck::cast_slice_mut(sum), bytemuck::cast_slice(own));
+    assert_eq!(sum.len(), own.len());
+    for (sum, own) in sum.iter_mut().zip(own) {
+        *sum = R::combine(*own, *sum);
+    }
+}
+
+/// [`pair`], compiled for AVX2 too: no loop fuses multiplication and addition, so both give the same bits.
+fn pair_widest<R: Reduction>(arrived: &[u8], own: &[u8], out: &mut [u8]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx2")]
+        fn avx2<R: Reduction>(arrived: &[u8], own: &[u8], out: &mut [u8]) {
+            pair::<R>(arrived, own, out);
+        }
+        if std::arch::is_x86_feature_detected!("avx2") {
+            // SAFETY: the processor has the features that the function was compiled for.
+            return unsafe { avx2::<R>(arrived, own, out) };
+        }
+    }
+    pair::<R>(arrived, own, out);
+}
+
+/// [`add`], compiled for AVX2 too.
+fn add_widest<R: Reduction>(sum: &mut [u8], own: &[u8]) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx2")]
+        fn avx2<R: Reduction>(sum: &mut [u8], own: &[u8]) {
+            add::<R>(sum, own);
+        }
+        if std::arch::is_x86_feature_detected!("avx2") {
+            // SAFETY: as above.
+            return unsafe { avx2::<R>(sum, own) };
+        }
+    }
+    add::<R>(sum, own);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

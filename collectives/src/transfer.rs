@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use crate::buffer::Buffer;
 use crate::collective::Collective;
 use crate::error::{CollectiveError, Disagreement, Payload, Phase};
 use crate::frame::Header;
@@ -60,14 +61,14 @@ pub(crate) trait Transfer: Send {
 }
 
 /// Who receives the output.
-pub(crate) type Resolve<E> = Box<dyn FnOnce(Result<Vec<E>, CollectiveError>) + Send>;
+pub(crate) type Resolve<E> = Box<dyn FnOnce(Result<Buffer<E>, CollectiveError>) + Send>;
 
 /// What an operation works on: ranges are elements within the payload.
 pub(crate) struct Buffers<E> {
-    pub(crate) input: Arc<Vec<E>>,
+    pub(crate) input: Arc<Buffer<E>>,
     /// Which elements of the payload the input holds.
     pub(crate) input_holds: Range<usize>,
-    pub(crate) output: Vec<E>,
+    pub(crate) output: Buffer<E>,
     /// Which elements of the payload the output holds.
     pub(crate) output_holds: Range<usize>,
 }
@@ -102,7 +103,7 @@ struct Incoming<E> {
     element: std::marker::PhantomData<E>,
 }
 
-struct SharedInput<E>(Arc<Vec<E>>);
+struct SharedInput<E>(Arc<Buffer<E>>);
 
 impl<E: Element> AsRef<[u8]> for SharedInput<E> {
     fn as_ref(&self) -> &[u8] {
@@ -187,7 +188,7 @@ impl<E: Element> TypedTransfer<E> {
 
     fn store(&mut self, incoming: &mut Incoming<E>, piece: Bytes) {
         let start = (incoming.chunk.elements.start - self.buffers.output_holds.start) * size_of::<E>();
-        let output: &mut [u8] = bytemuck::cast_slice_mut(&mut self.buffers.output);
+        let output: &mut [u8] = bytemuck::cast_slice_mut(&mut self.buffers.output[..]);
         output[start + incoming.filled..][..piece.len()].copy_from_slice(&piece);
         incoming.filled += piece.len();
         if incoming.forward {

@@ -9,8 +9,8 @@ use std::time::Duration;
 use half::bf16;
 use mattock_collectives::link::faulty::{Faults, Faulty};
 use mattock_collectives::{
-    CollectiveError, Group, GroupConfig, Pending, Rank, Reduction, SaturatingSum, Sum, WorldSize, memory,
-    segment,
+    Buffer, CollectiveError, Element, Group, GroupConfig, Pending, Rank, Reduction, SaturatingSum, Sum,
+    WorldSize, memory, segment,
 };
 use proptest::prelude::*;
 
@@ -20,6 +20,8 @@ struct Case {
     ranks: u32,
     len: usize,
     chunk_bytes: u32,
+    /// Over shared memory rather than a ring of links.
+    shared: bool,
     piece_bytes_max: usize,
     seed: u64,
 }
@@ -27,12 +29,12 @@ struct Case {
 fn cases() -> impl Strategy<Value = Case> {
     let lengths = prop_oneof![0usize..40, 0usize..5000];
     let chunks = prop_oneof![Just(8u32), 16u32..500, Just(1 << 16)];
-    (1u32..10, lengths, chunks, 1usize..2000, any::<u64>()).prop_map(
-        |(ranks, len, chunk_bytes, piece, seed)| {
+    (1u32..10, lengths, chunks, 1usize..2000, any::<u64>(), any::<bool>()).prop_map(
+        |(ranks, len, chunk_bytes, piece, seed, shared)| {
             // Tiny pieces of long payloads take long and show nothing new.
             let (chunk_bytes, piece) =
                 if len > 200 { (chunk_bytes.max(64), piece.max(61)) } else { (chunk_bytes, piece) };
-            Case { ranks, len, chunk_bytes, piece_bytes_max: piece, seed }
+            Case { ranks, len, chunk_bytes, shared, piece_bytes_max: piece, seed }
         },
     )
 }
@@ -40,9 +42,12 @@ fn cases() -> impl Strategy<Value = Case> {
 impl Case {
     fn groups(&self) -> Vec<Group> {
         let config = GroupConfig { timeout: Duration::from_secs(60), chunk_bytes: self.chunk_bytes };
+        let world = WorldSize::new(self.ranks).unwrap();
+        if self.shared {
+            return memory::host_groups(world, config).unwrap();
+        }
         let faults = Faults { piece_bytes_max: Some(self.piece_bytes_max), ..Faults::default() };
-        memory::groups_with(WorldSize::new(self.ranks).unwrap(), config, |_, link| Faulty::new(link, faults))
-            .unwrap()
+        memory::groups_with(world, config, |_, link| Faulty::new(link, faults)).unwrap()
     }
 
     /// Element `i` of rank `r`: any bits.
@@ -54,14 +59,16 @@ impl Case {
         x ^ (x >> 29)
     }
 
-    fn inputs<E>(&self, element: impl Fn(u64) -> E) -> Vec<Arc<Vec<E>>> {
+    fn inputs<E: Element>(&self, element: impl Fn(u64) -> E) -> Vec<Arc<Buffer<E>>> {
         (0..self.ranks)
-            .map(|rank| Arc::new((0..self.len).map(|i| element(self.bits(rank, i))).collect()))
+            .map(|rank| {
+                Arc::new((0..self.len).map(|i| element(self.bits(rank, i))).collect::<Vec<_>>().into())
+            })
             .collect()
     }
 
     /// Segment `s` is reduced along ranks s + 1, s + 2, .., s.
-    fn reference<R: Reduction>(&self, inputs: &[Arc<Vec<R::Element>>]) -> Vec<R::Element> {
+    fn reference<R: Reduction>(&self, inputs: &[Arc<Buffer<R::Element>>]) -> Vec<R::Element> {
         let mut sums = Vec::with_capacity(self.len);
         for s in 0..self.ranks {
             for i in segment(self.len, self.ranks, s) {
@@ -81,10 +88,15 @@ impl Case {
         let untouched: Vec<Vec<_>> = inputs.iter().map(|input| input.to_vec()).collect();
         let expected = self.reference::<R>(&inputs);
         let groups = self.groups();
-        let reduced: Vec<_> =
-            groups.iter().zip(&inputs).map(|(g, x)| g.all_reduce::<R>(x.clone(), Vec::new())).collect();
-        let scattered: Vec<_> =
-            groups.iter().zip(&inputs).map(|(g, x)| g.reduce_scatter::<R>(x.clone(), Vec::new())).collect();
+        let inputs = place(&groups, inputs);
+        // Some results go where peers can read them, others into ordinary memory.
+        let output = |group: &Group| match group.ring().rank().0 % 2 {
+            0 => group.buffer(self.len),
+            _ => Buffer::default(),
+        };
+        let ranks = || groups.iter().zip(&inputs);
+        let reduced: Vec<_> = ranks().map(|(g, x)| g.all_reduce::<R>(x.clone(), output(g))).collect();
+        let scattered: Vec<_> = ranks().map(|(g, x)| g.reduce_scatter::<R>(x.clone(), output(g))).collect();
         for sum in reduced {
             assert_eq!(sum.wait().unwrap(), expected, "all-reduce, {self:?}");
         }
@@ -100,6 +112,19 @@ impl Case {
             "inputs are never modified"
         );
     }
+}
+
+/// The inputs of even ranks where peers can read them, if that is what the group is for.
+fn place<E: Element>(groups: &[Group], inputs: Vec<Arc<Buffer<E>>>) -> Vec<Arc<Buffer<E>>> {
+    let place = |(group, input): (&Group, Arc<Buffer<E>>)| {
+        if group.ring().rank().0 % 2 == 1 {
+            return input;
+        }
+        let mut placed = group.buffer(input.len());
+        placed.copy_from_slice(&input);
+        Arc::new(placed)
+    };
+    groups.iter().zip(inputs).map(place).collect()
 }
 
 /// A finite float with few bits, so that sums differ in their last bits when the order does.
@@ -131,7 +156,7 @@ proptest! {
         let groups = case.groups();
         let gathered: Vec<_> = (0..).zip(&groups).map(|(rank, group)| {
             let own = all[segment(case.len, case.ranks, rank)].to_vec();
-            group.all_gather(Arc::new(own), case.len, Vec::new())
+            group.all_gather(Arc::new(own.into()), case.len, Buffer::default())
         }).collect();
         for result in gathered {
             prop_assert_eq!(&result.wait().unwrap(), &all);
@@ -141,11 +166,11 @@ proptest! {
     #[test]
     fn the_roots_input_reaches_everybody(case in cases(), root in any::<u32>()) {
         let root = Rank(root % case.ranks);
-        let input = Arc::new((0..case.len).map(|i| case.bits(0, i) as i64).collect::<Vec<_>>());
+        let input = case.inputs(|bits| bits as i64).swap_remove(0);
         let groups = case.groups();
         let sent = groups[root.0 as usize].broadcast(input.clone());
         let others = groups.iter().filter(|group| group.ring().rank() != root);
-        let received: Vec<_> = others.map(|group| group.receive_broadcast(root, vec![0i64; case.len])).collect();
+        let received: Vec<_> = others.map(|group| group.receive_broadcast(root, Buffer::zeroed(case.len))).collect();
         sent.wait().unwrap();
         for result in received {
             prop_assert_eq!(&result.wait().unwrap(), &*input);
@@ -160,9 +185,9 @@ proptest! {
         let expected = case.reference::<Sum<i32>>(&inputs);
         let pending: Vec<_> = groups.iter().zip(&inputs).map(|(group, input)| {
             let sums: Vec<_> = (0..5).map(|_| {
-                (group.all_reduce::<Sum<i32>>(input.clone(), Vec::new()), group.barrier())
+                (group.all_reduce::<Sum<i32>>(input.clone(), Buffer::default()), group.barrier())
             }).collect();
-            let part = group.reduce_scatter::<Sum<i32>>(input.clone(), Vec::new());
+            let part = group.reduce_scatter::<Sum<i32>>(input.clone(), Buffer::default());
             (sums, part)
         }).collect();
         for (rank, (sums, part)) in (0..).zip(pending) {
@@ -170,7 +195,7 @@ proptest! {
                 prop_assert_eq!(&sum.wait().unwrap(), &expected);
                 barrier.wait().unwrap();
             }
-            prop_assert_eq!(part.wait().unwrap(), &expected[segment(case.len, case.ranks, rank)]);
+            prop_assert_eq!(&part.wait().unwrap()[..], &expected[segment(case.len, case.ranks, rank)]);
         }
     }
 }
@@ -182,7 +207,7 @@ fn an_all_reduce_sends_what_a_ring_must() {
         let len = 1 << 18;
         let sums: Vec<_> = groups
             .iter()
-            .map(|group| group.all_reduce::<Sum<f32>>(Arc::new(vec![1.0; len]), Vec::new()))
+            .map(|group| group.all_reduce::<Sum<f32>>(Arc::new(vec![1.0; len].into()), Buffer::default()))
             .collect();
         sums.into_iter().for_each(|sum| assert_eq!(sum.wait().unwrap()[0], ranks as f32));
         let ideal = 2.0 * f64::from(ranks - 1) / f64::from(ranks) * (len * 4) as f64;
@@ -212,13 +237,13 @@ fn nobody_leaves_a_barrier_before_all_have_entered() {
 }
 
 /// Runs a ring of three in which one sender is faulty, and says what each rank saw.
-fn outcomes_with(faults: Faults) -> Vec<Result<Vec<f32>, CollectiveError>> {
+fn outcomes_with(faults: Faults) -> Vec<Result<Buffer<f32>, CollectiveError>> {
     let config = GroupConfig { timeout: Duration::from_secs(20), chunk_bytes: 4096 };
     let wrap = |rank, link| Faulty::new(link, if rank == Rank(1) { faults } else { Faults::default() });
     let groups = memory::groups_with(WorldSize::new(3).unwrap(), config, wrap).unwrap();
-    let input = Arc::new(vec![1.0; 30_000]);
+    let input: Arc<Buffer<f32>> = Arc::new(vec![1.0; 30_000].into());
     let sums: Vec<_> =
-        groups.iter().map(|group| group.all_reduce::<Sum<f32>>(input.clone(), Vec::new())).collect();
+        groups.iter().map(|group| group.all_reduce::<Sum<f32>>(input.clone(), Buffer::default())).collect();
     let outcomes = sums.into_iter().map(Pending::wait).collect();
     assert!(input.iter().all(|x| *x == 1.0), "inputs are never modified");
     outcomes
@@ -253,7 +278,7 @@ fn a_flipped_bit_in_a_header_is_a_mismatch() {
 fn slow_links_change_nothing() {
     let delay = Some(Duration::from_millis(1));
     for outcome in outcomes_with(Faults { delay, ..Faults::default() }) {
-        assert_eq!(outcome, Ok(vec![3.0; 30_000]));
+        assert_eq!(outcome, Ok(vec![3.0; 30_000].into()));
     }
 }
 
@@ -270,14 +295,14 @@ fn a_chunk_travels_on_although_what_came_with_it_must_wait() {
             Faulty::new(link, Faults { glue_pieces, ..Faults::default() })
         })
         .unwrap();
-        let receive = |rank: usize| groups[rank].receive_broadcast(Rank(2), vec![0i32; 3]);
+        let receive = |rank: usize| groups[rank].receive_broadcast(Rank(2), Buffer::<i32>::zeroed(3));
         let first = [receive(0), receive(1)];
-        let sent: Vec<_> = [5, 6].map(|value| groups[2].broadcast(Arc::new(vec![value; 3]))).into();
+        let sent: Vec<_> = [5, 6].map(|value| groups[2].broadcast(Arc::new(vec![value; 3].into()))).into();
         for pending in first {
-            assert_eq!(pending.wait(), Ok(vec![5; 3]));
+            assert_eq!(pending.wait(), Ok(vec![5; 3].into()));
         }
         for pending in [receive(0), receive(1)] {
-            assert_eq!(pending.wait(), Ok(vec![6; 3]));
+            assert_eq!(pending.wait(), Ok(vec![6; 3].into()));
         }
         for pending in sent {
             assert_eq!(pending.wait(), Ok(()));

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use common::{Authority, config, groups, name, ring, spec, start};
 use mattock_collectives::{
-    CollectiveError, Disagreement, Group, JoinError, Node, NodeConfig, RingSpec, Sum, TransportError,
+    Buffer, CollectiveError, Disagreement, Group, JoinError, Node, NodeConfig, RingSpec, Sum, TransportError,
 };
 use relay::{Relay, holds};
 
@@ -26,7 +26,10 @@ fn all_reduce(groups: &[Group], len: usize) {
         .iter()
         .map(|group| {
             let rank = group.ring().rank().0 as i32;
-            group.all_reduce::<Sum<i32>>(Arc::new((0..len as i32).map(|i| i ^ rank).collect()), Vec::new())
+            group.all_reduce::<Sum<i32>>(
+                Arc::new((0..len as i32).map(|i| i ^ rank).collect::<Vec<_>>().into()),
+                Buffer::default(),
+            )
         })
         .collect();
     let expected: Vec<i32> = (0..len as i32).map(|i| (0..ranks).map(|rank| i ^ rank).sum()).collect();
@@ -82,7 +85,8 @@ fn a_rank_that_leaves_early_leaves_nothing_behind() {
         std::thread::scope(|scope| {
             for group in groups {
                 scope.spawn(move || {
-                    let sum = group.all_reduce::<Sum<i64>>(Arc::new(vec![1; 50_000]), Vec::new());
+                    let sum =
+                        group.all_reduce::<Sum<i64>>(Arc::new(vec![1; 50_000].into()), Buffer::default());
                     assert_eq!(sum.wait().unwrap(), vec![3; 50_000]);
                     drop(group);
                 });
@@ -164,9 +168,11 @@ fn a_rank_that_leaves_in_the_middle_is_lost_at_once() {
     let nodes = Authority::new().nodes(3, config(PATIENT));
     let mut groups = groups(&nodes, 3);
     let started = Instant::now();
-    let input = Arc::new(vec![1.0; 3_000_000]);
-    let sums: Vec<_> =
-        groups[..2].iter().map(|group| group.all_reduce::<Sum<f32>>(input.clone(), Vec::new())).collect();
+    let input = Arc::new(Buffer::from(vec![1.0; 3_000_000]));
+    let sums: Vec<_> = groups[..2]
+        .iter()
+        .map(|group| group.all_reduce::<Sum<f32>>(input.clone(), Buffer::default()))
+        .collect();
     drop(groups.pop());
     for sum in sums {
         let lost = sum.wait().unwrap_err();
@@ -181,7 +187,7 @@ fn a_rank_that_leaves_in_the_middle_is_lost_at_once() {
     nodes.pop();
     let again = common::groups(&nodes, 4);
     let sums: Vec<_> =
-        again.iter().map(|group| group.all_reduce::<Sum<f32>>(input.clone(), Vec::new())).collect();
+        again.iter().map(|group| group.all_reduce::<Sum<f32>>(input.clone(), Buffer::default())).collect();
     sums.into_iter().for_each(|sum| assert_eq!(sum.wait().unwrap()[0], 2.0));
 }
 
@@ -190,7 +196,7 @@ fn cancelling_ends_everything_at_once_and_tells_the_others_why() {
     let nodes = Authority::new().nodes(2, config(PATIENT));
     let groups = groups(&nodes, 0);
     let (mine, theirs) =
-        (groups[0].barrier(), groups[1].all_reduce::<Sum<f32>>(Arc::new(vec![]), Vec::new()));
+        (groups[0].barrier(), groups[1].all_reduce::<Sum<f32>>(Arc::new(vec![].into()), Buffer::default()));
     theirs.wait().unwrap();
     groups[0].cancel("worker 3 is dead");
     assert!(
@@ -212,8 +218,8 @@ fn a_rank_that_never_takes_part_is_noticed() {
 fn ranks_that_do_different_things_are_told() {
     let nodes = Authority::new().nodes(2, config(PATIENT));
     let groups = groups(&nodes, 0);
-    let floats = groups[0].all_reduce::<Sum<f32>>(Arc::new(vec![1.0; 10]), Vec::new());
-    let integers = groups[1].all_reduce::<Sum<i32>>(Arc::new(vec![1; 10]), Vec::new());
+    let floats = groups[0].all_reduce::<Sum<f32>>(Arc::new(vec![1.0; 10].into()), Buffer::default());
+    let integers = groups[1].all_reduce::<Sum<i32>>(Arc::new(vec![1; 10].into()), Buffer::default());
     let errors = [floats.wait().unwrap_err(), integers.wait().unwrap_err()];
     let mismatches = errors.iter().filter(|error| {
         matches!(error, CollectiveError::Mismatch { disagreement: Disagreement::Payload { .. }, .. })
@@ -242,8 +248,8 @@ fn no_plaintext_on_the_wire() {
     let groups = join_by_way_of(&relays, &nodes);
     let secret = b"the quick brown fox jumps over the lazy dog!";
     let payload: Vec<u8> = secret.iter().copied().cycle().take(400_000).collect();
-    let sent = groups[0].broadcast(Arc::new(payload.clone()));
-    let received = groups[1].receive_broadcast(groups[0].ring().rank(), vec![0u8; payload.len()]);
+    let sent = groups[0].broadcast(Arc::new(payload.clone().into()));
+    let received = groups[1].receive_broadcast(groups[0].ring().rank(), Buffer::<u8>::zeroed(payload.len()));
     sent.wait().unwrap();
     assert!(received.wait().unwrap() == payload);
 
@@ -256,7 +262,9 @@ fn no_plaintext_on_the_wire() {
     let bytes = |words: &[i64]| words.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>();
     let sum: Vec<i64> = words(0).iter().zip(words(1)).map(|(a, b)| a + b).collect();
     let sums: Vec<_> = (groups.iter().enumerate())
-        .map(|(rank, group)| group.all_reduce::<Sum<i64>>(Arc::new(repeated(&words(rank))), Vec::new()))
+        .map(|(rank, group)| {
+            group.all_reduce::<Sum<i64>>(Arc::new(repeated(&words(rank)).into()), Buffer::default())
+        })
         .collect();
     sums.into_iter().for_each(|reduced| assert!(reduced.wait().unwrap() == repeated(&sum)));
 
@@ -280,7 +288,7 @@ fn a_link_that_falls_silent_ends_with_a_reason() {
     relays[0].fall_silent();
     let sums: Vec<_> = groups
         .iter()
-        .map(|group| group.all_reduce::<Sum<f32>>(Arc::new(vec![1.0; 1000]), Vec::new()))
+        .map(|group| group.all_reduce::<Sum<f32>>(Arc::new(vec![1.0; 1000].into()), Buffer::default()))
         .collect();
     for sum in sums {
         let error = sum.wait().unwrap_err();
@@ -333,7 +341,7 @@ fn nodes_on_all_interfaces_reduce() {
     let authority = Authority::new();
     let nodes = [0, 1].map(|rank| {
         let (identity, bind) = (authority.identity(&[&name(rank)]), ([0, 0, 0, 0], 0).into());
-        Node::start(NodeConfig { identity, bind, group: config(PATIENT) }).unwrap()
+        Node::start(NodeConfig { group: config(PATIENT), ..NodeConfig::new(identity, bind) }).unwrap()
     });
     let reachable = |rank: u32| {
         let mut spec = spec(&nodes, rank, 0);

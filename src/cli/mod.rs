@@ -3,6 +3,7 @@
 //! Arguments are parsed once into structs without loose ends; nothing here knows of tensors, sockets or
 //! object stores.
 
+pub mod bench;
 pub mod checkpoint;
 pub mod coordinator;
 pub mod data;
@@ -49,6 +50,8 @@ pub enum Command {
     Recipe(recipe::RecipeArgs),
     /// Build or show a recipe's dataset
     Data(data::DataArgs),
+    /// Measure collectives between processes
+    Bench(bench::BenchArgs),
 }
 
 /// Does what the command line says, for runs of task `T`.
@@ -65,5 +68,6 @@ pub fn run<T: Task>(command: &Command) -> Result<Exit, Failure> {
         Command::Checkpoint(args) => checkpoint::run::<T>(args, out),
         Command::Recipe(args) => recipe::run(args, |recipe| open::<T>(recipe).map(drop), out),
         Command::Data(args) => data::run::<T>(args, out),
+        Command::Bench(args) => bench::run(args, out),
     }
 }

@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use anyhow::anyhow;
 use clap::Args;
+use mattock_collectives::TransportChoice;
 
 use super::recipe::RecipeFile;
 use crate::exit::{EXIT_CODES, Exit, Failure};
@@ -41,6 +42,9 @@ pub struct TrainArgs {
     /// Where to compute: auto, cpu, cuda or cuda:N
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: String,
+    /// What carries gradients: auto (shared memory), quic or shm
+    #[arg(long, value_name = "TRANSPORT", default_value = "auto")]
+    pub transport: TransportChoice,
     /// The run's folder [default: a fresh runs/NAME-DATE-TIME]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
@@ -170,11 +174,17 @@ impl TrainArgs {
             None => {}
         }
         let this = Program::this::<OsString>([])?;
-        let device = self.device.clone();
+        let (device, transport) = (self.device.clone(), self.transport.to_string());
         let worker = move |index: u32, listening: &Listening| {
             let mut args: Vec<OsString> = vec!["worker".into(), "--coordinator".into()];
             args.extend([listening.address.to_string().into(), "--token-file".into(), token.clone().into()]);
-            args.extend(["--device".into(), device.clone().into(), "--supervised".into()]);
+            args.extend([
+                "--device".into(),
+                device.clone().into(),
+                "--transport".into(),
+                transport.clone().into(),
+            ]);
+            args.push("--supervised".into());
             args.extend(["--local-rank".into(), index.to_string().into()]);
             Program { args, ..this.clone() }
         };
@@ -323,6 +333,7 @@ mod tests {
             recipe: RecipeFile { recipe, sets: sets.iter().map(ToString::to_string).collect() },
             workers: NonZeroU32::new(9).unwrap(),
             device: "cpu".into(),
+            transport: TransportChoice::Auto,
             out: None,
             resume,
             overwrite: false,

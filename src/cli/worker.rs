@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
 use clap::Args;
+use mattock_collectives::TransportChoice;
 use mattock_coordinator::identity::JoinToken;
 use mattock_worker::DeviceError;
 use mattock_worker::session::{self, Options};
@@ -39,6 +40,9 @@ pub struct WorkerArgs {
     /// Among the workers of this host; picks a device where several are there
     #[arg(long, value_name = "N", default_value = "0")]
     pub local_rank: usize,
+    /// What carries gradients: auto (shared memory where all workers are on one host, else QUIC), quic or shm
+    #[arg(long, value_name = "TRANSPORT", default_value = "auto")]
+    pub transport: TransportChoice,
     /// End with the process that started it: for launchers
     #[arg(long, hide = true)]
     pub supervised: bool,
@@ -63,6 +67,7 @@ pub fn run<T: Task>(args: &WorkerArgs) -> Result<Exit, Failure> {
         token,
         device: args.device.parse().map_err(|error: DeviceError| Failure::bad_input(error))?,
         local_rank: args.local_rank,
+        transport: args.transport,
         cache: crate::cache::folder(),
         resolve: &resolve,
     };

@@ -16,7 +16,7 @@ use burn::backend::Autodiff;
 use mattock_checkpoint::Outcome;
 use mattock_collectives::{
     CollectiveError, Generation, Group, GroupConfig, JoinError as RingError, Node, NodeConfig, NodeError,
-    Rank, Ring, RingSpec, WorldSize,
+    Rank, Ring, RingSpec, TransportChoice, WorldSize,
 };
 use mattock_coordinator::identity::{Identity, JoinToken};
 use mattock_coordinator::membership::Instruction;
@@ -44,6 +44,8 @@ pub struct Options<'a> {
     pub device: DeviceChoice,
     /// Among the workers of this host.
     pub local_rank: usize,
+    /// What carries gradients; on all workers of a run shared memory only if all want it.
+    pub transport: TransportChoice,
     /// Folder for what is built once and reused.
     pub cache: PathBuf,
     /// From the recipe's text to the plan.
@@ -132,9 +134,9 @@ pub fn run<T: Task>(options: &Options<'_>) -> Result<(), SessionError> {
     let limit = options.token.timeout();
     let enrollment = Client::enroll(&options.token, limit)?;
     let node = Node::start(NodeConfig {
-        identity: data_identity(enrollment.identity()),
-        bind: SocketAddr::new(enrollment.local_ip(), 0),
         group: GroupConfig { timeout: limit * COLLECTIVE_TIMEOUTS, ..GroupConfig::default() },
+        transport: options.transport,
+        ..NodeConfig::new(data_identity(enrollment.identity()), SocketAddr::new(enrollment.local_ip(), 0))
     })?;
     let about = About {
         pid: std::process::id(),
@@ -269,6 +271,10 @@ impl<B: TrainBackend, T: Task> Training<'_, B, T> {
                     drop(linked.take());
                     let group = Arc::new(self.link(rank, &formation)?);
                     control.guard(&group);
+                    if rank == 0 && group.ring().world_size().get() > 1 {
+                        let text = format!("gradients travel by {}", group.transport());
+                        control.report(FromWorker::Notice { text })?;
+                    }
                     control.report(FromWorker::Linked { generation: formation.generation })?;
                     linked = Some((group, formation, rank));
                 }

@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use mattock_collectives::{
-    Generation, Group, GroupConfig, Identity, Node, NodeConfig, Rank, Ring, RingSpec, WorldSize,
+    Generation, Group, GroupConfig, Identity, Node, NodeConfig, Rank, Ring, RingSpec, TransportChoice,
+    WorldSize,
 };
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 
@@ -45,7 +46,9 @@ impl Authority {
 }
 
 pub fn start(identity: Identity, group: GroupConfig) -> Node {
-    Node::start(NodeConfig { identity, bind: ([127, 0, 0, 1], 0).into(), group }).unwrap()
+    let transport = TransportChoice::Quic;
+    let bind = ([127, 0, 0, 1], 0).into();
+    Node::start(NodeConfig { group, transport, ..NodeConfig::new(identity, bind) }).unwrap()
 }
 
 pub fn name(rank: u32) -> String {

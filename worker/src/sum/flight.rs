@@ -2,19 +2,19 @@
 
 use std::sync::Arc;
 
-use mattock_collectives::{CollectiveError, Group, Pending, Reduction};
+use mattock_collectives::{Buffer, CollectiveError, Group, Pending, Reduction, Transport};
 
 /// Buffers of one bucket's exchange, reused from step to step.
 pub(super) struct Flight<R: Reduction> {
-    input: Arc<Vec<R::Element>>,
-    output: Vec<R::Element>,
-    pending: Option<Pending<Vec<R::Element>>>,
+    input: Arc<Buffer<R::Element>>,
+    output: Buffer<R::Element>,
+    pending: Option<Pending<Buffer<R::Element>>>,
 }
 
-impl<R: Reduction<Element: Default>> Flight<R> {
+impl<R: Reduction> Flight<R> {
     /// `length` zeros.
     pub(super) fn new(length: usize) -> Self {
-        Self { input: Arc::new(vec![R::Element::default(); length]), output: Vec::new(), pending: None }
+        Self { input: Arc::new(Buffer::zeroed(length)), output: Buffer::default(), pending: None }
     }
 
     /// The input as it is.
@@ -25,13 +25,29 @@ impl<R: Reduction<Element: Default>> Flight<R> {
     /// The input, to be added to. A link may still hold on to that of a broken exchange; it is copied then.
     pub(super) fn input_mut(&mut self) -> &mut [R::Element] {
         self.pending = None;
-        Arc::make_mut(&mut self.input).as_mut_slice()
+        let input: &mut Buffer<_> = Arc::make_mut(&mut self.input);
+        input
     }
 
-    /// Sends the input round the ring.
+    /// Sends the input on its way.
     pub(super) fn send(&mut self, group: &Group) {
+        if group.transport() == Transport::SharedMemory {
+            self.share(group);
+        }
         let output = std::mem::take(&mut self.output);
         self.pending = Some(group.all_reduce::<R>(Arc::clone(&self.input), output));
+    }
+
+    /// Moves the buffers, once, to where peers on this host read them without a copy.
+    fn share(&mut self, group: &Group) {
+        if !self.input.is_shared() {
+            let mut shared = group.buffer(self.input.len());
+            shared.copy_from_slice(&self.input);
+            self.input = Arc::new(shared);
+        }
+        if !self.output.is_shared() {
+            self.output = group.buffer(self.input.len());
+        }
     }
 
     /// Waits for the sum over all ranks.
@@ -48,5 +64,5 @@ pub(super) fn all_reduce<R: Reduction>(
     group: &Group,
     input: Vec<R::Element>,
 ) -> Result<Vec<R::Element>, CollectiveError> {
-    group.all_reduce::<R>(Arc::new(input), Vec::new()).wait()
+    group.all_reduce_now::<R>(Arc::new(input.into()), Buffer::default()).map(Buffer::into_vec)
 }

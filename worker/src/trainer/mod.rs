@@ -16,7 +16,7 @@ mod tests;
 
 use std::sync::Arc;
 
-use mattock_collectives::{CollectiveError, Group, Rank, SaturatingSum};
+use mattock_collectives::{Buffer, CollectiveError, Group, Rank, SaturatingSum};
 use mattock_data::keys::MicroBatchKey;
 use mattock_exact::{BLOCK, Exponents, block_maxima};
 use mattock_kernels::TrainBackend;
@@ -167,12 +167,12 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
                 maxima[firsts[bucket]..][..measured.len()].copy_from_slice(&measured);
             });
             self.clock.enter(Phase::Exchange);
-            let measured = Arc::new(maxima);
+            let measured = Arc::new(Buffer::from(maxima));
             group.broadcast(Arc::clone(&measured)).wait()?;
             maxima = measured.to_vec();
         } else {
             self.clock.enter(Phase::Exchange);
-            maxima = group.receive_broadcast(root, maxima).wait()?;
+            maxima = group.receive_broadcast(root, maxima.into()).wait()?.into_vec();
         }
         self.state.exponents = Exponents::from_maxima(&maxima, self.plan.batch.micro_batches());
         Ok(())
@@ -215,9 +215,9 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
 
     /// The commit point: no state is written before this returns.
     fn commit(&mut self, group: &Group, ballot: Ballot) -> Result<Verdict, StepError> {
-        let words = Arc::new(ballot.into_words());
-        let total = group.all_reduce::<SaturatingSum>(words, Vec::new()).wait()?;
-        Ok(Ballot::from_total(total).verdict(self.state.step, self.plan.reduce.nonfinite)?)
+        let words = Arc::new(ballot.into_words().into());
+        let total = group.all_reduce_now::<SaturatingSum>(words, Buffer::default())?;
+        Ok(Ballot::from_total(total.into_vec()).verdict(self.state.step, self.plan.reduce.nonfinite)?)
     }
 
     /// Writes the state after the commit point.

@@ -1,0 +1,402 @@
+//! The operations between the ranks of a host.
+//!
+//! Everybody announces what it does and looks at what all others announced; then small payloads are read from the boards, in
+//! that one round:
+//!
+//! ```text
+//! announce, with the payload -> all have announced -> read all payloads, reduce
+//! ```
+//!
+//! Large payloads lie in arenas. Each rank reduces its own segment straight from everybody's input into its own output,
+//! and copies the other segments from where they were reduced; a tick tells that a chunk is there:
+//!
+//! ```text
+//! announce -> all have announced -> own chunk, tick, others' chunks, .. -> tick -> all have done so
+//! ```
+//!
+//! The last round is what lets everybody use its buffers again. Segment `s` is reduced along ranks `s + 1, s + 2, .., s`, as
+//! a ring does it: sums of floats have the same bits over shared memory and over a network.
+
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+
+use super::arena::{ALIGNMENT, Region};
+use super::board::{INLINE_BYTES, NOTICE_WORDS};
+use super::engine::{Engine, Peer, Turn};
+use crate::collective::{Collective, OpId};
+use crate::error::{CollectiveError, Disagreement, Payload, Phase};
+use crate::fault::Fault;
+use crate::frame;
+use crate::rank::Rank;
+use crate::reduction::Fold;
+use crate::schedule::segment;
+
+/// Reduced at once from all ranks; fits into a first-level cache.
+const BLOCK_BYTES: usize = 8 << 10;
+
+/// Words of a notice, beside what names the operation.
+const INPUT: usize = 3;
+const OWN_SEGMENT: usize = 4;
+
+/// One rank's part of an operation.
+pub(crate) struct Call<'a> {
+    pub(crate) op: OpId,
+    pub(crate) payload: Payload,
+    /// How elements are combined, if they are.
+    pub(crate) fold: Option<Fold>,
+    pub(crate) input: &'a [u8],
+    /// Where the input lies in the arena, if it does.
+    pub(crate) input_at: Option<usize>,
+    pub(crate) output: &'a mut [u8],
+    /// Where the output lies in the arena, if it does.
+    pub(crate) output_at: Option<usize>,
+}
+
+/// What a rank announces: where the others find its input, and its segment of the output.
+#[derive(Clone, Copy, Default)]
+struct Places {
+    input: usize,
+    own_segment: usize,
+}
+
+impl Engine {
+    /// Runs an operation; the turn is ours.
+    pub(crate) fn run(&self, turn: &mut Turn, mut call: Call<'_>) -> Result<(), CollectiveError> {
+        (turn.phase, turn.bytes_done) = (None, 0);
+        let outcome = match self.fault() {
+            Some(fault) => Err(fault.clone()),
+            None if self.shared_bytes(&call) <= INLINE_BYTES => self.run_small(turn, &mut call),
+            None => self.run_large(turn, &mut call),
+        };
+        outcome.map_err(|fault| {
+            self.fail(fault.clone());
+            // Of several faults, all operations report the first.
+            self.error(call.op, turn, self.fault().unwrap_or(&fault))
+        })
+    }
+
+    /// What a rank has to share at most.
+    fn shared_bytes(&self, call: &Call<'_>) -> usize {
+        match call.op.collective {
+            Collective::AllGather => self.bytes_of(call, 0).len(),
+            _ => call.payload.total_bytes as usize,
+        }
+    }
+
+    fn ranks(&self) -> u32 {
+        self.ring.world_size().get()
+    }
+
+    /// The bytes of a rank's segment.
+    fn bytes_of(&self, call: &Call<'_>, rank: u32) -> Range<usize> {
+        let size = call.payload.element.bytes();
+        let range = segment(call.payload.total_bytes as usize / size, self.ranks(), rank);
+        range.start * size..range.end * size
+    }
+
+    /// Announces the call and waits until all others have announced the same.
+    fn announce(&self, turn: &mut Turn, call: &Call<'_>, places: Places) -> Result<(), Fault> {
+        let slot = slot(call.op);
+        let Places { input, own_segment } = places;
+        let mut words = [0; NOTICE_WORDS];
+        let name = frame::pack(call.op.collective, &call.payload);
+        words[..INPUT].copy_from_slice(&[call.op.sequence, name, call.payload.total_bytes]);
+        (words[INPUT], words[OWN_SEGMENT]) = (input as u64, own_segment as u64);
+        self.board.write_notice(slot, words);
+        self.tick(turn);
+        self.wait_for_all(turn.ticks)?;
+        for (rank, peer) in self.others() {
+            let theirs = peer.view.notice(slot);
+            if theirs[..INPUT] != words[..INPUT] {
+                return Err(Fault::Disagreed { peer: Rank(rank), disagreement: disagreement(&theirs, call) });
+            }
+        }
+        Ok(())
+    }
+
+    fn others(&self) -> impl Iterator<Item = (u32, &Peer)> {
+        (0..self.ranks()).filter_map(|rank| Some((rank, self.peer(rank)?)))
+    }
+
+    /// Reduces a segment's bytes, from the next rank's to the segment's own. `source` gives a rank's bytes of the range.
+    fn fold<'a>(
+        &self,
+        fold: Fold,
+        segment: u32,
+        range: Range<usize>,
+        out: &mut [u8],
+        source: impl Fn(u32, Range<usize>) -> Result<&'a [u8], Fault>,
+    ) -> Result<(), Fault> {
+        let rank = |hop: u32| (segment + hop) % self.ranks();
+        for start in range.clone().step_by(BLOCK_BYTES) {
+            let block = start..range.end.min(start + BLOCK_BYTES);
+            let out = &mut out[block.start - range.start..block.end - range.start];
+            (fold.pair)(source(rank(1), block.clone())?, source(rank(2), block.clone())?, out);
+            for hop in 3..=self.ranks() {
+                (fold.add)(out, source(rank(hop), block.clone())?);
+            }
+        }
+        Ok(())
+    }
+
+    fn run_small(&self, turn: &mut Turn, call: &mut Call<'_>) -> Result<(), Fault> {
+        let slot = slot(call.op);
+        self.board.write_payload(slot, call.input);
+        self.announce(turn, call, Places::default())?;
+        let own = self.ring.rank().0;
+        let input = call.input;
+        let payload = |rank: u32, range: Range<usize>| match self.peer(rank) {
+            Some(peer) => Ok(&peer.view.payload(slot, range.end)[range]),
+            None => Ok(&input[range]),
+        };
+        match (call.op.collective, call.fold) {
+            (Collective::AllReduce, Some(fold)) => {
+                for rank in 0..self.ranks() {
+                    let range = self.bytes_of(call, rank);
+                    self.fold(fold, rank, range.clone(), &mut call.output[range], payload)?;
+                }
+            }
+            (Collective::ReduceScatter, Some(fold)) => {
+                self.fold(fold, own, self.bytes_of(call, own), call.output, payload)?;
+            }
+            (Collective::AllGather, _) => {
+                for rank in 0..self.ranks() {
+                    let range = self.bytes_of(call, rank);
+                    let from = payload(rank, 0..range.len())?;
+                    call.output[range].copy_from_slice(from);
+                }
+            }
+            (Collective::Broadcast { root }, _) if root.0 != own => {
+                call.output.copy_from_slice(payload(root.0, 0..call.output.len())?);
+            }
+            _ => {}
+        }
+        let bytes = input.len() * (self.ranks() as usize - 1);
+        self.count(turn, bytes, bytes);
+        Ok(())
+    }
+
+    fn run_large(&self, turn: &mut Turn, call: &mut Call<'_>) -> Result<(), Fault> {
+        let [mut staged_input, mut staged_output] = std::mem::take(&mut turn.staged);
+        let done = self.stage_input(call, &mut staged_input).and_then(|places| {
+            match (call.op.collective, call.fold) {
+                (Collective::AllReduce, Some(fold)) => {
+                    self.all_reduce(turn, call, fold, places, &mut staged_output)
+                }
+                (Collective::ReduceScatter, Some(fold)) => self.reduce_scatter(turn, call, fold, places),
+                (Collective::AllGather, _) => self.all_gather(turn, call, places),
+                (Collective::Broadcast { root }, _) => self.broadcast(turn, call, root, places),
+                _ => self.announce(turn, call, places),
+            }
+        });
+        turn.staged = [staged_input, staged_output];
+        done
+    }
+
+    /// Puts the input into the arena if it is not there.
+    fn stage_input(&self, call: &Call<'_>, staged: &mut Option<Region>) -> Result<Places, Fault> {
+        let input = match call.input_at {
+            Some(offset) => offset,
+            None if call.input.is_empty() => 0,
+            None => {
+                let region = self.stage(staged, call.input.len())?;
+                region.as_mut_slice()[..call.input.len()].copy_from_slice(call.input);
+                region.offset()
+            }
+        };
+        Ok(Places { input, own_segment: 0 })
+    }
+
+    /// A region of that size at least, kept from call to call.
+    fn stage<'r>(&self, staged: &'r mut Option<Region>, bytes: usize) -> Result<&'r mut Region, Fault> {
+        if staged.as_ref().is_none_or(|region| region.bytes() < bytes) {
+            // First this: both may not fit.
+            *staged = None;
+            let region =
+                self.arena.region(bytes).map_err(|error| Fault::Cancelled { cause: error.to_string() })?;
+            *staged = Some(region);
+        }
+        Ok(staged.as_mut().expect("it was put there"))
+    }
+
+    fn all_reduce(
+        &self,
+        turn: &mut Turn,
+        call: &mut Call<'_>,
+        fold: Fold,
+        mut places: Places,
+        staged: &mut Option<Region>,
+    ) -> Result<(), Fault> {
+        let (own, total) = (self.ring.rank().0, call.payload.total_bytes as usize);
+        let segment = self.bytes_of(call, own);
+        let mut staged = match call.output_at {
+            Some(_) => None,
+            None => Some(self.stage(staged, segment.len())?),
+        };
+        places.own_segment = match (&staged, call.output_at) {
+            (Some(region), _) => region.offset(),
+            (None, offset) => offset.unwrap_or(0) + segment.start,
+        };
+        self.announce(turn, call, places)?;
+        let announced = turn.ticks;
+        let chunks = self.bytes_of(call, 0).len().div_ceil(self.chunk_bytes);
+        // Where ranks outnumber processors, waiting for a chunk means giving the processor away: all own ones go first.
+        let lag = if self.is_crowded() { chunks } else { 1 };
+        for step in 0..chunks + lag {
+            if step < chunks {
+                turn.phase = Some(Phase::Reducing { pass: step as u32 });
+                let chunk = chunk(&segment, step, self.chunk_bytes);
+                let out = match &mut staged {
+                    Some(region) => {
+                        &mut region.as_mut_slice()[chunk.start - segment.start..chunk.end - segment.start]
+                    }
+                    None => &mut call.output[chunk.clone()],
+                };
+                self.fold(fold, own, chunk, out, |rank, range| self.input(call.op, call.input, rank, range))?;
+                self.tick(turn);
+            }
+            if let Some(step) = step.checked_sub(lag) {
+                turn.phase = Some(Phase::Copying { pass: step as u32 });
+                self.copy_chunks(call, step, announced.wrapping_add(step as u32 + 1))?;
+            }
+        }
+        if let Some(region) = staged {
+            call.output[segment.clone()].copy_from_slice(&region.as_slice()[..segment.len()]);
+        }
+        let bytes = total - segment.len() + segment.len() * (self.ranks() as usize - 1);
+        self.count(turn, bytes, bytes);
+        self.leave(turn)
+    }
+
+    /// Copies a chunk of every other rank's segment, as soon as that rank has come as far as `ticks`.
+    fn copy_chunks(&self, call: &mut Call<'_>, step: usize, ticks: u32) -> Result<(), Fault> {
+        let own = self.ring.rank().0;
+        for hop in 1..self.ranks() {
+            let rank = (own + hop) % self.ranks();
+            let theirs = self.bytes_of(call, rank);
+            let chunk = chunk(&theirs, step, self.chunk_bytes);
+            self.wait_for(rank, ticks)?;
+            let within = chunk.start - theirs.start..chunk.end - theirs.start;
+            let from = self.peer_bytes(call.op, rank, OWN_SEGMENT, within)?;
+            call.output[chunk].copy_from_slice(from);
+        }
+        Ok(())
+    }
+
+    fn reduce_scatter(
+        &self,
+        turn: &mut Turn,
+        call: &mut Call<'_>,
+        fold: Fold,
+        places: Places,
+    ) -> Result<(), Fault> {
+        self.announce(turn, call, places)?;
+        turn.phase = Some(Phase::Reducing { pass: 0 });
+        let (own, total) = (self.ring.rank().0, call.payload.total_bytes as usize);
+        let segment = self.bytes_of(call, own);
+        let length = segment.len();
+        self.fold(fold, own, segment, call.output, |rank, range| {
+            self.input(call.op, call.input, rank, range)
+        })?;
+        self.count(turn, total - length, length * (self.ranks() as usize - 1));
+        self.leave(turn)
+    }
+
+    fn all_gather(&self, turn: &mut Turn, call: &mut Call<'_>, places: Places) -> Result<(), Fault> {
+        self.announce(turn, call, places)?;
+        turn.phase = Some(Phase::Copying { pass: 0 });
+        for rank in 0..self.ranks() {
+            let range = self.bytes_of(call, rank);
+            let from = self.input(call.op, call.input, rank, 0..range.len())?;
+            call.output[range].copy_from_slice(from);
+        }
+        let (length, total) = (call.input.len(), call.payload.total_bytes as usize);
+        self.count(turn, length * (self.ranks() as usize - 1), total - length);
+        self.leave(turn)
+    }
+
+    fn broadcast(
+        &self,
+        turn: &mut Turn,
+        call: &mut Call<'_>,
+        root: Rank,
+        places: Places,
+    ) -> Result<(), Fault> {
+        self.announce(turn, call, places)?;
+        turn.phase = Some(Phase::Copying { pass: 0 });
+        let total = call.payload.total_bytes as usize;
+        if root == self.ring.rank() {
+            self.count(turn, total * (self.ranks() as usize - 1), 0);
+        } else {
+            call.output.copy_from_slice(self.input(call.op, call.input, root.0, 0..total)?);
+            self.count(turn, 0, total);
+        }
+        self.leave(turn)
+    }
+
+    /// Waits until everybody has done with everybody's memory.
+    fn leave(&self, turn: &mut Turn) -> Result<(), Fault> {
+        self.tick(turn);
+        self.wait_for_all(turn.ticks)
+    }
+
+    /// Bytes of a rank's input.
+    fn input<'a>(
+        &'a self,
+        op: OpId,
+        own: &'a [u8],
+        rank: u32,
+        range: Range<usize>,
+    ) -> Result<&'a [u8], Fault> {
+        match self.peer(rank) {
+            Some(_) => self.peer_bytes(op, rank, INPUT, range),
+            None => Ok(&own[range]),
+        }
+    }
+
+    /// Bytes of a peer's arena, from where its notice says in that word: checked here, whatever it says.
+    fn peer_bytes(&self, op: OpId, rank: u32, word: usize, range: Range<usize>) -> Result<&[u8], Fault> {
+        let outside = |offset: u64| {
+            let disagreement = Disagreement::Outside { offset, length: range.len() as u64 };
+            Fault::Disagreed { peer: Rank(rank), disagreement }
+        };
+        let Some(peer) = self.peer(rank) else { return Err(outside(0)) };
+        let base = peer.view.notice(slot(op))[word];
+        let start = usize::try_from(base).ok().and_then(|base| base.checked_add(range.start));
+        let aligned = word != INPUT || base.is_multiple_of(ALIGNMENT as u64);
+        match start {
+            Some(start) if aligned => peer.bytes(start, range.len()).ok_or_else(|| outside(base)),
+            _ => Err(outside(base)),
+        }
+    }
+
+    fn count(&self, turn: &mut Turn, sent: usize, received: usize) {
+        turn.bytes_done += received as u64;
+        self.sent_bytes.fetch_add(sent as u64, Ordering::Relaxed);
+        self.received_bytes.fetch_add(received as u64, Ordering::Relaxed);
+    }
+}
+
+/// How a peer's notice differs from our call.
+fn disagreement(theirs: &[u64; NOTICE_WORDS], call: &Call<'_>) -> Disagreement {
+    let (collective, element, reduction) = match frame::unpack(theirs[1]) {
+        Ok(unpacked) => unpacked,
+        Err(error) => return error.into(),
+    };
+    let got = OpId { sequence: theirs[0], collective };
+    if got != call.op {
+        return Disagreement::Operation { got, want: call.op };
+    }
+    let payload = Payload { element, reduction, total_bytes: theirs[2] };
+    Disagreement::Payload { got: payload, want: call.payload }
+}
+
+fn slot(op: OpId) -> usize {
+    (op.sequence % 2) as usize
+}
+
+/// Chunk `index` of a range; beyond its end, an empty one at its end.
+fn chunk(range: &Range<usize>, index: usize, bytes: usize) -> Range<usize> {
+    let start = range.end.min(range.start + index * bytes);
+    start..range.end.min(start + bytes)
+}

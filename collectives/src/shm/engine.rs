@@ -1,0 +1,411 @@
+//! One rank of a host's group: whose turn it is, waiting for peers, and what ends it all.
+//!
+//! Operations run one after the other, in the order in which they were submitted: on the caller's thread where the caller
+//! waits and nothing is queued, else on the engine's own.
+//!
+//! # Invariants
+//! 1. Who holds the turn runs the oldest operation that has not run.
+//! 2. A peer's ticks are looked at before its end is: what it has done counts, even if it is gone since.
+//! 3. Whoever waits is woken by ticks, by a fault, or by the deadline.
+
+use std::collections::VecDeque;
+use std::io::Write;
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use memmap2::MmapRaw;
+use tokio::io::AsyncReadExt;
+
+use super::arena::{Arena, Region};
+use super::board::{Board, View, map_sealed};
+use super::meet::Met;
+use crate::buffer::Buffer;
+use crate::collective::{Collective, OpId};
+use crate::error::{CollectiveError, Phase, Place, TransportError};
+use crate::fault::Fault;
+use crate::group::GroupConfig;
+use crate::io_thread::IoThread;
+use crate::rank::Rank;
+use crate::reduction::Element;
+use crate::ring::Ring;
+
+/// How often a peer's ticks are looked at before the processor is offered to others.
+const SPINS: u32 = 2000;
+/// As above, where ranks are more than processors.
+const SPINS_CROWDED: u32 = 20;
+/// How often the processor is offered to others before the thread sleeps.
+const YIELDS: u32 = 100;
+/// No sleep is longer, so that nothing is missed for longer.
+const SLEEP_MAX: Duration = Duration::from_secs(1);
+/// A peer's last words: nothing is amiss, or why it breaks off.
+const BYE: u8 = b'.';
+const BROKEN: u8 = b'!';
+const LAST_WORDS_MAX: u64 = 4096;
+
+/// An operation that waits for its turn.
+pub(crate) type Job = Box<dyn FnOnce(&Engine, &mut Turn) + Send>;
+
+/// What only the running operation touches.
+#[derive(Debug, Default)]
+pub(crate) struct Turn {
+    /// Ticks that this rank has given.
+    pub(super) ticks: u32,
+    pub(super) phase: Option<Phase>,
+    pub(super) bytes_done: u64,
+    /// Where inputs, and outputs, are put that are not in the arena.
+    pub(super) staged: [Option<Region>; 2],
+}
+
+/// One rank's half of a host's group.
+#[derive(Debug)]
+pub(crate) struct Engine {
+    pub(super) ring: Ring,
+    pub(super) board: Board,
+    pub(super) arena: Arena,
+    /// By rank; `None` for this one.
+    peers: Vec<Option<Peer>>,
+    timeout: Duration,
+    /// Between two ticks.
+    pub(super) chunk_bytes: usize,
+    /// There are more ranks than processors.
+    crowded: bool,
+    turn: Mutex<Turn>,
+    queue: Mutex<Queue>,
+    submitted: Condvar,
+    fault: OnceLock<Fault>,
+    pub(crate) sent_bytes: AtomicU64,
+    pub(crate) received_bytes: AtomicU64,
+}
+
+#[derive(Default)]
+struct Queue {
+    next_sequence: u64,
+    jobs: VecDeque<Job>,
+    closing: bool,
+}
+
+impl std::fmt::Debug for Queue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Queue").field("jobs", &self.jobs.len()).finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Peer {
+    pub(super) view: View,
+    /// Its arena, for reading.
+    pub(super) arena: MmapRaw,
+    line: UnixStream,
+    /// It has left in an orderly way.
+    departed: AtomicBool,
+}
+
+impl Peer {
+    fn new(met: Met) -> std::io::Result<Self> {
+        let (view, arena) = (View::of(&met.board)?, map_sealed(&met.arena)?);
+        met.line.set_nonblocking(true)?;
+        Ok(Self { view, arena, line: met.line, departed: AtomicBool::new(false) })
+    }
+}
+
+impl Engine {
+    /// An engine over peers that were met, and its thread.
+    ///
+    /// # Errors
+    /// Where a peer's memory cannot be mapped, or the system gives no thread.
+    pub(crate) fn start(
+        ring: Ring,
+        config: GroupConfig,
+        board: Board,
+        arena: Arena,
+        met: Vec<Option<Met>>,
+        io: &IoThread,
+    ) -> std::io::Result<(Arc<Self>, JoinHandle<()>)> {
+        let peers =
+            met.into_iter().map(|met| met.map(Peer::new).transpose()).collect::<Result<Vec<_>, _>>()?;
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let engine = Arc::new(Self {
+            ring,
+            board,
+            arena,
+            crowded: peers.len() > processors,
+            peers,
+            timeout: config.timeout,
+            chunk_bytes: config.chunk_bytes() as usize,
+            turn: Mutex::default(),
+            queue: Mutex::default(),
+            submitted: Condvar::new(),
+            fault: OnceLock::new(),
+            sent_bytes: AtomicU64::new(0),
+            received_bytes: AtomicU64::new(0),
+        });
+        for rank in 0..engine.peers.len() {
+            let Some(peer) = &engine.peers[rank] else { continue };
+            let line = peer.line.try_clone()?;
+            let watching = engine.clone();
+            io.spawn_background(async move { watching.watch(Rank(rank as u32), line).await });
+        }
+        let working = engine.clone();
+        let thread = std::thread::Builder::new().name("mattock-shm".into()).spawn(move || working.work())?;
+        Ok((engine, thread))
+    }
+
+    /// Where the next operation to be submitted begins, and the lock that keeps it next.
+    fn next(&self, collective: Collective) -> (Place, MutexGuard<'_, Queue>) {
+        let queue = lock(&self.queue);
+        let op = OpId { sequence: queue.next_sequence, collective };
+        (self.place(op, &Turn::default()), queue)
+    }
+
+    /// Where an operation is.
+    pub(super) fn place(&self, op: OpId, turn: &Turn) -> Place {
+        let (rank, generation) = (self.ring.rank(), self.ring.generation());
+        Place {
+            rank,
+            generation,
+            op,
+            phase: turn.phase.unwrap_or(Phase::Queued),
+            bytes_done: turn.bytes_done,
+        }
+    }
+
+    /// Queues an operation. `None` where too many are pending.
+    pub(crate) fn submit<T>(
+        &self,
+        collective: Collective,
+        pending_max: usize,
+        job: impl FnOnce(Place) -> (Job, T),
+    ) -> Result<T, Place> {
+        let (at, mut queue) = self.next(collective);
+        if queue.jobs.len() >= pending_max {
+            return Err(at);
+        }
+        let (job, result) = job(at);
+        queue.next_sequence += 1;
+        queue.jobs.push_back(job);
+        drop(queue);
+        self.submitted.notify_one();
+        Ok(result)
+    }
+
+    /// Runs an operation on this thread, at once. `None` where others are before it: submit it then.
+    pub(crate) fn run_now<T>(
+        &self,
+        collective: Collective,
+        run: impl FnOnce(&Self, &mut Turn, OpId) -> T,
+    ) -> Option<T> {
+        let (at, mut queue) = self.next(collective);
+        if !queue.jobs.is_empty() {
+            return None;
+        }
+        let mut turn = self.turn.try_lock().ok()?;
+        queue.next_sequence += 1;
+        drop(queue);
+        Some(run(self, &mut turn, at.op))
+    }
+
+    /// Ends everything for one reason; the first one counts.
+    pub(crate) fn fail(&self, fault: Fault) {
+        if self.fault.set(fault.clone()).is_err() {
+            return;
+        }
+        tracing::debug!(reason = fault.told_by(self.ring.rank()), "the host's group ends");
+        let reason = fault.told_by(self.ring.rank());
+        for peer in self.peers() {
+            let mut words = vec![BROKEN];
+            words.extend_from_slice(&reason.as_bytes()[..reason.len().min(LAST_WORDS_MAX as usize - 1)]);
+            leave(&peer.line, &words);
+            peer.view.wake();
+        }
+        self.submitted.notify_one();
+    }
+
+    /// The owner wants nothing more: what is pending ends, the thread as well.
+    pub(crate) fn close(&self) {
+        let idle = {
+            let mut queue = lock(&self.queue);
+            queue.closing = true;
+            queue.jobs.is_empty() && self.turn.try_lock().is_ok()
+        };
+        if idle && self.fault.set(Fault::Closed).is_ok() {
+            self.peers().for_each(|peer| leave(&peer.line, &[BYE]));
+        } else {
+            self.fail(Fault::Closed);
+        }
+        self.submitted.notify_one();
+    }
+
+    /// This member's place.
+    pub(crate) fn ring(&self) -> Ring {
+        self.ring
+    }
+
+    /// In ordinary memory where the arena is full.
+    pub(crate) fn buffer<E: Element>(&self, len: usize) -> Buffer<E> {
+        self.arena.buffer(len).unwrap_or_else(|_| Buffer::zeroed(len))
+    }
+
+    /// Where a buffer lies in the arena, if it does.
+    pub(crate) fn offset_of<E: Element>(&self, buffer: &Buffer<E>) -> Option<usize> {
+        buffer.region().filter(|region| self.arena.holds(region)).map(Region::offset)
+    }
+
+    /// Why nothing works any more, if so.
+    pub(super) fn fault(&self) -> Option<&Fault> {
+        self.fault.get()
+    }
+
+    fn peers(&self) -> impl Iterator<Item = &Peer> {
+        self.peers.iter().flatten()
+    }
+
+    pub(super) fn is_crowded(&self) -> bool {
+        self.crowded
+    }
+
+    /// Another rank's.
+    pub(super) fn peer(&self, rank: u32) -> Option<&Peer> {
+        self.peers.get(rank as usize)?.as_ref()
+    }
+
+    /// Tells everybody that this rank has come further.
+    pub(super) fn tick(&self, turn: &mut Turn) {
+        turn.ticks = turn.ticks.wrapping_add(1);
+        self.board.tick();
+        if self.peers().any(|peer| peer.view.is_sleeping()) {
+            self.board.wake();
+        }
+    }
+
+    /// Waits until all others have come as far as `ticks`.
+    pub(super) fn wait_for_all(&self, ticks: u32) -> Result<(), Fault> {
+        (0..self.ring.world_size().get()).try_for_each(|rank| self.wait_for(rank, ticks))
+    }
+
+    /// Waits until a rank has come as far as `ticks`.
+    pub(super) fn wait_for(&self, rank: u32, ticks: u32) -> Result<(), Fault> {
+        let Some(peer) = self.peer(rank) else { return Ok(()) };
+        for _ in 0..if self.crowded { SPINS_CROWDED } else { SPINS } {
+            if peer.has_reached(ticks) {
+                return Ok(());
+            }
+            std::hint::spin_loop();
+        }
+        for _ in 0..YIELDS {
+            if peer.has_reached(ticks) {
+                return Ok(());
+            }
+            std::thread::yield_now();
+        }
+        self.sleep_until(Rank(rank), peer, ticks)
+    }
+
+    fn sleep_until(&self, rank: Rank, peer: &Peer, ticks: u32) -> Result<(), Fault> {
+        let deadline = Instant::now() + self.timeout;
+        self.board.sleeping(|| {
+            loop {
+                // The end of a peer is looked at first and judged last: it may have come this far before.
+                let departed = peer.departed.load(Ordering::Acquire);
+                let fault = self.fault.get();
+                let seen = peer.view.ticks().load(Ordering::Acquire);
+                if peer.has_reached(ticks) {
+                    return Ok(());
+                }
+                if let Some(fault) = fault {
+                    return Err(fault.clone());
+                }
+                if departed {
+                    return Err(Fault::Lost { peer: rank, source: TransportError::ClosedByPeer });
+                }
+                let left = deadline.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    return Err(Fault::Stuck { peer: rank, timeout: self.timeout });
+                }
+                peer.view.sleep(seen, left.min(SLEEP_MAX));
+            }
+        })
+    }
+
+    /// Runs what is queued, until the group is closed.
+    fn work(&self) {
+        loop {
+            {
+                let mut queue = lock(&self.queue);
+                while queue.jobs.is_empty() && !queue.closing {
+                    queue = self.submitted.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                }
+                if queue.jobs.is_empty() {
+                    return;
+                }
+            }
+            let mut turn = lock(&self.turn);
+            let job = lock(&self.queue).jobs.pop_front();
+            if let Some(job) = job {
+                job(self, &mut turn);
+            }
+        }
+    }
+
+    /// Waits for a peer's last words.
+    async fn watch(&self, peer: Rank, line: UnixStream) {
+        let words = last_words(line).await;
+        let Some(state) = self.peer(peer.0) else { return };
+        let source = match words.split_first() {
+            Some((&BYE, _)) => {
+                state.departed.store(true, Ordering::Release);
+                state.view.wake();
+                return;
+            }
+            Some((_, reason)) => {
+                TransportError::BrokenOff { reason: String::from_utf8_lossy(reason).into_owned() }
+            }
+            None => TransportError::ProcessEnded,
+        };
+        self.fail(Fault::Lost { peer, source });
+    }
+
+    /// What a fault means for an operation.
+    pub(super) fn error(&self, op: OpId, turn: &Turn, fault: &Fault) -> CollectiveError {
+        fault.at(self.place(op, turn))
+    }
+}
+
+impl Peer {
+    /// Bytes of its arena; `None` where it has no such bytes.
+    pub(super) fn bytes(&self, start: usize, length: usize) -> Option<&[u8]> {
+        let end = start.checked_add(length)?;
+        // SAFETY: within the map, which the owner can neither shrink nor unmap. It may write while we read, if it breaks
+        // the rules: then the numbers are wrong, and nothing else.
+        (end <= self.arena.len())
+            .then(|| unsafe { std::slice::from_raw_parts(self.arena.as_ptr().add(start), length) })
+    }
+
+    fn has_reached(&self, ticks: u32) -> bool {
+        self.view.ticks().load(Ordering::Acquire).wrapping_sub(ticks).cast_signed() >= 0
+    }
+}
+
+/// Says something and hangs up.
+fn leave(mut line: &UnixStream, words: &[u8]) {
+    // Who is gone needs no words, and the end of the line says the rest.
+    let _ = line.write(words);
+    let _ = line.shutdown(Shutdown::Write);
+}
+
+async fn last_words(line: UnixStream) -> Vec<u8> {
+    let mut words = Vec::new();
+    if let Ok(line) = tokio::net::UnixStream::from_std(line) {
+        // An error ends the line as well.
+        let _ = line.take(LAST_WORDS_MAX).read_to_end(&mut words).await;
+    }
+    words
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic has ended the operation that held it; what is left is in order.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

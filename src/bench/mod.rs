@@ -1,0 +1,255 @@
+//! Collectives between processes, measured and verified.
+//!
+//! ```text
+//!   this process                      N times `mattock bench rank`
+//!   identity, work  -- stdin line -->  binds
+//!        <-- stdout line, its address --
+//!   all addresses   -- stdin line -->  joins, measures
+//!        <-- rank 0: a line a sample --
+//! ```
+
+mod rank;
+
+use std::fmt;
+use std::io::{self, BufRead, BufReader, Write};
+use std::net::{IpAddr, SocketAddr};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use mattock_collectives::TransportChoice;
+use mattock_coordinator::WorkerId;
+use mattock_coordinator::identity::{Authority, Request};
+use serde::{Deserialize, Serialize};
+
+use crate::exit::Failure;
+
+pub(crate) use rank::serve_rank;
+
+/// What is measured.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Work {
+    /// Payloads in bytes.
+    pub(crate) sizes: Vec<u64>,
+    /// Measurements of each.
+    pub(crate) runs: u32,
+}
+
+/// Where and how ranks are started.
+#[derive(Debug, Clone)]
+pub(crate) struct Launch {
+    /// Processes.
+    pub(crate) ranks: u32,
+    /// What carries the bytes.
+    pub(crate) transport: TransportChoice,
+    /// The command before the program's own, `{}` being the rank's number from 1.
+    pub(crate) via: Option<String>,
+    /// Where ranks listen, `{}` being the rank's number from 1.
+    pub(crate) bind: String,
+    /// How long nothing may move.
+    pub(crate) timeout: Duration,
+}
+
+/// One payload's measurement.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Sample {
+    /// Payload.
+    pub(crate) bytes: u64,
+    /// Elements.
+    pub(crate) count: u64,
+    /// Of the elements.
+    #[serde(rename = "type")]
+    pub(crate) element: String,
+    /// Median over runs of the slowest rank's time for one operation.
+    pub(crate) time_us: f64,
+    /// Payload over time.
+    #[serde(rename = "algbw_GBps")]
+    pub(crate) algbw: f64,
+    /// Bytes that each rank has to send over time: what the links carry.
+    #[serde(rename = "busbw_GBps")]
+    pub(crate) busbw: f64,
+    /// Elements of the result, over all ranks, that are wrong.
+    pub(crate) errors: u64,
+    /// What carried the bytes.
+    pub(crate) transport: String,
+    /// How they were reduced.
+    pub(crate) algorithm: String,
+    /// Processes.
+    pub(crate) ranks: u32,
+    /// Measurements.
+    pub(crate) runs: u32,
+}
+
+impl Sample {
+    /// Above the columns.
+    pub(crate) const HEADING: &'static str = "     bytes        count  type      time us  algbw GB/s  busbw GB/s  errors  transport      algorithm";
+
+    /// As one line.
+    pub(crate) fn json(&self) -> String {
+        serde_json::to_string(self).unwrap_or_default()
+    }
+}
+
+impl fmt::Display for Sample {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { bytes, count, element, time_us, algbw, busbw, errors, transport, algorithm, .. } = self;
+        write!(
+            f,
+            "{bytes:>10} {count:>12}  {element:<5} {time_us:>11.2} {algbw:>11.3} {busbw:>11.3} {errors:>7}"
+        )?;
+        write!(f, "  {transport:<13}  {algorithm}")
+    }
+}
+
+/// A rank's first line.
+#[derive(Debug, Serialize, Deserialize)]
+struct Assignment {
+    rank: u32,
+    ranks: u32,
+    certificate: Vec<u8>,
+    key: Vec<u8>,
+    authority: Vec<u8>,
+    bind: IpAddr,
+    transport: String,
+    timeout_s: u64,
+    work: Work,
+}
+
+/// Measures all-reduces; `sink` receives a sample for each payload.
+///
+/// # Errors
+/// Bad input where an address is none; a failed run where a rank fails.
+pub(crate) fn all_reduce(
+    launch: &Launch,
+    work: &Work,
+    mut sink: impl FnMut(&Sample) -> io::Result<()>,
+) -> Result<(), Failure> {
+    let mut ranks = launch.start(work)?;
+    let outcome = ranks.run(&mut sink);
+    ranks.end(outcome)
+}
+
+impl Launch {
+    fn start(&self, work: &Work) -> Result<Ranks, Failure> {
+        let authority = Authority::new("bench").map_err(Failure::internal)?;
+        let mut ranks = Ranks(Vec::new());
+        for rank in 0..self.ranks {
+            let assignment = self.assignment(&authority, rank, work)?;
+            ranks.0.push(RankProcess::start(self.command(rank)?, &assignment).map_err(Failure::run)?);
+        }
+        Ok(ranks)
+    }
+
+    fn assignment(&self, authority: &Authority, rank: u32, work: &Work) -> Result<Assignment, Failure> {
+        let (worker, request) = (WorkerId(rank.into()), Request::new().map_err(Failure::internal)?);
+        let certificate = authority.sign(worker, request.der()).map_err(Failure::internal)?;
+        let identity = request.into_identity(worker, certificate, authority.certificate().to_vec());
+        let bind = numbered(&self.bind, rank);
+        let bind = bind.parse().map_err(|error| Failure::bad_input(anyhow!("--bind {bind}: {error}")))?;
+        Ok(Assignment {
+            rank,
+            ranks: self.ranks,
+            certificate: identity.certificate,
+            key: identity.key,
+            authority: identity.authority,
+            bind,
+            transport: self.transport.to_string(),
+            timeout_s: self.timeout.as_secs(),
+            work: work.clone(),
+        })
+    }
+
+    fn command(&self, rank: u32) -> Result<Command, Failure> {
+        let program = std::env::current_exe().map_err(Failure::internal)?;
+        let via = self.via.as_ref().map(|via| numbered(via, rank)).unwrap_or_default();
+        let mut words = via.split_whitespace();
+        let mut command = match words.next() {
+            None => Command::new(program),
+            Some(first) => {
+                let mut command = Command::new(first);
+                command.args(words).arg(program);
+                command
+            }
+        };
+        command.args(["bench", "rank"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        Ok(command)
+    }
+}
+
+fn numbered(template: &str, rank: u32) -> String {
+    template.replace("{}", &(rank + 1).to_string())
+}
+
+/// All ranks; killed where they are let go of.
+struct Ranks(Vec<RankProcess>);
+
+struct RankProcess {
+    child: Child,
+    lines: BufReader<ChildStdout>,
+}
+
+impl RankProcess {
+    fn start(mut command: Command, assignment: &Assignment) -> anyhow::Result<Self> {
+        let mut child = command.spawn().with_context(|| format!("cannot start {command:?}"))?;
+        let lines = BufReader::new(child.stdout.take().context("a rank has no standard output")?);
+        let mut rank = Self { child, lines };
+        rank.tell(&serde_json::to_string(assignment)?)?;
+        Ok(rank)
+    }
+
+    fn tell(&mut self, line: &str) -> anyhow::Result<()> {
+        let stdin = self.child.stdin.as_mut().context("a rank has no standard input")?;
+        writeln!(stdin, "{line}").context("a rank has ended")
+    }
+
+    /// `None` at the end.
+    fn line(&mut self) -> io::Result<Option<String>> {
+        let mut line = String::new();
+        Ok((self.lines.read_line(&mut line)? > 0).then_some(line))
+    }
+}
+
+impl Ranks {
+    fn run(&mut self, sink: &mut impl FnMut(&Sample) -> io::Result<()>) -> anyhow::Result<()> {
+        let mut addresses: Vec<SocketAddr> = Vec::new();
+        for rank in &mut self.0 {
+            let line = rank.line()?.context("a rank has ended before it listened")?;
+            addresses.push(serde_json::from_str(&line)?);
+        }
+        let addresses = serde_json::to_string(&addresses)?;
+        self.0.iter_mut().try_for_each(|rank| rank.tell(&addresses))?;
+        while let Some(line) = self.0[0].line()? {
+            sink(&serde_json::from_str(&line)?)?;
+        }
+        Ok(())
+    }
+
+    /// Waits for all, whose own words are on standard error.
+    fn end(mut self, outcome: anyhow::Result<()>) -> Result<(), Failure> {
+        if outcome.is_err() {
+            self.0.iter_mut().for_each(|rank| drop(rank.child.kill()));
+        }
+        let mut failed = Vec::new();
+        for (number, rank) in self.0.iter_mut().enumerate() {
+            let status = rank.child.wait().map_err(Failure::internal)?;
+            if !status.success() {
+                failed.push(format!("rank {number}: {status}"));
+            }
+        }
+        outcome.map_err(Failure::run)?;
+        match failed.is_empty() {
+            true => Ok(()),
+            false => Err(Failure::run(anyhow!("ranks have failed: {}", failed.join(", ")))),
+        }
+    }
+}
+
+impl Drop for Ranks {
+    fn drop(&mut self) {
+        for rank in &mut self.0 {
+            // Who has ended already cannot be killed.
+            let _ = rank.child.kill();
+            let _ = rank.child.wait();
+        }
+    }
+}

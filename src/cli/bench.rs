@@ -1,0 +1,161 @@
+//! `mattock bench`: how fast this machine, or these machines, reduce.
+
+use std::io::Write;
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use mattock_collectives::TransportChoice;
+
+use crate::bench::{self, Launch, Sample, Work};
+use crate::exit::{EXIT_CODES, Exit, Failure};
+
+const EXAMPLES: &str = "\
+Examples:
+  mattock bench allreduce --ranks 2
+  mattock bench allreduce --ranks 4 --transport quic --min 1MiB --max 64MiB --json
+  mattock bench allreduce --ranks 2 --via 'ip netns exec dt{}' --bind '10.99.0.{}'
+";
+
+/// Measure collectives between processes
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// What to measure.
+    #[command(subcommand)]
+    pub action: BenchAction,
+}
+
+/// What `mattock bench` measures.
+#[derive(Debug, Subcommand)]
+pub enum BenchAction {
+    /// Sums of f32 over all ranks, out of place and verified
+    #[command(after_help = format!("{EXAMPLES}\n{EXIT_CODES}"))]
+    Allreduce(AllReduceArgs),
+    /// One rank: reads what to do from standard input
+    #[command(hide = true)]
+    Rank,
+}
+
+/// Arguments of `mattock bench allreduce`.
+#[derive(Debug, Args)]
+pub struct AllReduceArgs {
+    /// Processes to start
+    #[arg(long, value_name = "N", default_value = "2")]
+    pub ranks: NonZeroU32,
+    /// What carries the bytes: auto (shared memory where all ranks are on one host, else QUIC), quic or shm
+    #[arg(long, value_name = "TRANSPORT", default_value = "auto")]
+    pub transport: TransportChoice,
+    /// Smallest payload
+    #[arg(long, value_name = "SIZE", default_value = "4B", value_parser = parse_size)]
+    pub min: u64,
+    /// Largest payload
+    #[arg(long, value_name = "SIZE", default_value = "256MiB", value_parser = parse_size)]
+    pub max: u64,
+    /// From one payload to the next
+    #[arg(long, value_name = "N", default_value = "4", value_parser = clap::value_parser!(u64).range(2..))]
+    pub factor: u64,
+    /// Measurements of each payload; their median counts
+    #[arg(long, value_name = "N", default_value = "10", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub runs: u32,
+    /// Starts each rank by this command, {} being its number from 1: 'ssh host{}', say
+    #[arg(long, value_name = "COMMAND")]
+    pub via: Option<String>,
+    /// The address at which a rank listens, {} being its number from 1
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
+    pub bind: String,
+    /// How long nothing may move
+    #[arg(long, value_name = "SECONDS", default_value = "20", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub timeout: u64,
+    /// Print one JSON object per payload
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Runs `mattock bench`; `out` is standard output.
+///
+/// # Errors
+/// Bad input where sizes or addresses make no sense; a failed run where a rank fails or a sum is wrong.
+pub fn run(args: &BenchArgs, out: &mut impl Write) -> Result<Exit, Failure> {
+    match &args.action {
+        BenchAction::Allreduce(args) => all_reduce(args, out),
+        BenchAction::Rank => bench::serve_rank(out).map(|()| Exit::Done),
+    }
+}
+
+fn all_reduce(args: &AllReduceArgs, out: &mut impl Write) -> Result<Exit, Failure> {
+    let work = Work { sizes: args.sizes()?, runs: args.runs };
+    let launch = Launch {
+        ranks: args.ranks.get(),
+        transport: args.transport,
+        via: args.via.clone(),
+        bind: args.bind.clone(),
+        timeout: Duration::from_secs(args.timeout),
+    };
+    let mut errors = 0;
+    if !args.json {
+        writeln!(out, "{}", Sample::HEADING).map_err(Failure::internal)?;
+    }
+    bench::all_reduce(&launch, &work, |sample| {
+        errors += sample.errors;
+        match args.json {
+            true => writeln!(out, "{}", sample.json()),
+            false => writeln!(out, "{sample}"),
+        }
+        .and_then(|()| out.flush())
+    })?;
+    match errors {
+        0 => Ok(Exit::Done),
+        _ => Err(Failure::run(anyhow::anyhow!("{errors} elements of the sums are wrong; this is a bug"))),
+    }
+}
+
+impl AllReduceArgs {
+    /// Payloads in bytes, whole elements.
+    fn sizes(&self) -> Result<Vec<u64>, Failure> {
+        let next = |size: &u64| size.checked_mul(self.factor).filter(|&next| next <= self.max);
+        let sizes: Vec<u64> = std::iter::successors(Some(self.min), next).collect();
+        match self.min {
+            0 => Err(Failure::bad_input(anyhow::anyhow!("--min 0 has no elements: 4B is the least"))),
+            min if min % 4 != 0 => {
+                Err(Failure::bad_input(anyhow::anyhow!("--min {min} is no multiple of an element's 4 bytes")))
+            }
+            min if min > self.max => {
+                Err(Failure::bad_input(anyhow::anyhow!("--min {min} is above --max {}", self.max)))
+            }
+            _ => Ok(sizes),
+        }
+    }
+}
+
+/// `4B`, `64KiB`, `1MB` or `1024`.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit: u64 = match &text[digits.len()..] {
+        "" | "B" => 1,
+        "KB" => 1000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        "KiB" | "K" => 1 << 10,
+        "MiB" | "M" => 1 << 20,
+        "GiB" | "G" => 1 << 30,
+        unit => return Err(format!("'{unit}' is no unit: B, KiB, MiB and GiB are, and KB, MB and GB")),
+    };
+    let number: u64 = digits.parse().map_err(|error| format!("'{digits}' is no number: {error}"))?;
+    number.checked_mul(unit).ok_or_else(|| format!("{text} is too much"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!(parse_size("4B"), Ok(4));
+        assert_eq!(parse_size("64KiB"), Ok(65536));
+        assert_eq!(parse_size("1GiB"), Ok(1 << 30));
+        assert_eq!(parse_size("12"), Ok(12));
+        assert!(parse_size("4 parsecs").unwrap_err().contains("parsecs"));
+        assert!(parse_size("B").is_err());
+        assert!(parse_size("99999999999GiB").is_err());
+    }
+}
