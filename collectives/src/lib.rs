@@ -50,3 +50,4 @@ pub use reduction::{Element, ElementKind, Reduction, ReductionKind, SaturatingSu
 pub use ring::Ring;
 pub use schedule::segment;
 pub use shm::arena::{Arena, ArenaError};
+pub use shm::copy::copy_past_caches;

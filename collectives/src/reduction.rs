@@ -192,36 +192,41 @@ fn add<R: Reduction>(sum: &mut [u8], own: &[u8]) {
     }
 }
 
-/// [`pair`], compiled for AVX2 too: no loop fuses multiplication and addition, so both give the same bits.
-fn pair_widest<R: Reduction>(arrived: &[u8], own: &[u8], out: &mut [u8]) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx2")]
-        fn avx2<R: Reduction>(arrived: &[u8], own: &[u8], out: &mut [u8]) {
-            pair::<R>(arrived, own, out);
+/// Defines a function that runs a loop compiled for the widest vectors that the processor has. No loop here fuses
+/// multiplication and addition, so all give the same bits.
+macro_rules! widest {
+    ($(#[$meta:meta])* fn $name:ident<R>($($arg:ident: $type:ty),*) = $inner:ident) => {
+        $(#[$meta])*
+        fn $name<R: Reduction>($($arg: $type),*) {
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+                fn avx512<R: Reduction>($($arg: $type),*) { $inner::<R>($($arg),*) }
+                #[target_feature(enable = "avx2")]
+                fn avx2<R: Reduction>($($arg: $type),*) { $inner::<R>($($arg),*) }
+                if std::arch::is_x86_feature_detected!("avx512f")
+                    && std::arch::is_x86_feature_detected!("avx512bw")
+                    && std::arch::is_x86_feature_detected!("avx512dq")
+                    && std::arch::is_x86_feature_detected!("avx512vl")
+                {
+                    // SAFETY: the processor has the features that the function was compiled for.
+                    return unsafe { avx512::<R>($($arg),*) };
+                }
+                if std::arch::is_x86_feature_detected!("avx2") {
+                    // SAFETY: as above.
+                    return unsafe { avx2::<R>($($arg),*) };
+                }
+            }
+            $inner::<R>($($arg),*);
         }
-        if std::arch::is_x86_feature_detected!("avx2") {
-            // SAFETY: the processor has the features that the function was compiled for.
-            return unsafe { avx2::<R>(arrived, own, out) };
-        }
-    }
-    pair::<R>(arrived, own, out);
+    };
 }
 
-/// [`add`], compiled for AVX2 too.
-fn add_widest<R: Reduction>(sum: &mut [u8], own: &[u8]) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx2")]
-        fn avx2<R: Reduction>(sum: &mut [u8], own: &[u8]) {
-            add::<R>(sum, own);
-        }
-        if std::arch::is_x86_feature_detected!("avx2") {
-            // SAFETY: as above.
-            return unsafe { avx2::<R>(sum, own) };
-        }
-    }
-    add::<R>(sum, own);
+widest! {
+    fn pair_widest<R>(arrived: &[u8], own: &[u8], out: &mut [u8]) = pair
+}
+widest! {
+    fn add_widest<R>(sum: &mut [u8], own: &[u8]) = add
 }
 
 #[cfg(test)]

@@ -29,10 +29,34 @@ pub(crate) use rank::serve_rank;
 /// What is measured.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Work {
+    /// What is repeated.
+    pub(crate) operation: Operation,
     /// Payloads in bytes.
     pub(crate) sizes: Vec<u64>,
     /// Measurements of each.
     pub(crate) runs: u32,
+}
+
+/// What is repeated and timed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Operation {
+    /// Sums of f32 over all ranks
+    F32,
+    /// The trainer's exact sums: i32, and a bound for every 256 elements
+    Exact,
+    /// No exchange: every rank copies its input, as fast as memory allows
+    Copy,
+}
+
+impl Operation {
+    /// Of the elements.
+    fn element(self) -> &'static str {
+        match self {
+            Self::F32 | Self::Copy => "f32",
+            Self::Exact => "i32",
+        }
+    }
 }
 
 /// Where and how ranks are started.
@@ -115,11 +139,11 @@ struct Assignment {
     work: Work,
 }
 
-/// Measures all-reduces; `sink` receives a sample for each payload.
+/// Measures an operation; `sink` receives a sample for each payload.
 ///
 /// # Errors
 /// Bad input where an address is none; a failed run where a rank fails.
-pub(crate) fn all_reduce(
+pub(crate) fn measure(
     launch: &Launch,
     work: &Work,
     mut sink: impl FnMut(&Sample) -> io::Result<()>,

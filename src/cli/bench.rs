@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use mattock_collectives::TransportChoice;
 
-use crate::bench::{self, Launch, Sample, Work};
+use crate::bench::{self, Launch, Operation, Sample, Work};
 use crate::exit::{EXIT_CODES, Exit, Failure};
 
 const EXAMPLES: &str = "\
@@ -28,7 +28,7 @@ pub struct BenchArgs {
 /// What `mattock bench` measures.
 #[derive(Debug, Subcommand)]
 pub enum BenchAction {
-    /// Sums of f32 over all ranks, out of place and verified
+    /// Sums over all ranks, out of place and verified
     #[command(after_help = format!("{EXAMPLES}\n{EXIT_CODES}"))]
     Allreduce(AllReduceArgs),
     /// One rank: reads what to do from standard input
@@ -39,6 +39,9 @@ pub enum BenchAction {
 /// Arguments of `mattock bench allreduce`.
 #[derive(Debug, Args)]
 pub struct AllReduceArgs {
+    /// What to sum
+    #[arg(long, value_name = "SUM", default_value = "f32")]
+    pub sum: Operation,
     /// Processes to start
     #[arg(long, value_name = "N", default_value = "2")]
     pub ranks: NonZeroU32,
@@ -83,7 +86,7 @@ pub fn run(args: &BenchArgs, out: &mut impl Write) -> Result<Exit, Failure> {
 }
 
 fn all_reduce(args: &AllReduceArgs, out: &mut impl Write) -> Result<Exit, Failure> {
-    let work = Work { sizes: args.sizes()?, runs: args.runs };
+    let work = Work { operation: args.sum, sizes: args.sizes()?, runs: args.runs };
     let launch = Launch {
         ranks: args.ranks.get(),
         transport: args.transport,
@@ -95,7 +98,7 @@ fn all_reduce(args: &AllReduceArgs, out: &mut impl Write) -> Result<Exit, Failur
     if !args.json {
         writeln!(out, "{}", Sample::HEADING).map_err(Failure::internal)?;
     }
-    bench::all_reduce(&launch, &work, |sample| {
+    bench::measure(&launch, &work, |sample| {
         errors += sample.errors;
         match args.json {
             true => writeln!(out, "{}", sample.json()),

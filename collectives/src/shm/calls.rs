@@ -278,7 +278,7 @@ impl Engine {
             self.wait_for(rank, ticks)?;
             let within = chunk.start - theirs.start..chunk.end - theirs.start;
             let from = self.peer_bytes(call.op, rank, OWN_SEGMENT, within)?;
-            call.output[chunk].copy_from_slice(from);
+            self.copy(call.payload.total_bytes as usize, from, &mut call.output[chunk]);
         }
         Ok(())
     }

@@ -22,6 +22,7 @@ use tokio::io::AsyncReadExt;
 
 use super::arena::{Arena, Region};
 use super::board::{Board, View, map_sealed};
+use super::copy::{cache_bytes, copy_past_caches};
 use super::meet::Met;
 use crate::buffer::Buffer;
 use crate::collective::{Collective, OpId};
@@ -73,6 +74,8 @@ pub(crate) struct Engine {
     pub(super) chunk_bytes: usize,
     /// There are more ranks than processors.
     crowded: bool,
+    /// Of this host's last level.
+    cache_bytes: usize,
     turn: Mutex<Turn>,
     queue: Mutex<Queue>,
     submitted: Condvar,
@@ -133,6 +136,7 @@ impl Engine {
             board,
             arena,
             crowded: peers.len() > processors,
+            cache_bytes: cache_bytes(),
             peers,
             timeout: config.timeout,
             chunk_bytes: config.chunk_bytes() as usize,
@@ -261,6 +265,16 @@ impl Engine {
 
     fn peers(&self) -> impl Iterator<Item = &Peer> {
         self.peers.iter().flatten()
+    }
+
+    /// Copies a part of a result of `total` bytes.
+    pub(super) fn copy(&self, total: usize, from: &[u8], to: &mut [u8]) {
+        // Everybody has an input and a result of that size.
+        if 2 * total * self.peers.len() > self.cache_bytes {
+            copy_past_caches(from, to)
+        } else {
+            to.copy_from_slice(from)
+        }
     }
 
     pub(super) fn is_crowded(&self) -> bool {

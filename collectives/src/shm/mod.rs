@@ -14,6 +14,10 @@
 pub(crate) mod arena;
 pub(crate) mod board;
 pub(crate) mod calls;
+pub(crate) mod copy;
 pub(crate) mod engine;
 pub(crate) mod join;
 pub(crate) mod meet;
+
+#[cfg(test)]
+mod tests;

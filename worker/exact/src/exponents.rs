@@ -166,11 +166,12 @@ mod tests {
 
     #[test]
     fn exponents_rise_at_once_and_fall_by_an_eighth() {
-        let start = Exponents::from_maxima(&[1.0, 1.0], 8);
-        assert_eq!(start.eighths(), [24, 24]);
-        // Bounds of 2^29 are what the exponents stood for: twice that is an octave more, nothing is an eighth less.
-        let next = start.next(&[1 << (31 - HEADROOM + 1), 0]);
-        assert_eq!(next.eighths(), [32, 23]);
+        let start = Exponents::from_maxima(&[1.0, 1.0, 1.0], 8);
+        assert_eq!(start.eighths(), [24, 24, 24]);
+        // Bounds of 2^29 are what the exponents stood for: twice that is an octave more, nothing is an eighth less, and
+        // so is little.
+        let next = start.next(&[1 << (31 - HEADROOM + 1), 0, 1 << 20]);
+        assert_eq!(next.eighths(), [32, 23, 23]);
     }
 
     #[test]
