@@ -46,7 +46,7 @@ pub use link::quic::{Identity, IdentityError};
 pub use node::{Node, NodeConfig, NodeError, RingSpec, TransportChoice};
 pub use pending::Pending;
 pub use rank::{Generation, Rank, WorldSize};
-pub use reduction::{Element, ElementKind, Reduction, ReductionKind, SaturatingSum, Sum};
+pub use reduction::{Element, ElementKind, Max, Min, Reduction, ReductionKind, SaturatingSum, Sum};
 pub use ring::Ring;
 pub use schedule::segment;
 pub use shm::arena::{Arena, ArenaError};

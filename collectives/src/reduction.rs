@@ -7,9 +7,10 @@
 //! Integer reductions do not care about order. Floating-point sums do: a ring adds in the order of ranks, so their
 //! bits are a function of the world size, and of nothing else.
 
+use std::cmp::Ordering;
 use std::marker::PhantomData;
 
-use half::bf16;
+use half::{bf16, f16};
 
 #[cfg(target_endian = "big")]
 compile_error!("elements travel as they lie in memory, which must be little-endian");
@@ -32,17 +33,19 @@ pub enum ElementKind {
     U8 = 6,
     /// IEEE 754 double precision.
     F64 = 7,
+    /// IEEE 754 half precision.
+    F16 = 8,
 }
 
 impl ElementKind {
-    pub(crate) const ALL: [Self; 7] =
-        [Self::F32, Self::Bf16, Self::I32, Self::I64, Self::U32, Self::U8, Self::F64];
+    pub(crate) const ALL: [Self; 8] =
+        [Self::F32, Self::Bf16, Self::I32, Self::I64, Self::U32, Self::U8, Self::F64, Self::F16];
 
     /// How many bytes one element takes.
     pub fn bytes(self) -> usize {
         match self {
             Self::U8 => 1,
-            Self::Bf16 => 2,
+            Self::Bf16 | Self::F16 => 2,
             Self::F32 | Self::I32 | Self::U32 => 4,
             Self::I64 | Self::F64 => 8,
         }
@@ -57,10 +60,14 @@ pub enum ReductionKind {
     Sum = 1,
     /// [`SaturatingSum`].
     SaturatingSum = 2,
+    /// [`Min`].
+    Min = 3,
+    /// [`Max`].
+    Max = 4,
 }
 
 impl ReductionKind {
-    pub(crate) const ALL: [Self; 2] = [Self::Sum, Self::SaturatingSum];
+    pub(crate) const ALL: [Self; 4] = [Self::Sum, Self::SaturatingSum, Self::Min, Self::Max];
 }
 
 /// Plain data that can travel: its bytes in memory are its bytes on the wire.
@@ -83,9 +90,18 @@ pub trait Reduction: Send + Sync + 'static {
     fn combine(own: Self::Element, arrived: Self::Element) -> Self::Element;
 }
 
-/// Addition: wrapping for integers, rounding once per addition for floating point (`bf16` adds as `f32`).
+/// Addition: wrapping for integers, rounding once per addition for floating point (`bf16` and `f16` add as `f32`).
 #[derive(Clone, Copy, Debug)]
 pub struct Sum<E>(PhantomData<E>);
+
+/// The smallest of all ranks, whatever the order: of floats in IEEE 754's total order, in which -0 is below 0 and NaN, by its
+/// sign, below or above everything else.
+#[derive(Clone, Copy, Debug)]
+pub struct Min<E>(PhantomData<E>);
+
+/// The largest of all ranks; see [`Min`].
+#[derive(Clone, Copy, Debug)]
+pub struct Max<E>(PhantomData<E>);
 
 /// Addition that stops at the largest value: `min(sum, u32::MAX)` of all ranks, whatever the order.
 #[derive(Clone, Copy, Debug)]
@@ -102,7 +118,7 @@ macro_rules! elements {
     };
 }
 
-elements!(f32 => F32, f64 => F64, bf16 => Bf16, i32 => I32, i64 => I64, u32 => U32, u8 => U8);
+elements!(f32 => F32, f64 => F64, f16 => F16, bf16 => Bf16, i32 => I32, i64 => I64, u32 => U32, u8 => U8);
 
 macro_rules! sums {
     ($($element:ty => |$own:ident, $arrived:ident| $sum:expr),+ $(,)?) => {
@@ -119,8 +135,37 @@ sums!(
     f32 => |own, arrived| own + arrived,
     f64 => |own, arrived| own + arrived,
     bf16 => |own, arrived| round_to_bf16(widen(own) + widen(arrived)),
+    f16 => |own, arrived| f16::from_f32(own.to_f32() + arrived.to_f32()),
     i32 => |own, arrived| own.wrapping_add(arrived),
     i64 => |own, arrived| own.wrapping_add(arrived),
+    u32 => |own, arrived| own.wrapping_add(arrived),
+    u8 => |own, arrived| own.wrapping_add(arrived),
+);
+
+macro_rules! extremes {
+    ($($element:ty => $order:ident),+ $(,)?) => {
+        $(impl Reduction for Min<$element> {
+            type Element = $element;
+            const KIND: ReductionKind = ReductionKind::Min;
+            #[inline(always)]
+            fn combine(own: $element, arrived: $element) -> $element {
+                if arrived.$order(&own) == Ordering::Less { arrived } else { own }
+            }
+        }
+        impl Reduction for Max<$element> {
+            type Element = $element;
+            const KIND: ReductionKind = ReductionKind::Max;
+            #[inline(always)]
+            fn combine(own: $element, arrived: $element) -> $element {
+                if arrived.$order(&own) == Ordering::Greater { arrived } else { own }
+            }
+        })+
+    };
+}
+
+extremes!(
+    f32 => total_cmp, f64 => total_cmp, f16 => total_cmp, bf16 => total_cmp,
+    i32 => cmp, i64 => cmp, u32 => cmp, u8 => cmp,
 );
 
 impl Reduction for SaturatingSum {
@@ -260,6 +305,19 @@ mod tests {
     #[test]
     fn bounds_saturate() {
         assert_eq!(combined::<SaturatingSum>(&[u32::MAX, 2], &[1, 3]), [u32::MAX, 5]);
+    }
+
+    #[test]
+    fn extremes_follow_the_total_order() {
+        assert_eq!(combined::<Min<i32>>(&[3, -1], &[2, 5]), [2, -1]);
+        assert_eq!(combined::<Max<u8>>(&[3, 200], &[2, 201]), [3, 201]);
+        let signs = |zeros: Vec<f32>| zeros.iter().map(|zero| zero.is_sign_negative()).collect::<Vec<_>>();
+        assert_eq!(signs(combined::<Min<f32>>(&[0.0, -0.0], &[-0.0, 0.0])), [true, true]);
+        assert_eq!(signs(combined::<Max<f32>>(&[0.0, -0.0], &[-0.0, 0.0])), [false, false]);
+        assert!(
+            combined::<Max<f64>>(&[f64::NAN, f64::INFINITY], &[1.0, f64::NAN]).iter().all(|x| x.is_nan())
+        );
+        assert_eq!(combined::<Min<f16>>(&[f16::NAN], &[f16::ONE]), [f16::ONE]);
     }
 
     #[test]

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use half::bf16;
+use half::{bf16, f16};
 use mattock_collectives::link::faulty::{Faults, Faulty};
 use mattock_collectives::{
-    Buffer, CollectiveError, Element, Group, GroupConfig, Pending, Rank, Reduction, SaturatingSum, Sum,
-    WorldSize, memory, segment,
+    Buffer, CollectiveError, Element, Group, GroupConfig, Max, Min, Pending, Rank, Reduction, SaturatingSum,
+    Sum, WorldSize, memory, segment,
 };
 use proptest::prelude::*;
 
@@ -146,6 +146,21 @@ proptest! {
 
     #[test]
     fn sums_of_i64(case in cases()) { case.check_reductions::<Sum<i64>>(|bits| bits as i64) }
+
+    #[test]
+    fn sums_of_f16(case in cases()) { case.check_reductions::<Sum<f16>>(|bits| f16::from_f32(float(bits & 0xffff))) }
+
+    #[test]
+    fn sums_of_f64(case in cases()) { case.check_reductions::<Sum<f64>>(|bits| float(bits).into()) }
+
+    #[test]
+    fn sums_of_bytes(case in cases()) { case.check_reductions::<Sum<u8>>(|bits| bits as u8) }
+
+    #[test]
+    fn smallest_floats(case in cases()) { case.check_reductions::<Min<f32>>(float) }
+
+    #[test]
+    fn largest_integers(case in cases()) { case.check_reductions::<Max<i64>>(|bits| bits as i64) }
 
     #[test]
     fn saturating_sums(case in cases()) { case.check_reductions::<SaturatingSum>(|bits| bits as u32 >> 2) }
