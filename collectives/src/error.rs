@@ -269,6 +269,14 @@ pub enum Disagreement {
         /// How many were to be read.
         length: u64,
     },
+    /// Another distance between what is reduced and what is copied: it counts this host's processors otherwise.
+    #[error("it copies {got} chunks behind what it reduces, this rank {want}")]
+    Pace {
+        /// The peer's.
+        got: u64,
+        /// Ours.
+        want: u64,
+    },
     /// A chunk that is not the next one due.
     #[error("chunk {index} of pass {pass} at byte {offset} with {length} bytes is not what is due")]
     Chunk {

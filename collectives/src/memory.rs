@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::group::{Group, GroupConfig};
 use crate::io_thread::IoThread;
+use crate::link::faulty::Gluing;
 use crate::link::memory;
 use crate::rank::{Generation, Rank, WorldSize};
 use crate::ring::Ring;
@@ -22,7 +23,8 @@ pub fn groups(ranks: WorldSize, config: GroupConfig) -> io::Result<Vec<Group>> {
     groups_with(ranks, config, |_, sender| sender)
 }
 
-/// As [`groups`], with each rank's sender wrapped: by [`Faulty`](crate::link::faulty::Faulty), say.
+/// As [`groups`], with each rank's sender wrapped: by [`Faulty`](crate::link::faulty::Faulty), say. What arrives may be glued
+/// together.
 ///
 /// # Errors
 /// If the system gives us no thread.
@@ -43,7 +45,7 @@ pub fn groups_with<S: crate::link::LinkSender>(
     Ok(rings
         .zip(links)
         .map(|(ring, (sender, receiver))| {
-            Group::over_links(&thread, ring, config, wrap(ring.rank(), sender), receiver)
+            Group::over_links(&thread, ring, config, wrap(ring.rank(), sender), Gluing::new(receiver))
         })
         .collect())
 }

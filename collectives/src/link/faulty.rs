@@ -1,10 +1,10 @@
-//! A link with faults, for tests: wraps another link's sender.
+//! A link with faults, for tests: wraps another link's sender, or receiver.
 
 use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::LinkSender;
+use super::{LinkReceiver, LinkSender};
 use crate::error::TransportError;
 
 /// What goes wrong.
@@ -89,6 +89,52 @@ impl<S: LinkSender> LinkSender for Faulty<S> {
 
     async fn closed(&mut self) -> TransportError {
         self.inner.closed().await
+    }
+
+    fn break_off(&mut self, reason: &str) {
+        self.inner.break_off(reason);
+    }
+}
+
+/// Pieces that a [`Gluing`] receiver hands over as one, at most.
+const GLUED_MAX: usize = 4;
+
+/// A receiver that hands over as one what is there at once: one piece, then two, then more, and again one. Networks do that
+/// all the time, and what comes with something else must not wait for it.
+#[derive(Debug)]
+pub struct Gluing<R> {
+    inner: R,
+    pieces: usize,
+}
+
+impl<R: LinkReceiver> Gluing<R> {
+    /// Wraps a receiver.
+    pub fn new(inner: R) -> Self {
+        Self { inner, pieces: 0 }
+    }
+}
+
+impl<R: LinkReceiver> LinkReceiver for Gluing<R> {
+    async fn receive(&mut self) -> Result<Option<Bytes>, TransportError> {
+        let Some(first) = self.inner.receive().await? else { return Ok(None) };
+        self.pieces = self.pieces % GLUED_MAX + 1;
+        let mut glued = vec![first];
+        while glued.len() < self.pieces {
+            tokio::select! {
+                biased;
+                // An end, or an error, will be said again.
+                next = self.inner.receive() => match next {
+                    Ok(Some(next)) => glued.push(next),
+                    _ => break,
+                },
+                () = std::future::ready(()) => break,
+            }
+        }
+        Ok(Some(glued.concat().into()))
+    }
+
+    fn close(&mut self) {
+        self.inner.close();
     }
 
     fn break_off(&mut self, reason: &str) {

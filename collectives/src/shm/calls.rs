@@ -22,6 +22,7 @@ use std::sync::atomic::Ordering;
 
 use super::arena::{ALIGNMENT, Region};
 use super::board::{INLINE_BYTES, NOTICE_WORDS};
+use super::copy::copy_past_caches;
 use super::engine::{Engine, Peer, Turn};
 use crate::collective::{Collective, OpId};
 use crate::error::{CollectiveError, Disagreement, Payload, Phase};
@@ -34,9 +35,15 @@ use crate::schedule::segment;
 /// Reduced at once from all ranks; fits into a first-level cache.
 const BLOCK_BYTES: usize = 8 << 10;
 
+/// What is reduced at once.
+#[repr(align(64))]
+struct Block([u8; BLOCK_BYTES]);
+
 /// Words of a notice, beside what names the operation.
 const INPUT: usize = 3;
-const OWN_SEGMENT: usize = 4;
+const RESULT: usize = 4;
+const SLOTS: usize = 5;
+const LAG: usize = 6;
 
 /// One rank's part of an operation.
 pub(crate) struct Call<'a> {
@@ -52,11 +59,15 @@ pub(crate) struct Call<'a> {
     pub(crate) output_at: Option<usize>,
 }
 
-/// What a rank announces: where the others find its input, and its segment of the output.
+/// What a rank announces: where the others find its input, and what it reduced.
 #[derive(Clone, Copy, Default)]
 struct Places {
     input: usize,
-    own_segment: usize,
+    result: usize,
+    /// Chunks of the result are found in so many slots, used in turns; 0 where they are found in a row.
+    slots: usize,
+    /// So many chunks are reduced before the first one is copied; the same on all ranks.
+    lag: usize,
 }
 
 impl Engine {
@@ -97,11 +108,11 @@ impl Engine {
     /// Announces the call and waits until all others have announced the same.
     fn announce(&self, turn: &mut Turn, call: &Call<'_>, places: Places) -> Result<(), Fault> {
         let slot = slot(call.op);
-        let Places { input, own_segment } = places;
         let mut words = [0; NOTICE_WORDS];
         let name = frame::pack(call.op.collective, &call.payload);
         words[..INPUT].copy_from_slice(&[call.op.sequence, name, call.payload.total_bytes]);
-        (words[INPUT], words[OWN_SEGMENT]) = (input as u64, own_segment as u64);
+        (words[INPUT], words[RESULT]) = (places.input as u64, places.result as u64);
+        (words[SLOTS], words[LAG]) = (places.slots as u64, places.lag as u64);
         self.board.write_notice(slot, words);
         self.tick(turn);
         self.wait_for_all(turn.ticks)?;
@@ -109,6 +120,10 @@ impl Engine {
             let theirs = peer.view.notice(slot);
             if theirs[..INPUT] != words[..INPUT] {
                 return Err(Fault::Disagreed { peer: Rank(rank), disagreement: disagreement(&theirs, call) });
+            }
+            if theirs[LAG] != words[LAG] {
+                let disagreement = Disagreement::Pace { got: theirs[LAG], want: words[LAG] };
+                return Err(Fault::Disagreed { peer: Rank(rank), disagreement });
             }
         }
         Ok(())
@@ -135,6 +150,25 @@ impl Engine {
             for hop in 3..=self.ranks() {
                 (fold.add)(out, source(rank(hop), block.clone())?);
             }
+        }
+        Ok(())
+    }
+
+    /// As [`fold`](Self::fold), with a result that goes past the caches.
+    fn fold_past_caches<'a>(
+        &self,
+        fold: Fold,
+        segment: u32,
+        range: Range<usize>,
+        out: &mut [u8],
+        source: impl Fn(u32, Range<usize>) -> Result<&'a [u8], Fault>,
+    ) -> Result<(), Fault> {
+        let mut scratch = Block([0; BLOCK_BYTES]);
+        for start in range.clone().step_by(BLOCK_BYTES) {
+            let block = start..range.end.min(start + BLOCK_BYTES);
+            let reduced = &mut scratch.0[..block.len()];
+            self.fold(fold, segment, block.clone(), reduced, &source)?;
+            copy_past_caches(reduced, &mut out[block.start - range.start..block.end - range.start]);
         }
         Ok(())
     }
@@ -204,7 +238,7 @@ impl Engine {
                 region.offset()
             }
         };
-        Ok(Places { input, own_segment: 0 })
+        Ok(Places { input, ..Places::default() })
     }
 
     /// A region of that size at least, kept from call to call.
@@ -219,6 +253,8 @@ impl Engine {
         Ok(staged.as_mut().expect("it was put there"))
     }
 
+    /// Reduces the own segment chunk by chunk, and copies everybody else's a little later. The others find a chunk in the
+    /// output, if that lies in the arena; else in one of a few slots.
     fn all_reduce(
         &self,
         turn: &mut Turn,
@@ -229,39 +265,45 @@ impl Engine {
     ) -> Result<(), Fault> {
         let (own, total) = (self.ring.rank().0, call.payload.total_bytes as usize);
         let segment = self.bytes_of(call, own);
-        let mut staged = match call.output_at {
-            Some(_) => None,
-            None => Some(self.stage(staged, segment.len())?),
+        let lag = self.lag();
+        let slots = 2 * lag + 2;
+        let mut slots = match call.output_at {
+            Some(offset) => {
+                places.result = offset + segment.start;
+                None
+            }
+            None => {
+                let region = self.stage(staged, slots * self.chunk_bytes)?;
+                (places.result, places.slots) = (region.offset(), slots);
+                Some(region)
+            }
         };
-        places.own_segment = match (&staged, call.output_at) {
-            (Some(region), _) => region.offset(),
-            (None, offset) => offset.unwrap_or(0) + segment.start,
-        };
+        places.lag = lag;
         self.announce(turn, call, places)?;
         let announced = turn.ticks;
         let chunks = self.bytes_of(call, 0).len().div_ceil(self.chunk_bytes);
-        // Where ranks outnumber processors, waiting for a chunk means giving the processor away: all own ones go first.
-        let lag = if self.is_crowded() { chunks } else { 1 };
         for step in 0..chunks + lag {
-            if step < chunks {
-                turn.phase = Some(Phase::Reducing { pass: step as u32 });
-                let chunk = chunk(&segment, step, self.chunk_bytes);
-                let out = match &mut staged {
-                    Some(region) => {
-                        &mut region.as_mut_slice()[chunk.start - segment.start..chunk.end - segment.start]
-                    }
-                    None => &mut call.output[chunk.clone()],
-                };
-                self.fold(fold, own, chunk, out, |rank, range| self.input(call.op, call.input, rank, range))?;
-                self.tick(turn);
+            turn.phase = Some(Phase::Reducing { pass: step as u32 });
+            let chunk = chunk(&segment, step, self.chunk_bytes);
+            let source = |rank, range| self.input(call.op, call.input, rank, range);
+            match &mut slots {
+                None if self.is_past_caches(total) => {
+                    self.fold_past_caches(fold, own, chunk.clone(), &mut call.output[chunk], source)?;
+                }
+                None => self.fold(fold, own, chunk.clone(), &mut call.output[chunk], source)?,
+                // Whoever has come as far as this step has done with what the slot held before.
+                Some(region) => {
+                    let start = step % places.slots * self.chunk_bytes;
+                    let slot = &mut region.as_mut_slice()[start..start + chunk.len()];
+                    self.fold(fold, own, chunk.clone(), slot, source)?;
+                    self.copy(total, slot, &mut call.output[chunk]);
+                }
             }
             if let Some(step) = step.checked_sub(lag) {
                 turn.phase = Some(Phase::Copying { pass: step as u32 });
                 self.copy_chunks(call, step, announced.wrapping_add(step as u32 + 1))?;
             }
-        }
-        if let Some(region) = staged {
-            call.output[segment.clone()].copy_from_slice(&region.as_slice()[..segment.len()]);
+            self.tick(turn);
         }
         let bytes = total - segment.len() + segment.len() * (self.ranks() as usize - 1);
         self.count(turn, bytes, bytes);
@@ -276,8 +318,12 @@ impl Engine {
             let theirs = self.bytes_of(call, rank);
             let chunk = chunk(&theirs, step, self.chunk_bytes);
             self.wait_for(rank, ticks)?;
-            let within = chunk.start - theirs.start..chunk.end - theirs.start;
-            let from = self.peer_bytes(call.op, rank, OWN_SEGMENT, within)?;
+            let slots = self.peer(rank).map_or(0, |peer| peer.view.notice(slot(call.op))[SLOTS]);
+            let start = match slots {
+                0 => chunk.start - theirs.start,
+                slots => (step as u64 % slots) as usize * self.chunk_bytes,
+            };
+            let from = self.peer_bytes(call.op, rank, RESULT, start..start.saturating_add(chunk.len()))?;
             self.copy(call.payload.total_bytes as usize, from, &mut call.output[chunk]);
         }
         Ok(())

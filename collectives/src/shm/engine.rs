@@ -38,6 +38,10 @@ use crate::ring::Ring;
 const SPINS: u32 = 2000;
 /// As above, where ranks are more than processors.
 const SPINS_CROWDED: u32 = 20;
+/// Chunks between what is reduced and what is copied.
+const LAG: usize = 1;
+/// As above, where ranks are more than processors.
+const LAG_CROWDED: usize = 15;
 /// How often the processor is offered to others before the thread sleeps.
 const YIELDS: u32 = 100;
 /// No sleep is longer, so that nothing is missed for longer.
@@ -130,12 +134,11 @@ impl Engine {
     ) -> std::io::Result<(Arc<Self>, JoinHandle<()>)> {
         let peers =
             met.into_iter().map(|met| met.map(Peer::new).transpose()).collect::<Result<Vec<_>, _>>()?;
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let engine = Arc::new(Self {
             ring,
             board,
             arena,
-            crowded: peers.len() > processors,
+            crowded: is_crowded(peers.len()),
             cache_bytes: cache_bytes(),
             peers,
             timeout: config.timeout,
@@ -267,18 +270,20 @@ impl Engine {
         self.peers.iter().flatten()
     }
 
-    /// Copies a part of a result of `total` bytes.
-    pub(super) fn copy(&self, total: usize, from: &[u8], to: &mut [u8]) {
-        // Everybody has an input and a result of that size.
-        if 2 * total * self.peers.len() > self.cache_bytes {
-            copy_past_caches(from, to)
-        } else {
-            to.copy_from_slice(from)
-        }
+    /// Whether everybody's input and result of that size are more than the caches hold.
+    pub(super) fn is_past_caches(&self, total: usize) -> bool {
+        2 * total * self.peers.len() > self.cache_bytes
     }
 
-    pub(super) fn is_crowded(&self) -> bool {
-        self.crowded
+    /// Copies a part of a result of `total` bytes.
+    pub(super) fn copy(&self, total: usize, from: &[u8], to: &mut [u8]) {
+        if self.is_past_caches(total) { copy_past_caches(from, to) } else { to.copy_from_slice(from) }
+    }
+
+    /// How many chunks are reduced before the first one is copied. Where ranks outnumber processors, waiting for a chunk
+    /// means giving the processor away.
+    pub(super) fn lag(&self) -> usize {
+        lag_of(self.peers.len())
     }
 
     /// Another rank's.
@@ -422,4 +427,25 @@ async fn last_words(line: UnixStream) -> Vec<u8> {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // A panic has ended the operation that held it; what is left is in order.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// See [`Engine::lag`].
+pub(super) fn lag_of(ranks: usize) -> usize {
+    if is_crowded(ranks) { LAG_CROWDED } else { LAG }
+}
+
+/// Whether ranks are more than the processors of the host, not only of this process: all ranks must come to the same.
+fn is_crowded(ranks: usize) -> bool {
+    static PROCESSORS: OnceLock<usize> = OnceLock::new();
+    ranks > *PROCESSORS.get_or_init(processors)
+}
+
+/// Processors of this host, or a guess.
+fn processors() -> usize {
+    let online = std::fs::read_to_string("/sys/devices/system/cpu/online").unwrap_or_default();
+    let count = |range: &str| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        Some(last.parse::<usize>().ok()?.checked_sub(first.parse().ok()?)? + 1)
+    };
+    online.trim().split(',').map(count).sum::<Option<usize>>().unwrap_or(1).max(1)
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::arena::Arena;
 use super::board::{Board, NOTICE_WORDS};
-use super::engine::Engine;
+use super::engine::{Engine, lag_of};
 use super::meet::{Host, Met};
 use crate::collective::Collective;
 use crate::error::{CollectiveError, Disagreement, Payload, TransportError};
@@ -58,6 +58,7 @@ impl Puppet {
     fn announce(&self, words: [u64; 5]) {
         let mut notice = [0; NOTICE_WORDS];
         notice[..5].copy_from_slice(&words);
+        notice[6] = lag_of(2) as u64;
         self.board.write_notice(0, notice);
         self.board.tick();
         self.board.wake();
