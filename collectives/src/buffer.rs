@@ -56,6 +56,17 @@ impl<E: Element> Buffer<E> {
         }
     }
 
+    /// Only these elements, moved to its beginning.
+    pub(crate) fn keep(mut self, range: std::ops::Range<usize>) -> Self {
+        let len = range.len();
+        self.copy_within(range, 0);
+        match &mut self.memory {
+            Memory::Own(vec) => vec.truncate(len),
+            Memory::Shared { len: current, .. } => *current = len,
+        }
+        self
+    }
+
     /// The elements as a vector; copied where they are shared.
     pub fn into_vec(self) -> Vec<E> {
         match self.memory {

@@ -20,6 +20,35 @@ pub enum Collective {
     },
     /// Nobody leaves before everybody has entered.
     Barrier,
+    /// The root ends with the reduction of all inputs.
+    Reduce {
+        /// Who receives it.
+        root: Rank,
+    },
+    /// The root ends with all segments, each from its rank.
+    Gather {
+        /// Who receives them.
+        root: Rank,
+    },
+    /// Rank `r` ends with segment `r` of the root's input.
+    Scatter {
+        /// Whose input is divided.
+        root: Rank,
+    },
+    /// Rank `r` ends with segment `r` of everybody's input.
+    AllToAll,
+}
+
+impl Collective {
+    /// The collective whose chunks travel a ring the same way: who does not need the result passes it on all the same.
+    pub(crate) fn pattern(self) -> Self {
+        match self {
+            Self::Reduce { .. } => Self::AllReduce,
+            Self::Gather { .. } | Self::AllToAll => Self::AllGather,
+            Self::Scatter { root } => Self::Broadcast { root },
+            other => other,
+        }
+    }
 }
 
 impl fmt::Display for Collective {
@@ -30,6 +59,10 @@ impl fmt::Display for Collective {
             Self::AllGather => f.write_str("all-gather"),
             Self::Broadcast { root } => write!(f, "broadcast from rank {root}"),
             Self::Barrier => f.write_str("barrier"),
+            Self::Reduce { root } => write!(f, "reduce to rank {root}"),
+            Self::Gather { root } => write!(f, "gather to rank {root}"),
+            Self::Scatter { root } => write!(f, "scatter from rank {root}"),
+            Self::AllToAll => f.write_str("all-to-all"),
         }
     }
 }

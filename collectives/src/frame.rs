@@ -174,6 +174,10 @@ fn code_of(collective: Collective) -> (u8, u32) {
         Collective::AllGather => (3, NO_ROOT),
         Collective::Broadcast { root } => (4, root.0),
         Collective::Barrier => (5, NO_ROOT),
+        Collective::Reduce { root } => (6, root.0),
+        Collective::Gather { root } => (7, root.0),
+        Collective::Scatter { root } => (8, root.0),
+        Collective::AllToAll => (9, NO_ROOT),
     }
 }
 
@@ -184,7 +188,11 @@ fn collective(code: u8, root: u32) -> Result<Collective, FrameError> {
         (3, NO_ROOT) => Ok(Collective::AllGather),
         (4, root) => Ok(Collective::Broadcast { root: Rank(root) }),
         (5, NO_ROOT) => Ok(Collective::Barrier),
-        (1..=5, root) => Err(unknown("root", root.into())),
+        (6, root) => Ok(Collective::Reduce { root: Rank(root) }),
+        (7, root) => Ok(Collective::Gather { root: Rank(root) }),
+        (8, root) => Ok(Collective::Scatter { root: Rank(root) }),
+        (9, NO_ROOT) => Ok(Collective::AllToAll),
+        (1..=9, root) => Err(unknown("root", root.into())),
         (code, _) => Err(unknown("collective", code.into())),
     }
 }
@@ -285,7 +293,11 @@ mod tests {
             Just(Collective::ReduceScatter),
             Just(Collective::AllGather),
             Just(Collective::Barrier),
+            Just(Collective::AllToAll),
             any::<u32>().prop_map(|root| Collective::Broadcast { root: Rank(root) }),
+            any::<u32>().prop_map(|root| Collective::Reduce { root: Rank(root) }),
+            any::<u32>().prop_map(|root| Collective::Gather { root: Rank(root) }),
+            any::<u32>().prop_map(|root| Collective::Scatter { root: Rank(root) }),
         ];
         let elements = proptest::sample::select(ElementKind::ALL.to_vec());
         let reductions = proptest::option::of(proptest::sample::select(ReductionKind::ALL.to_vec()));

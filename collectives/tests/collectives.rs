@@ -192,6 +192,67 @@ proptest! {
         }
     }
 
+    #[test]
+    fn the_root_receives_the_sum(case in cases(), root in any::<u32>()) {
+        let root = Rank(root % case.ranks);
+        let inputs = case.inputs(float);
+        let expected = case.reference::<Sum<f32>>(&inputs);
+        let groups = case.groups();
+        let inputs = place(&groups, inputs);
+        let reduce = |(group, input): (&Group, &Arc<Buffer<f32>>)| {
+            group.reduce::<Sum<f32>>(root, input.clone(), Buffer::default())
+        };
+        let reduced: Vec<_> = groups.iter().zip(&inputs).map(reduce).collect();
+        for (rank, result) in (0..).zip(reduced) {
+            let wanted = if Rank(rank) == root { &expected[..] } else { &[] };
+            prop_assert_eq!(&result.wait().unwrap()[..], wanted);
+        }
+    }
+
+    #[test]
+    fn the_root_receives_all_inputs(case in cases(), root in any::<u32>()) {
+        let root = Rank(root % case.ranks);
+        let inputs = case.inputs(|bits| bits as u8);
+        let expected: Vec<u8> = inputs.iter().flat_map(|input| input.to_vec()).collect();
+        let groups = case.groups();
+        let inputs = place(&groups, inputs);
+        let gather = |(group, input): (&Group, &Arc<Buffer<u8>>)| group.gather(root, input.clone(), Buffer::default());
+        let gathered: Vec<_> = groups.iter().zip(&inputs).map(gather).collect();
+        for (rank, result) in (0..).zip(gathered) {
+            let wanted = if Rank(rank) == root { &expected[..] } else { &[] };
+            prop_assert_eq!(&result.wait().unwrap()[..], wanted);
+        }
+    }
+
+    #[test]
+    fn the_roots_input_is_divided(case in cases(), root in any::<u32>()) {
+        let (root, part) = (Rank(root % case.ranks), case.len / case.ranks as usize);
+        let whole: Vec<i32> = (0..part * case.ranks as usize).map(|i| case.bits(0, i) as i32).collect();
+        let groups = case.groups();
+        let parts: Vec<_> = groups.iter().map(|group| match group.ring().rank() == root {
+            true => group.scatter(Arc::new(whole.clone().into())),
+            false => group.receive_scatter(root, Buffer::zeroed(part)),
+        }).collect();
+        for (rank, result) in parts.into_iter().enumerate() {
+            prop_assert_eq!(&result.wait().unwrap()[..], &whole[rank * part..(rank + 1) * part]);
+        }
+    }
+
+    #[test]
+    fn everybody_receives_a_part_of_everybody(case in cases()) {
+        let (ranks, part) = (case.ranks as usize, case.len / case.ranks as usize);
+        let case = Case { len: part * ranks, ..case };
+        let inputs = case.inputs(|bits| bits as i64);
+        let groups = case.groups();
+        let placed = place(&groups, inputs.clone());
+        let exchange = |(group, input): (&Group, &Arc<Buffer<i64>>)| group.all_to_all(input.clone(), Buffer::default());
+        let exchanged: Vec<_> = groups.iter().zip(&placed).map(exchange).collect();
+        for (rank, result) in exchanged.into_iter().enumerate() {
+            let wanted: Vec<i64> = inputs.iter().flat_map(|input| input[rank * part..(rank + 1) * part].to_vec()).collect();
+            prop_assert_eq!(&result.wait().unwrap()[..], &wanted[..]);
+        }
+    }
+
     /// Many operations of different kinds, all submitted before any is waited for, by one rank long before the next.
     #[test]
     fn operations_run_pipelined_in_order(case in cases()) {

@@ -12,7 +12,8 @@
 //!
 //! After `N - 1` passes segment `r` is complete at rank `r`: that is reduce-scatter; all-gather is the copy passes
 //! alone; all-reduce is one after the other, chunk by chunk, without waiting in between. A broadcast is one segment
-//! that starts at the root.
+//! that starts at the root. Reduce, gather, scatter and all-to-all travel as the operation that brings everybody
+//! what somebody needs: [`Collective::pattern`].
 //!
 //! # Invariants
 //! 1. A segment is reduced along ranks `s + 1, s + 2, .., s`: the order of additions depends on the world size only.
@@ -30,6 +31,8 @@ use crate::ring::Ring;
 pub(crate) struct Schedule {
     ring: Ring,
     collective: Collective,
+    /// How its chunks travel.
+    pattern: Collective,
     len: usize,
     chunk_len: usize,
 }
@@ -60,7 +63,7 @@ impl Schedule {
     /// For a payload of `len` elements in chunks of at most `chunk_len`.
     pub(crate) fn new(ring: Ring, collective: Collective, len: usize, chunk_len: usize) -> Self {
         assert!(chunk_len > 0, "a chunk holds at least one element");
-        Self { ring, collective, len, chunk_len }
+        Self { ring, collective, pattern: collective.pattern(), len, chunk_len }
     }
 
     pub(crate) fn collective(&self) -> Collective {
@@ -88,7 +91,7 @@ impl Schedule {
     /// What to do with chunks that arrive in `pass`.
     pub(crate) fn role(&self, pass: u32) -> Role {
         let last_reduction = self.hops().wrapping_sub(1);
-        match self.collective {
+        match self.pattern {
             Collective::AllGather | Collective::Broadcast { .. } => Role::Store,
             _ if pass < last_reduction => Role::Reduce,
             _ if pass == last_reduction => Role::Complete,
@@ -115,7 +118,7 @@ impl Schedule {
 
     /// The passes in which something may arrive here.
     pub(crate) fn arriving_passes(&self) -> Range<u32> {
-        match self.collective {
+        match self.pattern {
             Collective::Broadcast { root } => match self.distance_from(root) {
                 0 => 0..0,
                 distance => distance - 1..distance,
@@ -126,9 +129,9 @@ impl Schedule {
 
     /// How many times a chunk hops, at most.
     fn passes(&self) -> u32 {
-        match self.collective {
+        match self.pattern {
             Collective::AllReduce | Collective::Barrier => 2 * self.hops(),
-            Collective::ReduceScatter | Collective::AllGather | Collective::Broadcast { .. } => self.hops(),
+            _ => self.hops(),
         }
     }
 
@@ -146,14 +149,14 @@ impl Schedule {
         if self.hops() == 0 {
             return None;
         }
-        match self.collective {
+        match self.pattern {
             Collective::Broadcast { root } => (self.ring.rank() == root).then_some(0..self.len),
             _ => Some(self.segment_sent_by(self.ring.rank(), 0)),
         }
     }
 
     fn arriving_segment(&self, pass: u32) -> Range<usize> {
-        match self.collective {
+        match self.pattern {
             Collective::Broadcast { .. } => 0..self.len,
             _ => self.segment_sent_by(self.ring.prev(), pass),
         }
@@ -162,7 +165,7 @@ impl Schedule {
     /// All but broadcasts: what `rank` sends in `pass`. Reductions start one segment behind the own one, so that the
     /// own one is completed here.
     fn segment_sent_by(&self, rank: crate::Rank, pass: u32) -> Range<usize> {
-        let start = match self.collective {
+        let start = match self.pattern {
             Collective::AllGather => rank,
             _ => self.ring.minus(rank, 1),
         };

@@ -89,7 +89,9 @@ impl Engine {
     /// What a rank has to share at most.
     fn shared_bytes(&self, call: &Call<'_>) -> usize {
         match call.op.collective {
-            Collective::AllGather => self.bytes_of(call, 0).len(),
+            Collective::AllGather | Collective::Gather { .. } | Collective::AllToAll => {
+                self.bytes_of(call, 0).len()
+            }
             _ => call.payload.total_bytes as usize,
         }
     }
@@ -177,37 +179,11 @@ impl Engine {
         let slot = slot(call.op);
         self.board.write_payload(slot, call.input);
         self.announce(turn, call, Places::default())?;
-        let own = self.ring.rank().0;
         let input = call.input;
-        let payload = |rank: u32, range: Range<usize>| match self.peer(rank) {
+        self.deliver(turn, call, |rank: u32, range: Range<usize>| match self.peer(rank) {
             Some(peer) => Ok(&peer.view.payload(slot, range.end)[range]),
             None => Ok(&input[range]),
-        };
-        match (call.op.collective, call.fold) {
-            (Collective::AllReduce, Some(fold)) => {
-                for rank in 0..self.ranks() {
-                    let range = self.bytes_of(call, rank);
-                    self.fold(fold, rank, range.clone(), &mut call.output[range], payload)?;
-                }
-            }
-            (Collective::ReduceScatter, Some(fold)) => {
-                self.fold(fold, own, self.bytes_of(call, own), call.output, payload)?;
-            }
-            (Collective::AllGather, _) => {
-                for rank in 0..self.ranks() {
-                    let range = self.bytes_of(call, rank);
-                    let from = payload(rank, 0..range.len())?;
-                    call.output[range].copy_from_slice(from);
-                }
-            }
-            (Collective::Broadcast { root }, _) if root.0 != own => {
-                call.output.copy_from_slice(payload(root.0, 0..call.output.len())?);
-            }
-            _ => {}
-        }
-        let bytes = input.len() * (self.ranks() as usize - 1);
-        self.count(turn, bytes, bytes);
-        Ok(())
+        })
     }
 
     fn run_large(&self, turn: &mut Turn, call: &mut Call<'_>) -> Result<(), Fault> {
@@ -217,14 +193,101 @@ impl Engine {
                 (Collective::AllReduce, Some(fold)) => {
                     self.all_reduce(turn, call, fold, places, &mut staged_output)
                 }
-                (Collective::ReduceScatter, Some(fold)) => self.reduce_scatter(turn, call, fold, places),
-                (Collective::AllGather, _) => self.all_gather(turn, call, places),
-                (Collective::Broadcast { root }, _) => self.broadcast(turn, call, root, places),
-                _ => self.announce(turn, call, places),
+                _ => {
+                    self.announce(turn, call, places)?;
+                    let (op, input) = (call.op, call.input);
+                    self.deliver(turn, call, |rank, range| self.input(op, input, rank, range))?;
+                    self.leave(turn)
+                }
             }
         });
         turn.staged = [staged_input, staged_output];
         done
+    }
+
+    /// Makes this rank's output of everybody's inputs, of which `source` gives a rank's bytes.
+    fn deliver<'a>(
+        &self,
+        turn: &mut Turn,
+        call: &mut Call<'_>,
+        source: impl Fn(u32, Range<usize>) -> Result<&'a [u8], Fault>,
+    ) -> Result<(), Fault> {
+        let (own, ranks) = (self.ring.rank().0, self.ranks());
+        match (call.op.collective, call.fold) {
+            (Collective::AllReduce, Some(fold)) => self.reduce_all(call, fold, source)?,
+            (Collective::Reduce { root }, Some(fold)) if root.0 == own => {
+                self.reduce_all(call, fold, source)?
+            }
+            (Collective::ReduceScatter, Some(fold)) => {
+                self.fold(fold, own, self.bytes_of(call, own), call.output, source)?;
+            }
+            (Collective::AllGather, _) => self.collect(call, source)?,
+            (Collective::Gather { root }, _) if root.0 == own => self.collect(call, source)?,
+            (Collective::Broadcast { root }, _) if root.0 != own => {
+                call.output.copy_from_slice(source(root.0, 0..call.output.len())?);
+            }
+            (Collective::Scatter { root }, _) => {
+                call.output.copy_from_slice(source(root.0, self.bytes_of(call, own))?);
+            }
+            (Collective::AllToAll, _) => {
+                let block = call.output.len() / ranks as usize;
+                let wanted = own as usize * block..(own as usize + 1) * block;
+                for (rank, out) in (0..ranks).zip(call.output.chunks_exact_mut(block.max(1))) {
+                    out.copy_from_slice(source(rank, wanted.clone())?);
+                }
+            }
+            _ => {}
+        }
+        let (sent, received) = self.exchanged(call);
+        self.count(turn, sent, received);
+        Ok(())
+    }
+
+    /// Reduces all segments into the output.
+    fn reduce_all<'a>(
+        &self,
+        call: &mut Call<'_>,
+        fold: Fold,
+        source: impl Fn(u32, Range<usize>) -> Result<&'a [u8], Fault>,
+    ) -> Result<(), Fault> {
+        (0..self.ranks()).try_for_each(|rank| {
+            let range = self.bytes_of(call, rank);
+            self.fold(fold, rank, range.clone(), &mut call.output[range], &source)
+        })
+    }
+
+    /// Puts everybody's segments together in the output.
+    fn collect<'a>(
+        &self,
+        call: &mut Call<'_>,
+        source: impl Fn(u32, Range<usize>) -> Result<&'a [u8], Fault>,
+    ) -> Result<(), Fault> {
+        (0..self.ranks()).try_for_each(|rank| {
+            let range = self.bytes_of(call, rank);
+            call.output[range.clone()].copy_from_slice(source(rank, 0..range.len())?);
+            Ok(())
+        })
+    }
+
+    /// Bytes that others read of this rank, and it of them, where everybody reads what it needs from the inputs.
+    fn exchanged(&self, call: &Call<'_>) -> (usize, usize) {
+        let (rank, others) = (self.ring.rank(), self.ranks() as usize - 1);
+        let total = call.payload.total_bytes as usize;
+        let (input, own) = (call.input.len(), self.bytes_of(call, rank.0).len());
+        let at = |root: Rank, there: (usize, usize), elsewhere: (usize, usize)| {
+            if root == rank { there } else { elsewhere }
+        };
+        match call.op.collective {
+            Collective::AllReduce => (total * others, total * others),
+            Collective::ReduceScatter => (total - own, own * others),
+            Collective::AllGather => (own * others, total - own),
+            Collective::Broadcast { root } => at(root, (total * others, 0), (0, total)),
+            Collective::Barrier => (0, 0),
+            Collective::Reduce { root } => at(root, (0, total * others), (total, 0)),
+            Collective::Gather { root } => at(root, (0, total - own), (own, 0)),
+            Collective::Scatter { root } => at(root, (total - own, 0), (0, own)),
+            Collective::AllToAll => (input / (others + 1) * others, input / (others + 1) * others),
+        }
     }
 
     /// Puts the input into the arena if it is not there.
@@ -327,57 +390,6 @@ impl Engine {
             self.copy(call.payload.total_bytes as usize, from, &mut call.output[chunk]);
         }
         Ok(())
-    }
-
-    fn reduce_scatter(
-        &self,
-        turn: &mut Turn,
-        call: &mut Call<'_>,
-        fold: Fold,
-        places: Places,
-    ) -> Result<(), Fault> {
-        self.announce(turn, call, places)?;
-        turn.phase = Some(Phase::Reducing { pass: 0 });
-        let (own, total) = (self.ring.rank().0, call.payload.total_bytes as usize);
-        let segment = self.bytes_of(call, own);
-        let length = segment.len();
-        self.fold(fold, own, segment, call.output, |rank, range| {
-            self.input(call.op, call.input, rank, range)
-        })?;
-        self.count(turn, total - length, length * (self.ranks() as usize - 1));
-        self.leave(turn)
-    }
-
-    fn all_gather(&self, turn: &mut Turn, call: &mut Call<'_>, places: Places) -> Result<(), Fault> {
-        self.announce(turn, call, places)?;
-        turn.phase = Some(Phase::Copying { pass: 0 });
-        for rank in 0..self.ranks() {
-            let range = self.bytes_of(call, rank);
-            let from = self.input(call.op, call.input, rank, 0..range.len())?;
-            call.output[range].copy_from_slice(from);
-        }
-        let (length, total) = (call.input.len(), call.payload.total_bytes as usize);
-        self.count(turn, length * (self.ranks() as usize - 1), total - length);
-        self.leave(turn)
-    }
-
-    fn broadcast(
-        &self,
-        turn: &mut Turn,
-        call: &mut Call<'_>,
-        root: Rank,
-        places: Places,
-    ) -> Result<(), Fault> {
-        self.announce(turn, call, places)?;
-        turn.phase = Some(Phase::Copying { pass: 0 });
-        let total = call.payload.total_bytes as usize;
-        if root == self.ring.rank() {
-            self.count(turn, total * (self.ranks() as usize - 1), 0);
-        } else {
-            call.output.copy_from_slice(self.input(call.op, call.input, root.0, 0..total)?);
-            self.count(turn, 0, total);
-        }
-        self.leave(turn)
     }
 
     /// Waits until everybody has done with everybody's memory.

@@ -15,7 +15,7 @@ use crate::io_thread::IoThread;
 use crate::rank::{Generation, Rank, WorldSize};
 use crate::reduction::{ElementKind, ReductionKind, Sum};
 use crate::ring::Ring;
-use crate::{Buffer, frame};
+use crate::{Buffer, frame, memory};
 
 const PATIENT: Duration = Duration::from_secs(60);
 /// Too much for a board.
@@ -199,4 +199,28 @@ fn closing_ends_what_is_pending() {
     group.close();
     let error = pending.wait().unwrap_err();
     assert!(matches!(error, CollectiveError::Closed { .. }), "{error}");
+}
+
+#[test]
+fn results_that_no_cache_holds_are_right_too() {
+    // Twice the limit at which results go past the caches, and an odd number of elements.
+    let len = super::copy::cache_bytes() / 8 + 1;
+    let ranks = WorldSize::new(3).unwrap();
+    let groups =
+        memory::host_groups(ranks, GroupConfig { timeout: PATIENT, ..GroupConfig::default() }).unwrap();
+    let sums: Vec<_> = groups
+        .iter()
+        .map(|group| {
+            let mut input = group.buffer::<i32>(len);
+            let rank = group.ring().rank().0 as i32;
+            input.iter_mut().zip(0..).for_each(|(x, i): (&mut i32, i32)| *x = i.wrapping_mul(rank + 7));
+            // One result lies where peers cannot read it.
+            let output = if rank == 1 { Buffer::default() } else { group.buffer(len) };
+            group.all_reduce::<Sum<i32>>(Arc::new(input), output)
+        })
+        .collect();
+    for sum in sums {
+        let sum = sum.wait().unwrap();
+        assert!(sum.iter().zip(0..).all(|(&x, i): (&i32, i32)| x == i.wrapping_mul(7 + 8 + 9)));
+    }
 }

@@ -1,0 +1,135 @@
+//! An operation on its way from the caller to whoever runs it: the ring's driver, the host's engine, or this thread.
+
+use super::{Group, PENDING_MAX, Way};
+use crate::buffer::Buffer;
+use crate::collective::{Collective, OpId};
+use crate::driver::Shared;
+use crate::error::{CollectiveError, Payload, Place};
+use crate::pending::Pending;
+use crate::reduction::{Element, Fold, Reduction, ReductionKind, combine_into};
+use crate::ring::Ring;
+use crate::schedule::ring::Schedule;
+use crate::shm::calls::Call;
+use crate::shm::engine::{Engine, Job, Turn};
+use crate::transfer::{Buffers, Kernel, Resolve, TypedTransfer};
+
+/// How elements are combined, in the two ways of running an operation.
+#[derive(Clone, Copy)]
+pub(super) struct Combine<E> {
+    kind: ReductionKind,
+    kernel: Kernel<E>,
+    fold: Fold,
+}
+
+impl<E: Element> Combine<E> {
+    pub(super) fn by<R: Reduction<Element = E>>() -> Self {
+        Self { kind: R::KIND, kernel: combine_into::<R>, fold: Fold::of::<R>() }
+    }
+}
+
+/// An operation to be run.
+pub(super) struct Order<E> {
+    pub(super) collective: Collective,
+    /// Elements of the whole payload.
+    pub(super) len: usize,
+    pub(super) reduction: Option<Combine<E>>,
+    pub(super) buffers: Buffers<E>,
+}
+
+impl<E: Element> Order<E> {
+    /// As the ring's driver runs it.
+    fn transfer(self, ring: Ring, chunk_bytes: u32, resolve: Resolve<E>) -> TypedTransfer<E> {
+        let schedule = Schedule::new(ring, self.collective, self.len, chunk_bytes as usize / size_of::<E>());
+        let reduction = self.reduction.map(|combine| (combine.kind, combine.kernel));
+        TypedTransfer::new(schedule, reduction, self.buffers, resolve)
+    }
+
+    /// Over the memory of this host.
+    fn run(self, engine: &Engine, turn: &mut Turn, op: OpId) -> Result<Buffer<E>, CollectiveError> {
+        let Buffers { input, mut output, .. } = self.buffers;
+        let total_bytes = (self.len * size_of::<E>()) as u64;
+        let reduction = self.reduction.map(|combine| combine.kind);
+        engine.run(
+            turn,
+            Call {
+                op,
+                payload: Payload { element: E::KIND, reduction, total_bytes },
+                fold: self.reduction.map(|combine| combine.fold),
+                input: bytemuck::cast_slice(&input[..]),
+                input_at: engine.offset_of(&input),
+                output_at: engine.offset_of(&output),
+                output: bytemuck::cast_slice_mut(&mut output[..]),
+            },
+        )?;
+        Ok(output)
+    }
+}
+
+impl Group {
+    /// Runs an operation now, and waits for it.
+    pub(super) fn run<E: Element>(&self, order: Order<E>) -> Result<Buffer<E>, CollectiveError> {
+        let Way::Host { engine, .. } = &self.way else {
+            return self.submit(order, |output| output).wait();
+        };
+        let collective = order.collective;
+        let mut order = Some(order);
+        let outcome =
+            engine.run_now(collective, |engine, turn, op| Some(order.take()?.run(engine, turn, op)));
+        match (outcome.flatten(), order) {
+            (None, Some(order)) => self.submit(order, |output| output).wait(),
+            (outcome, _) => outcome.expect("an order that was taken was run"),
+        }
+    }
+
+    /// Queues an operation; `finish` makes its result of the output.
+    pub(super) fn submit<E: Element, T: Send + 'static>(
+        &self,
+        order: Order<E>,
+        finish: impl FnOnce(Buffer<E>) -> T + Send + 'static,
+    ) -> Pending<T> {
+        match &self.way {
+            Way::Ring { shared, chunk_bytes, .. } => {
+                let collective = order.collective;
+                let transfer = |resolve| order.transfer(self.ring, *chunk_bytes, resolve);
+                submit_to_ring(shared, collective, transfer, finish)
+            }
+            Way::Host { engine, .. } => {
+                let queued = engine.submit(order.collective, PENDING_MAX, |at| {
+                    let (resolve, pending) = Pending::new(CollectiveError::Closed { at });
+                    let job: Job = Box::new(move |engine, turn| {
+                        // Who dropped its `Pending` does not want to know.
+                        let _ = resolve.send(order.run(engine, turn, at.op).map(finish));
+                    });
+                    (job, pending)
+                });
+                queued.unwrap_or_else(|at| Pending::failed(too_many(at)))
+            }
+        }
+    }
+}
+
+fn too_many(at: Place) -> CollectiveError {
+    let reason = format!("{PENDING_MAX} operations are pending: wait for one of them first");
+    CollectiveError::InvalidInput { rank: at.rank, reason }
+}
+
+fn submit_to_ring<E: Element, T: Send + 'static>(
+    shared: &Shared,
+    collective: Collective,
+    transfer: impl FnOnce(Resolve<E>) -> TypedTransfer<E>,
+    finish: impl FnOnce(Buffer<E>) -> T + Send + 'static,
+) -> Pending<T> {
+    shared.update(|exchange| {
+        let at = exchange.next_place(collective);
+        let (resolve, pending) = Pending::new(CollectiveError::Closed { at });
+        if exchange.pending() >= PENDING_MAX {
+            let _ = resolve.send(Err(too_many(at)));
+            return pending;
+        }
+        exchange.submit(Box::new(transfer(Box::new(move |outcome| {
+            // Who dropped its `Pending` does not want to know.
+            let _ = resolve.send(outcome.map(finish));
+        }))));
+        pending
+    })
+}
