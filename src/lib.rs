@@ -36,7 +36,9 @@ pub fn main<T: Task>() -> ExitCode {
     match cli::run::<T>(&cli::Cli::parse().command) {
         Ok(exit) => exit.into(),
         Err(failure) => {
-            eprintln!("error: {failure}");
+            // In one piece: others may write to the same place.
+            let line = format!("error: {failure}\n");
+            eprint!("{line}");
             failure.exit.into()
         }
     }

@@ -17,6 +17,7 @@ use crate::fault::Fault;
 use crate::io_thread::IoThread;
 use crate::link::{LinkReceiver, LinkSender};
 use crate::pending::Pending;
+use crate::recorder::{Record, Recorder};
 use crate::ring::Ring;
 use crate::shm::board::INLINE_BYTES;
 use crate::shm::engine::Engine;
@@ -84,6 +85,7 @@ pub struct Group {
     ring: Ring,
     transport: Transport,
     way: Way,
+    recorder: Arc<Recorder>,
     /// What must outlive the links.
     keep: Arc<dyn Any + Send + Sync>,
 }
@@ -138,14 +140,16 @@ impl Group {
             // Nobody listens unless the group is being closed.
             let _ = ended.send(Ok(()));
         });
-        Self { ring, transport, way: Way::Ring { shared, chunk_bytes, driver: Some(driver) }, keep }
+        let way = Way::Ring { shared, chunk_bytes, driver: Some(driver) };
+        Self { ring, transport, way, recorder: Arc::default(), keep }
     }
 
     /// A group without links: it is its own world.
     pub(crate) fn alone(ring: Ring, config: GroupConfig, keep: Arc<dyn Any + Send + Sync>) -> Self {
         let chunk_bytes = config.chunk_bytes();
         let shared = Shared::new(ring, chunk_bytes, config.timeout);
-        Self { ring, transport: Transport::Alone, way: Way::Ring { shared, chunk_bytes, driver: None }, keep }
+        let way = Way::Ring { shared, chunk_bytes, driver: None };
+        Self { ring, transport: Transport::Alone, way, recorder: Arc::default(), keep }
     }
 
     /// A group of the processes of one host.
@@ -154,7 +158,8 @@ impl Group {
         keep: Arc<dyn Any + Send + Sync>,
     ) -> Self {
         let (ring, transport) = (engine.ring(), Transport::SharedMemory);
-        Self { ring, transport, way: Way::Host { engine, thread: Some(thread) }, keep }
+        let way = Way::Host { engine, thread: Some(thread) };
+        Self { ring, transport, way, recorder: Arc::default(), keep }
     }
 
     /// What must outlive the links.
@@ -180,6 +185,11 @@ impl Group {
             Way::Host { .. } if bytes <= INLINE_BYTES => "board",
             Way::Host { .. } => "direct",
         }
+    }
+
+    /// The last operations, the oldest first: what to look at when one has failed.
+    pub fn history(&self) -> Vec<Record> {
+        self.recorder.records()
     }
 
     /// Bytes sent and received so far. Over shared memory: what others read of this rank, and it of them.

@@ -44,7 +44,11 @@ fn serve(out: &mut impl Write) -> anyhow::Result<()> {
     let addresses: Vec<SocketAddr> = serde_json::from_str(&line()?)?;
     let group = node.join_ring(spec(&assignment, &addresses)?)?;
     for &bytes in &assignment.work.sizes {
-        let sample = measure(&group, assignment.work.operation, bytes, assignment.work.runs)?;
+        let sample =
+            measure(&group, assignment.work.operation, bytes, assignment.work.runs).inspect_err(|_| {
+                let history: String = group.history().iter().map(|record| format!("  {record}\n")).collect();
+                eprint!("{history}");
+            })?;
         if assignment.rank == 0 {
             writeln!(out, "{}", sample.json())?;
             out.flush()?;

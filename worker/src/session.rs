@@ -250,6 +250,20 @@ impl Worker<'_> {
     }
 }
 
+/// Where the exchange has failed: what this rank did last, on standard error.
+fn tell_history(group: &Group, error: &SessionError) {
+    use CollectiveError::{Cancelled, Closed};
+    if let SessionError::Step(StepError::Collective(error)) = error
+        && !matches!(error, Cancelled { .. } | Closed { .. })
+    {
+        let history = group.history();
+        let mut text = format!("the last operations of rank {}:\n", group.ring().rank());
+        text.extend(history.iter().map(|record| format!("  {record}\n")));
+        // In one piece: others may write to the same place.
+        eprint!("{text}");
+    }
+}
+
 /// A worker with a trainer.
 struct Training<'a, B: TrainBackend, T: Task> {
     worker: &'a Worker<'a>,
@@ -282,7 +296,9 @@ impl<B: TrainBackend, T: Task> Training<'_, B, T> {
                     let Some((group, formation, rank)) = &linked else {
                         return Err(SessionError::Nonsense("a start without a ring".to_owned()));
                     };
-                    let finish = self.train(group, formation, *rank)?;
+                    let finish = self
+                        .train(group, formation, *rank)
+                        .inspect_err(|error| tell_history(group, error))?;
                     control.report(FromWorker::Finished(finish))?;
                 }
                 Some(Instruction::End { reason }) => {

@@ -1,14 +1,18 @@
 //! An operation on its way from the caller to whoever runs it: the ring's driver, the host's engine, or this thread.
 
+use std::sync::Arc;
+
 use super::{Group, PENDING_MAX, Way};
 use crate::buffer::Buffer;
 use crate::collective::{Collective, OpId};
 use crate::driver::Shared;
 use crate::error::{CollectiveError, Payload, Place};
 use crate::pending::Pending;
+use crate::recorder::Recorder;
 use crate::reduction::{Element, Fold, Reduction, ReductionKind, combine_into};
 use crate::ring::Ring;
 use crate::schedule::ring::Schedule;
+use crate::shm::board::INLINE_BYTES;
 use crate::shm::calls::Call;
 use crate::shm::engine::{Engine, Job, Turn};
 use crate::transfer::{Buffers, Kernel, Resolve, TypedTransfer};
@@ -37,6 +41,11 @@ pub(super) struct Order<E> {
 }
 
 impl<E: Element> Order<E> {
+    /// Of the whole payload.
+    fn bytes(&self) -> u64 {
+        (self.len * size_of::<E>()) as u64
+    }
+
     /// As the ring's driver runs it.
     fn transfer(self, ring: Ring, chunk_bytes: u32, resolve: Resolve<E>) -> TypedTransfer<E> {
         let schedule = Schedule::new(ring, self.collective, self.len, chunk_bytes as usize / size_of::<E>());
@@ -46,8 +55,8 @@ impl<E: Element> Order<E> {
 
     /// Over the memory of this host.
     fn run(self, engine: &Engine, turn: &mut Turn, op: OpId) -> Result<Buffer<E>, CollectiveError> {
+        let total_bytes = self.bytes();
         let Buffers { input, mut output, .. } = self.buffers;
-        let total_bytes = (self.len * size_of::<E>()) as u64;
         let reduction = self.reduction.map(|combine| combine.kind);
         engine.run(
             turn,
@@ -71,10 +80,14 @@ impl Group {
         let Way::Host { engine, .. } = &self.way else {
             return self.submit(order, |output| output).wait();
         };
-        let collective = order.collective;
+        let (collective, bytes) = (order.collective, order.bytes());
         let mut order = Some(order);
-        let outcome =
-            engine.run_now(collective, |engine, turn, op| Some(order.take()?.run(engine, turn, op)));
+        let outcome = engine.run_now(collective, |engine, turn, op| {
+            self.recorder.begin(op, bytes);
+            let outcome = order.take()?.run(engine, turn, op);
+            self.recorder.end(op, bytes > INLINE_BYTES as u64, &outcome);
+            Some(outcome)
+        });
         match (outcome.flatten(), order) {
             (None, Some(order)) => self.submit(order, |output| output).wait(),
             (outcome, _) => outcome.expect("an order that was taken was run"),
@@ -87,18 +100,22 @@ impl Group {
         order: Order<E>,
         finish: impl FnOnce(Buffer<E>) -> T + Send + 'static,
     ) -> Pending<T> {
+        let (recorder, bytes) = (self.recorder.clone(), order.bytes());
         match &self.way {
             Way::Ring { shared, chunk_bytes, .. } => {
                 let collective = order.collective;
                 let transfer = |resolve| order.transfer(self.ring, *chunk_bytes, resolve);
-                submit_to_ring(shared, collective, transfer, finish)
+                submit_to_ring(shared, (collective, bytes), recorder, transfer, finish)
             }
             Way::Host { engine, .. } => {
                 let queued = engine.submit(order.collective, PENDING_MAX, |at| {
                     let (resolve, pending) = Pending::new(CollectiveError::Closed { at });
+                    recorder.begin(at.op, bytes);
                     let job: Job = Box::new(move |engine, turn| {
+                        let outcome = order.run(engine, turn, at.op);
+                        recorder.end(at.op, true, &outcome);
                         // Who dropped its `Pending` does not want to know.
-                        let _ = resolve.send(order.run(engine, turn, at.op).map(finish));
+                        let _ = resolve.send(outcome.map(finish));
                     });
                     (job, pending)
                 });
@@ -115,7 +132,8 @@ fn too_many(at: Place) -> CollectiveError {
 
 fn submit_to_ring<E: Element, T: Send + 'static>(
     shared: &Shared,
-    collective: Collective,
+    (collective, bytes): (Collective, u64),
+    recorder: Arc<Recorder>,
     transfer: impl FnOnce(Resolve<E>) -> TypedTransfer<E>,
     finish: impl FnOnce(Buffer<E>) -> T + Send + 'static,
 ) -> Pending<T> {
@@ -126,7 +144,9 @@ fn submit_to_ring<E: Element, T: Send + 'static>(
             let _ = resolve.send(Err(too_many(at)));
             return pending;
         }
+        recorder.begin(at.op, bytes);
         exchange.submit(Box::new(transfer(Box::new(move |outcome| {
+            recorder.end(at.op, true, &outcome);
             // Who dropped its `Pending` does not want to know.
             let _ = resolve.send(outcome.map(finish));
         }))));

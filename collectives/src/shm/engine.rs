@@ -42,8 +42,9 @@ const SPINS_CROWDED: u32 = 20;
 const LAG: usize = 1;
 /// As above, where ranks are more than processors.
 const LAG_CROWDED: usize = 15;
-/// How often the processor is offered to others before the thread sleeps.
-const YIELDS: u32 = 100;
+/// How long the processor is offered to others before the thread sleeps: long enough for other ranks, and short enough not
+/// to wait for turns of programs that have nothing to do with it, as a sleeper does not.
+const YIELDING_MAX: Duration = Duration::from_micros(50);
 /// No sleep is longer, so that nothing is missed for longer.
 const SLEEP_MAX: Duration = Duration::from_secs(1);
 /// A peer's last words: nothing is amiss, or why it breaks off.
@@ -314,11 +315,12 @@ impl Engine {
             }
             std::hint::spin_loop();
         }
-        for _ in 0..YIELDS {
+        let yielding = Instant::now();
+        while yielding.elapsed() < YIELDING_MAX {
+            std::thread::yield_now();
             if peer.has_reached(ticks) {
                 return Ok(());
             }
-            std::thread::yield_now();
         }
         self.sleep_until(Rank(rank), peer, ticks)
     }

@@ -1,0 +1,111 @@
+//! The last operations of a rank, with times: what to look at when one has failed.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::collective::OpId;
+use crate::error::CollectiveError;
+
+/// Operations that are kept.
+const KEPT: usize = 32;
+
+/// Keeps the last operations of a group.
+#[derive(Debug, Default)]
+pub(crate) struct Recorder {
+    records: Mutex<VecDeque<Record>>,
+}
+
+/// One operation of this rank, as a [`Group`](crate::Group) remembers it.
+#[derive(Clone, Debug)]
+pub struct Record {
+    /// Its name.
+    pub op: OpId,
+    /// Bytes of the whole payload.
+    pub bytes: u64,
+    /// When it was submitted.
+    pub submitted: Instant,
+    /// How it ended; nothing yet where it is pending.
+    pub end: Option<End>,
+}
+
+/// How an operation ended.
+#[derive(Clone, Debug)]
+pub struct End {
+    /// After the submission. Small operations are too fast to be timed.
+    pub after: Option<Duration>,
+    /// What went wrong, if anything did.
+    pub error: Option<String>,
+}
+
+impl Recorder {
+    /// An operation was submitted.
+    pub(crate) fn begin(&self, op: OpId, bytes: u64) {
+        let mut records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
+        if records.len() == KEPT {
+            records.pop_front();
+        }
+        records.push_back(Record { op, bytes, submitted: Instant::now(), end: None });
+    }
+
+    /// An operation has ended.
+    pub(crate) fn end<T>(&self, op: OpId, timed: bool, outcome: &Result<T, CollectiveError>) {
+        let mut records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(record) = records.iter_mut().rev().find(|record| record.op == op) {
+            let after = timed.then(|| record.submitted.elapsed());
+            record.end = Some(End { after, error: outcome.as_ref().err().map(ToString::to_string) });
+        }
+    }
+
+    /// What is kept, the oldest first.
+    pub(crate) fn records(&self) -> Vec<Record> {
+        self.records.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+    }
+}
+
+impl fmt::Display for Record {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { op, bytes, submitted, end } = self;
+        write!(f, "{op}, {bytes} bytes, submitted {:.6} s ago, ", submitted.elapsed().as_secs_f64())?;
+        match end {
+            None => f.write_str("pending"),
+            Some(End { error: Some(error), .. }) => write!(f, "failed: {error}"),
+            Some(End { after: Some(after), .. }) => write!(f, "done after {:.6} s", after.as_secs_f64()),
+            Some(End { after: None, .. }) => f.write_str("done"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Rank;
+    use crate::collective::Collective;
+
+    fn op(sequence: u64) -> OpId {
+        OpId { sequence, collective: Collective::AllReduce }
+    }
+
+    #[test]
+    fn the_last_operations_are_kept_and_told() {
+        let recorder = Recorder::default();
+        for sequence in 0..40 {
+            recorder.begin(op(sequence), 100);
+            if sequence < 38 {
+                recorder.end(op(sequence), true, &Ok(()));
+            }
+        }
+        let refused = CollectiveError::InvalidInput { rank: Rank(1), reason: "nonsense".into() };
+        recorder.end(op(38), false, &Err::<(), _>(refused));
+        let told: Vec<String> = recorder.records().iter().map(ToString::to_string).collect();
+        assert_eq!(told.len(), KEPT);
+        assert!(
+            told[0].starts_with("all-reduce #8, 100 bytes") && told[0].contains("done after"),
+            "{}",
+            told[0]
+        );
+        assert!(told[30].contains("failed: rank 1: nonsense"), "{}", told[30]);
+        assert!(told[31].ends_with("pending"), "{}", told[31]);
+    }
+}
