@@ -43,6 +43,7 @@ pub use collective::{Collective, OpId};
 pub use error::{CollectiveError, Disagreement, JoinError, Payload, Phase, Place, TransportError};
 pub use group::{Counters, Group, GroupConfig, PENDING_MAX, Transport};
 pub use io_thread::IoThread;
+pub use link::quic::tuning::Congestion;
 pub use link::quic::{Identity, IdentityError};
 pub use node::{Node, NodeConfig, NodeError, RingSpec, TransportChoice};
 pub use pending::Pending;

@@ -13,7 +13,7 @@ use crate::io_thread::IoThread;
 use crate::link::quic::join::{Join, receive_calls};
 use crate::link::quic::lobby::Lobby;
 use crate::link::quic::stream::{QuicReceiver, QuicSender};
-use crate::link::quic::tuning::{Path, endpoint_config, transport_config};
+use crate::link::quic::tuning::{Congestion, Path, endpoint_config, transport_config};
 use crate::link::quic::{Identity, IdentityError, socket};
 use crate::pending::Pending;
 use crate::ring::Ring;
@@ -32,6 +32,8 @@ pub struct NodeConfig {
     pub bind: SocketAddr,
     /// The timeout for everything, and the size of chunks; the same on all ranks.
     pub group: GroupConfig,
+    /// How fast to send between hosts.
+    pub congestion: Congestion,
     /// What is to carry the bytes; the same on all ranks.
     pub transport: TransportChoice,
     /// Bytes that this process may share with others of its host: the limit of [`Node::arena`].
@@ -65,7 +67,8 @@ impl NodeConfig {
     /// Shared memory, as much as the machine has, where it can be; else QUIC.
     pub fn new(identity: Identity, bind: SocketAddr) -> Self {
         let arena_bytes = usize::try_from(rustix::system::sysinfo().totalram).unwrap_or(usize::MAX);
-        Self { identity, bind, group: GroupConfig::default(), transport: TransportChoice::Auto, arena_bytes }
+        let (group, congestion) = (GroupConfig::default(), Congestion::default());
+        Self { identity, bind, group, congestion, transport: TransportChoice::Auto, arena_bytes }
     }
 }
 
@@ -137,10 +140,10 @@ impl Node {
     /// # Errors
     /// [`NodeError`] says what is wrong with identity, port or system.
     pub fn start(config: NodeConfig) -> Result<Self, NodeError> {
-        let NodeConfig { identity, bind, group, transport: choice, arena_bytes } = config;
+        let NodeConfig { identity, bind, group, congestion, transport: choice, arena_bytes } = config;
         identity.name()?;
         let path = Path::of(bind);
-        let transport = transport_config(path, group.timeout);
+        let transport = transport_config(path, congestion, group.timeout);
         let mut client = ClientConfig::new(Arc::new(identity.client_config()?));
         client.transport_config(transport.clone());
         let mut server = ServerConfig::with_crypto(Arc::new(identity.server_config()?));

@@ -17,7 +17,7 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use mattock_collectives::TransportChoice;
+use mattock_collectives::{Congestion, TransportChoice};
 use mattock_coordinator::WorkerId;
 use mattock_coordinator::identity::{Authority, Request};
 use serde::{Deserialize, Serialize};
@@ -66,6 +66,8 @@ pub(crate) struct Launch {
     pub(crate) ranks: u32,
     /// What carries the bytes.
     pub(crate) transport: TransportChoice,
+    /// How fast to send between hosts.
+    pub(crate) congestion: Congestion,
     /// The command before the program's own, `{}` being the rank's number from 1.
     pub(crate) via: Option<String>,
     /// Where ranks listen, `{}` being the rank's number from 1.
@@ -135,6 +137,7 @@ struct Assignment {
     authority: Vec<u8>,
     bind: IpAddr,
     transport: String,
+    congestion: String,
     timeout_s: u64,
     work: Work,
 }
@@ -178,6 +181,7 @@ impl Launch {
             authority: identity.authority,
             bind,
             transport: self.transport.to_string(),
+            congestion: self.congestion.to_string(),
             timeout_s: self.timeout.as_secs(),
             work: work.clone(),
         })

@@ -66,9 +66,16 @@ fn start(assignment: &Assignment) -> anyhow::Result<Node> {
         private_key: key.clone(),
         root: authority.clone(),
     };
-    let transport = assignment.transport.parse().map_err(|error| anyhow!("{error}"))?;
+    let nonsense = |error: String| anyhow!(error);
+    let transport = assignment.transport.parse().map_err(nonsense)?;
+    let congestion = assignment.congestion.parse().map_err(nonsense)?;
     let group = GroupConfig { timeout: Duration::from_secs(assignment.timeout_s), ..GroupConfig::default() };
-    Ok(Node::start(NodeConfig { group, transport, ..NodeConfig::new(identity, SocketAddr::new(*bind, 0)) })?)
+    Ok(Node::start(NodeConfig {
+        group,
+        transport,
+        congestion,
+        ..NodeConfig::new(identity, SocketAddr::new(*bind, 0))
+    })?)
 }
 
 fn spec(assignment: &Assignment, addresses: &[SocketAddr]) -> anyhow::Result<RingSpec> {

@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use mattock_collectives::TransportChoice;
+use mattock_collectives::{Congestion, TransportChoice};
 
 use crate::bench::{self, Launch, Operation, Sample, Work};
 use crate::exit::{EXIT_CODES, Exit, Failure};
@@ -66,6 +66,9 @@ pub struct AllReduceArgs {
     /// The address at which a rank listens, {} being its number from 1
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
     pub bind: String,
+    /// How fast to send between hosts: bbr or cubic
+    #[arg(long, value_name = "CONTROL", default_value_t)]
+    pub congestion: Congestion,
     /// How long nothing may move
     #[arg(long, value_name = "SECONDS", default_value = "20", value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub timeout: u64,
@@ -90,6 +93,7 @@ fn all_reduce(args: &AllReduceArgs, out: &mut impl Write) -> Result<Exit, Failur
     let launch = Launch {
         ranks: args.ranks.get(),
         transport: args.transport,
+        congestion: args.congestion,
         via: args.via.clone(),
         bind: args.bind.clone(),
         timeout: Duration::from_secs(args.timeout),

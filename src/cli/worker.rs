@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
 use clap::Args;
-use mattock_collectives::TransportChoice;
+use mattock_collectives::{Congestion, TransportChoice};
 use mattock_coordinator::identity::JoinToken;
 use mattock_worker::DeviceError;
 use mattock_worker::session::{self, Options};
@@ -43,6 +43,9 @@ pub struct WorkerArgs {
     /// What carries gradients: auto (shared memory where all workers are on one host, else QUIC), quic or shm
     #[arg(long, value_name = "TRANSPORT", default_value = "auto")]
     pub transport: TransportChoice,
+    /// How fast to send between hosts: bbr, or cubic, which is gentler to others and slow where packets are lost
+    #[arg(long, value_name = "CONTROL", default_value_t)]
+    pub congestion: Congestion,
     /// End with the process that started it: for launchers
     #[arg(long, hide = true)]
     pub supervised: bool,
@@ -68,6 +71,7 @@ pub fn run<T: Task>(args: &WorkerArgs) -> Result<Exit, Failure> {
         device: args.device.parse().map_err(|error: DeviceError| Failure::bad_input(error))?,
         local_rank: args.local_rank,
         transport: args.transport,
+        congestion: args.congestion,
         cache: crate::cache::folder(),
         resolve: &resolve,
     };

@@ -15,8 +15,8 @@ use std::time::Duration;
 use burn::backend::Autodiff;
 use mattock_checkpoint::Outcome;
 use mattock_collectives::{
-    CollectiveError, Generation, Group, GroupConfig, JoinError as RingError, Node, NodeConfig, NodeError,
-    Rank, Ring, RingSpec, TransportChoice, WorldSize,
+    CollectiveError, Congestion, Generation, Group, GroupConfig, JoinError as RingError, Node, NodeConfig,
+    NodeError, Rank, Ring, RingSpec, TransportChoice, WorldSize,
 };
 use mattock_coordinator::identity::{Identity, JoinToken};
 use mattock_coordinator::membership::Instruction;
@@ -46,6 +46,8 @@ pub struct Options<'a> {
     pub local_rank: usize,
     /// What carries gradients; on all workers of a run shared memory only if all want it.
     pub transport: TransportChoice,
+    /// How fast to send between hosts.
+    pub congestion: Congestion,
     /// Folder for what is built once and reused.
     pub cache: PathBuf,
     /// From the recipe's text to the plan.
@@ -136,6 +138,7 @@ pub fn run<T: Task>(options: &Options<'_>) -> Result<(), SessionError> {
     let node = Node::start(NodeConfig {
         group: GroupConfig { timeout: limit * COLLECTIVE_TIMEOUTS, ..GroupConfig::default() },
         transport: options.transport,
+        congestion: options.congestion,
         ..NodeConfig::new(data_identity(enrollment.identity()), SocketAddr::new(enrollment.local_ip(), 0))
     })?;
     let about = About {

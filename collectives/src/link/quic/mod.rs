@@ -19,6 +19,6 @@ pub(crate) mod join;
 pub(crate) mod lobby;
 pub(crate) mod socket;
 pub(crate) mod stream;
-pub(crate) mod tuning;
+pub mod tuning;
 
 pub use identity::{Identity, IdentityError};

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::congestion::CubicConfig;
+use quinn::congestion::{BbrConfig, CubicConfig};
 use quinn::{EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 
 /// The largest payload of a UDP datagram over IPv4.
@@ -18,6 +18,40 @@ const JUMBO_PAYLOAD_MAX: u16 = 8_952;
 const LOOPBACK_WINDOW_BYTES: u64 = 10 * LOOPBACK_PAYLOAD_MAX as u64;
 /// How often a quiet link says that it lives, in parts of the timeout.
 const KEEP_ALIVES_PER_TIMEOUT: u32 = 4;
+
+/// Packets that may overtake another before it is called lost: real networks reorder, and a wrong guess halves the rate.
+const PACKET_THRESHOLD: u32 = 200;
+
+/// How fast to send where the way is longer than a host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Congestion {
+    /// By the bandwidth and delay that are measured: keeps its rate where packets are lost for other reasons than queues.
+    #[default]
+    Bbr,
+    /// By losses: gentle to others, and slow where packets are lost for other reasons.
+    Cubic,
+}
+
+impl std::str::FromStr for Congestion {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "bbr" => Ok(Self::Bbr),
+            "cubic" => Ok(Self::Cubic),
+            _ => Err(format!("'{text}' is no congestion control: bbr and cubic are")),
+        }
+    }
+}
+
+impl std::fmt::Display for Congestion {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Bbr => "bbr",
+            Self::Cubic => "cubic",
+        })
+    }
+}
 
 /// What is known of the way to the peers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +95,11 @@ pub(crate) fn endpoint_config(path: Path) -> EndpointConfig {
     config
 }
 
-pub(crate) fn transport_config(path: Path, timeout: Duration) -> Arc<TransportConfig> {
+pub(crate) fn transport_config(
+    path: Path,
+    congestion: Congestion,
+    timeout: Duration,
+) -> Arc<TransportConfig> {
     let mut config = TransportConfig::default();
     config
         .max_concurrent_bidi_streams(VarInt::from_u32(1))
@@ -86,7 +124,12 @@ pub(crate) fn transport_config(path: Path, timeout: Duration) -> Arc<TransportCo
         Path::Network => {
             let mut discovery = MtuDiscoveryConfig::default();
             discovery.upper_bound(path.payload_max());
+            match congestion {
+                Congestion::Bbr => config.congestion_controller_factory(Arc::new(BbrConfig::default())),
+                Congestion::Cubic => config.congestion_controller_factory(Arc::new(CubicConfig::default())),
+            };
             config
+                .packet_threshold(PACKET_THRESHOLD)
                 .mtu_discovery_config(Some(discovery))
                 .stream_receive_window(VarInt::from_u32(16 << 20))
                 .receive_window(VarInt::from_u32(16 << 20))
