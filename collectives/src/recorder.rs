@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::collective::OpId;
@@ -24,8 +24,8 @@ pub struct Record {
     pub op: OpId,
     /// Bytes of the whole payload.
     pub bytes: u64,
-    /// When it was submitted.
-    pub submitted: Instant,
+    /// When it was submitted. Small operations are done before a clock is read.
+    pub submitted: Option<Instant>,
     /// How it ended; nothing yet where it is pending.
     pub end: Option<End>,
 }
@@ -33,7 +33,7 @@ pub struct Record {
 /// How an operation ended.
 #[derive(Clone, Debug)]
 pub struct End {
-    /// After the submission. Small operations are too fast to be timed.
+    /// After the submission, where that is known.
     pub after: Option<Duration>,
     /// What went wrong, if anything did.
     pub error: Option<String>,
@@ -42,32 +42,49 @@ pub struct End {
 impl Recorder {
     /// An operation was submitted.
     pub(crate) fn begin(&self, op: OpId, bytes: u64) {
-        let mut records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
-        if records.len() == KEPT {
-            records.pop_front();
-        }
-        records.push_back(Record { op, bytes, submitted: Instant::now(), end: None });
+        self.keep(Record { op, bytes, submitted: Some(Instant::now()), end: None });
     }
 
     /// An operation has ended.
-    pub(crate) fn end<T>(&self, op: OpId, timed: bool, outcome: &Result<T, CollectiveError>) {
-        let mut records = self.records.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(crate) fn end<T>(&self, op: OpId, outcome: &Result<T, CollectiveError>) {
+        let mut records = self.lock();
         if let Some(record) = records.iter_mut().rev().find(|record| record.op == op) {
-            let after = timed.then(|| record.submitted.elapsed());
+            let after = record.submitted.map(|submitted| submitted.elapsed());
             record.end = Some(End { after, error: outcome.as_ref().err().map(ToString::to_string) });
         }
     }
 
+    /// A small operation was submitted and has ended.
+    pub(crate) fn begin_and_end<T>(&self, op: OpId, bytes: u64, outcome: &Result<T, CollectiveError>) {
+        let end = End { after: None, error: outcome.as_ref().err().map(ToString::to_string) };
+        self.keep(Record { op, bytes, submitted: None, end: Some(end) });
+    }
+
+    fn keep(&self, record: Record) {
+        let mut records = self.lock();
+        if records.len() == KEPT {
+            records.pop_front();
+        }
+        records.push_back(record);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Record>> {
+        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// What is kept, the oldest first.
     pub(crate) fn records(&self) -> Vec<Record> {
-        self.records.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
+        self.lock().iter().cloned().collect()
     }
 }
 
 impl fmt::Display for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { op, bytes, submitted, end } = self;
-        write!(f, "{op}, {bytes} bytes, submitted {:.6} s ago, ", submitted.elapsed().as_secs_f64())?;
+        write!(f, "{op}, {bytes} bytes, ")?;
+        if let Some(submitted) = submitted {
+            write!(f, "submitted {:.6} s ago, ", submitted.elapsed().as_secs_f64())?;
+        }
         match end {
             None => f.write_str("pending"),
             Some(End { error: Some(error), .. }) => write!(f, "failed: {error}"),
@@ -93,19 +110,21 @@ mod tests {
         for sequence in 0..40 {
             recorder.begin(op(sequence), 100);
             if sequence < 38 {
-                recorder.end(op(sequence), true, &Ok(()));
+                recorder.end(op(sequence), &Ok(()));
             }
         }
         let refused = CollectiveError::InvalidInput { rank: Rank(1), reason: "nonsense".into() };
-        recorder.end(op(38), false, &Err::<(), _>(refused));
+        recorder.end(op(38), &Err::<(), _>(refused));
+        assert!(recorder.records()[31].to_string().ends_with("pending"));
+        recorder.begin_and_end(op(40), 4, &Ok(()));
         let told: Vec<String> = recorder.records().iter().map(ToString::to_string).collect();
         assert_eq!(told.len(), KEPT);
         assert!(
-            told[0].starts_with("all-reduce #8, 100 bytes") && told[0].contains("done after"),
+            told[0].starts_with("all-reduce #9, 100 bytes") && told[0].contains("done after"),
             "{}",
             told[0]
         );
-        assert!(told[30].contains("failed: rank 1: nonsense"), "{}", told[30]);
-        assert!(told[31].ends_with("pending"), "{}", told[31]);
+        assert!(told[29].contains("failed: rank 1: nonsense"), "{}", told[29]);
+        assert_eq!(told[31], "all-reduce #40, 4 bytes, done");
     }
 }

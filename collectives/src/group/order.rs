@@ -83,9 +83,15 @@ impl Group {
         let (collective, bytes) = (order.collective, order.bytes());
         let mut order = Some(order);
         let outcome = engine.run_now(collective, |engine, turn, op| {
+            let order = order.take()?;
+            if bytes <= INLINE_BYTES as u64 {
+                let outcome = order.run(engine, turn, op);
+                self.recorder.begin_and_end(op, bytes, &outcome);
+                return Some(outcome);
+            }
             self.recorder.begin(op, bytes);
-            let outcome = order.take()?.run(engine, turn, op);
-            self.recorder.end(op, bytes > INLINE_BYTES as u64, &outcome);
+            let outcome = order.run(engine, turn, op);
+            self.recorder.end(op, &outcome);
             Some(outcome)
         });
         match (outcome.flatten(), order) {
@@ -113,7 +119,7 @@ impl Group {
                     recorder.begin(at.op, bytes);
                     let job: Job = Box::new(move |engine, turn| {
                         let outcome = order.run(engine, turn, at.op);
-                        recorder.end(at.op, true, &outcome);
+                        recorder.end(at.op, &outcome);
                         // Who dropped its `Pending` does not want to know.
                         let _ = resolve.send(outcome.map(finish));
                     });
@@ -146,7 +152,7 @@ fn submit_to_ring<E: Element, T: Send + 'static>(
         }
         recorder.begin(at.op, bytes);
         exchange.submit(Box::new(transfer(Box::new(move |outcome| {
-            recorder.end(at.op, true, &outcome);
+            recorder.end(at.op, &outcome);
             // Who dropped its `Pending` does not want to know.
             let _ = resolve.send(outcome.map(finish));
         }))));

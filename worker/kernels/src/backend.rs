@@ -129,7 +129,7 @@ mod cuda {
     use super::{Device, DeviceError};
 
     fn count() -> Result<usize, String> {
-        let probe = std::panic::catch_unwind(|| cudarc::driver::CudaContext::device_count());
+        let probe = std::panic::catch_unwind(cudarc::driver::CudaContext::device_count);
         match probe {
             Ok(Ok(count)) => Ok(usize::try_from(count).unwrap_or(0)),
             Ok(Err(error)) => Err(format!("{error:?}")),
