@@ -169,7 +169,8 @@ fn pure_modules_touch_nothing_outside() {
     for pure in PURE {
         let files: Vec<&Source> = sources.iter().filter(|source| source.path.starts_with(pure)).collect();
         assert!(!files.is_empty(), "{pure} is listed as pure and does not exist");
-        for source in files {
+        // Tests, inside a file or in one of their own, bring the clock that the module does not have.
+        for source in files.into_iter().filter(|source| !source.path.ends_with("/tests.rs")) {
             let code = source.text.split("#[cfg(test)]").next().unwrap_or("");
             let named = IMPURE.iter().filter(|word| code.contains(**word));
             faults.extend(named.map(|word| format!("{} names {word}", source.path)));

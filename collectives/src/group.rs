@@ -204,7 +204,7 @@ impl Group {
         }
     }
 
-    /// Ends all pending and future operations at once with [`CollectiveError::Cancelled`]; neighbours are told.
+    /// Ends all pending and future operations at once with [`CollectiveError::Cancelled`](crate::CollectiveError::Cancelled); neighbours are told.
     pub fn cancel(&self, cause: impl Into<String>) {
         let fault = Fault::Cancelled { cause: cause.into() };
         match &self.way {
@@ -214,7 +214,7 @@ impl Group {
     }
 
     /// Ends the group: waits until the neighbour has all that was sent, the timeout at most. Pending operations end
-    /// with [`CollectiveError::Closed`]. Dropping a group does the same in the background.
+    /// with [`CollectiveError::Closed`](crate::CollectiveError::Closed). Dropping a group does the same in the background.
     pub fn close(mut self) {
         self.end();
         // How driver or thread end is all the same.
