@@ -18,14 +18,18 @@ fn wide_blocks(run: &Run) -> Vec<u64> {
     run.steps().iter().map(|step| step["wide_blocks"].as_u64().unwrap()).collect()
 }
 
-/// Every number of workers gives the same losses and hashes, step by step, for both exact accumulators.
+/// Every number of workers gives the same losses and hashes, step by step, for both exact accumulators, over shared memory
+/// and over QUIC.
 fn assert_same_bits(recipe: &str, workers: &[&str]) {
     let bench = Bench::with(recipe);
     let reference = bench.train("exact64", &["--workers", "1", "--set", "reduce.sum=exact64"]).done().curve();
     assert!(reference.len() > 2);
     for count in workers {
-        let run = bench.train(&format!("run-{count}"), &["--workers", count]).done();
-        assert_eq!(run.curve(), reference, "{count} workers");
+        for transport in ["shm", "quic"] {
+            let out = format!("{transport}-{count}");
+            let run = bench.train(&out, &["--workers", count, "--transport", transport]).done();
+            assert_eq!(run.curve(), reference, "{count} workers over {transport}");
+        }
     }
 }
 
@@ -99,14 +103,20 @@ fn a_rank_sends_what_a_ring_must_and_hardly_more() {
     let large =
         recipe(&[("dim = 32", "dim = 128"), ("layers = 2", "layers = 6"), ("steps = 8", "steps = 3")]);
     let bench = Bench::with(&large);
-    for (sum, width) in [("exact", 4.0), ("exact64", 8.0)] {
-        let run = bench.train(sum, &["--workers", "3", "--set", &format!("reduce.sum={sum}")]).done();
+    for (sum, width, transport) in
+        [("exact", 4.0, "quic"), ("exact64", 8.0, "quic"), ("exact", 4.0, "shm"), ("exact64", 8.0, "shm")]
+    {
+        let (out, set) = (format!("{sum}-{transport}"), format!("reduce.sum={sum}"));
+        let run = bench.train(&out, &["--workers", "3", "--transport", transport, "--set", &set]).done();
         let parameters = run.summary["parameters"].as_f64().unwrap();
         let ideal = 2.0 * 2.0 / 3.0 * width * parameters;
         let last = run.steps().pop().unwrap();
         for rank in last["ranks"].as_array().unwrap() {
             let sent = rank["tx_bytes"].as_f64().unwrap();
-            assert!(sent >= 0.99 * ideal && sent <= 1.01 * ideal, "{sum}: {sent} of {ideal}");
+            assert!(
+                sent >= 0.99 * ideal && sent <= 1.01 * ideal,
+                "{sum} over {transport}: {sent} of {ideal}"
+            );
         }
     }
 }
