@@ -17,6 +17,7 @@ const LONG_FUNCTIONS: &[(&str, &str, usize)] = &[];
 const PURE: &[&str] = &[
     "collectives/src/schedule",
     "collectives/src/frame.rs",
+    "collectives/src/shm/signal.rs",
     "coordinator/src/membership",
     "coordinator/src/ledger.rs",
     "worker/exact/src",

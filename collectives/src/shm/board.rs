@@ -10,14 +10,13 @@
 //! A board is written by its owner alone; what others read of it is data to be checked, never an address.
 //!
 //! # Invariants
-//! 1. Who waits for ticks and who adds one do not miss each other: either the sleeper sees the new ticks, or the other
-//!    sees that it sleeps (both write, then read, with a sequentially consistent fence between).
+//! 1. Who waits for ticks and who adds one do not miss each other: see [`signal`](super::signal).
 //! 2. The notice and payload of operation `s` are overwritten by operation `s + 2`, which begins after everybody has
 //!    announced `s + 1`, hence has done with `s`.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{fcntl_get_seals, fstat};
@@ -69,10 +68,9 @@ impl Board {
         }
     }
 
-    /// Adds a tick. Whoever sleeps must be woken afterwards: see [`View::is_sleeping`] and [`wake`](Self::wake).
-    pub(crate) fn tick(&self) {
+    /// Adds a tick; what was written before is seen by who sees it.
+    pub(crate) fn add_tick(&self) {
         self.view.ticks().fetch_add(1, Ordering::Release);
-        fence(Ordering::SeqCst);
     }
 
     /// Wakes all who sleep until our ticks change.
@@ -80,13 +78,9 @@ impl Board {
         self.view.wake();
     }
 
-    /// Says that this rank sleeps, for as long as `sleep` runs.
-    pub(crate) fn sleeping<T>(&self, sleep: impl FnOnce() -> T) -> T {
-        self.view.sleeping_word().store(1, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
-        let slept = sleep();
-        self.view.sleeping_word().store(0, Ordering::Relaxed);
-        slept
+    /// Says whether this rank sleeps.
+    pub(crate) fn set_sleeping(&self, sleeping: bool) {
+        self.view.sleeping_word().store(sleeping.into(), Ordering::Relaxed);
     }
 }
 
@@ -181,12 +175,13 @@ mod tests {
         let view = View::of(board.file()).unwrap();
         board.write_notice(1, [1, 2, 3, 4, 5, 6, 7, 8]);
         board.write_payload(1, b"hello");
-        board.tick();
+        board.add_tick();
         assert_eq!(view.ticks().load(Ordering::Acquire), 1);
         assert_eq!(view.notice(1), [1, 2, 3, 4, 5, 6, 7, 8]);
         assert_eq!(view.payload(1, 5), b"hello");
         assert!(!view.is_sleeping());
-        assert!(board.sleeping(|| view.is_sleeping()));
+        board.set_sleeping(true);
+        assert!(view.is_sleeping());
     }
 
     #[test]

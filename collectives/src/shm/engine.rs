@@ -12,7 +12,7 @@ use std::collections::VecDeque;
 use std::io::Write;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -24,6 +24,7 @@ use super::arena::{Arena, Region};
 use super::board::{Board, View, map_sealed};
 use super::copy::{cache_bytes, copy_past_caches};
 use super::meet::Met;
+use super::signal::{self, Signals};
 use crate::buffer::Buffer;
 use crate::collective::{Collective, OpId};
 use crate::error::{CollectiveError, Phase, Place, TransportError};
@@ -45,8 +46,8 @@ const LAG_CROWDED: usize = 15;
 /// How long the processor is offered to others before the thread sleeps: long enough for other ranks, and short enough not
 /// to wait for turns of programs that have nothing to do with it, as a sleeper does not.
 const YIELDING_MAX: Duration = Duration::from_micros(50);
-/// No sleep is longer, so that nothing is missed for longer.
-const SLEEP_MAX: Duration = Duration::from_secs(1);
+/// No sleep is longer: a fault or the deadline wakes nobody who falls asleep just then.
+const SLEEP_MAX: Duration = Duration::from_millis(100);
 /// A peer's last words: nothing is amiss, or why it breaks off.
 const BYE: u8 = b'.';
 const BROKEN: u8 = b'!';
@@ -295,10 +296,7 @@ impl Engine {
     /// Tells everybody that this rank has come further.
     pub(super) fn tick(&self, turn: &mut Turn) {
         turn.ticks = turn.ticks.wrapping_add(1);
-        self.board.tick();
-        if self.peers().any(|peer| peer.view.is_sleeping()) {
-            self.board.wake();
-        }
+        signal::tick(&self);
     }
 
     /// Waits until all others have come as far as `ticks`.
@@ -327,26 +325,19 @@ impl Engine {
 
     fn sleep_until(&self, rank: Rank, peer: &Peer, ticks: u32) -> Result<(), Fault> {
         let deadline = Instant::now() + self.timeout;
-        self.board.sleeping(|| {
-            loop {
-                // The end of a peer is looked at first and judged last: it may have come this far before.
-                let departed = peer.departed.load(Ordering::Acquire);
-                let fault = self.fault.get();
-                let seen = peer.view.ticks().load(Ordering::Acquire);
-                if peer.has_reached(ticks) {
-                    return Ok(());
-                }
-                if let Some(fault) = fault {
-                    return Err(fault.clone());
-                }
-                if departed {
-                    return Err(Fault::Lost { peer: rank, source: TransportError::ClosedByPeer });
-                }
-                let left = deadline.saturating_duration_since(Instant::now());
-                if left.is_zero() {
-                    return Err(Fault::Stuck { peer: rank, timeout: self.timeout });
-                }
-                peer.view.sleep(seen, left.min(SLEEP_MAX));
+        // The end of a peer is looked at first and judged last: it may have come this far before.
+        let look = || (peer.departed.load(Ordering::Acquire), self.fault.get());
+        signal::sleep_until(&self, peer, look, |seen, (departed, fault)| {
+            if reaches(seen, ticks) {
+                Some(Ok(()))
+            } else if let Some(fault) = fault {
+                Some(Err(fault.clone()))
+            } else if departed {
+                Some(Err(Fault::Lost { peer: rank, source: TransportError::ClosedByPeer }))
+            } else if Instant::now() >= deadline {
+                Some(Err(Fault::Stuck { peer: rank, timeout: self.timeout }))
+            } else {
+                None
             }
         })
     }
@@ -406,7 +397,44 @@ impl Peer {
     }
 
     fn has_reached(&self, ticks: u32) -> bool {
-        self.view.ticks().load(Ordering::Acquire).wrapping_sub(ticks).cast_signed() >= 0
+        reaches(self.view.ticks().load(Ordering::Acquire), ticks)
+    }
+}
+
+/// Whether somebody at `seen` has come as far as `ticks`, however often both have wrapped.
+fn reaches(seen: u32, ticks: u32) -> bool {
+    seen.wrapping_sub(ticks).cast_signed() >= 0
+}
+
+impl<'a> Signals for &'a Engine {
+    type Peer = &'a Peer;
+
+    fn add_tick(&self) {
+        self.board.add_tick();
+    }
+
+    fn fence(&self) {
+        fence(Ordering::SeqCst);
+    }
+
+    fn anybody_sleeps(&self) -> bool {
+        self.peers().any(|peer| peer.view.is_sleeping())
+    }
+
+    fn wake(&self) {
+        self.board.wake();
+    }
+
+    fn set_sleeping(&self, sleeping: bool) {
+        self.board.set_sleeping(sleeping);
+    }
+
+    fn ticks_of(&self, peer: &Peer) -> u32 {
+        peer.view.ticks().load(Ordering::Acquire)
+    }
+
+    fn sleep(&self, peer: &Peer, seen: u32) {
+        peer.view.sleep(seen, SLEEP_MAX);
     }
 }
 

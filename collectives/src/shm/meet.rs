@@ -281,7 +281,7 @@ mod tests {
     fn every_rank_gets_what_every_other_shares() {
         let boards: Vec<_> = (0..3).map(|_| Board::new().unwrap()).collect();
         for (rank, board) in boards.iter().enumerate() {
-            (0..=rank).for_each(|_| board.tick());
+            (0..=rank).for_each(|_| board.add_tick());
         }
         let hosts: Vec<_> = (0..3).map(|_| Host::listen().unwrap()).collect();
         let cards: Vec<_> = hosts.iter().map(|host| host.card).collect();

@@ -3,7 +3,8 @@
 //! ```text
 //! arena   memory that peers may read       |  board   how far a rank is; small payloads
 //! join    from a ring to shared memory     |  meet    how the ranks of a host connect
-//! engine  turns, waiting, faults           |  calls   the operations themselves
+//! engine  turns, waiting, faults           |  signal  why nobody sleeps too long
+//! calls   the operations themselves
 //! ```
 //!
 //! Nobody writes another's memory. A rank's board and arena are mapped by its peers for reading only, and sealed so that
@@ -18,6 +19,7 @@ pub(crate) mod copy;
 pub(crate) mod engine;
 pub(crate) mod join;
 pub(crate) mod meet;
+mod signal;
 
 #[cfg(test)]
 mod tests;

@@ -60,7 +60,7 @@ impl Puppet {
         notice[..5].copy_from_slice(&words);
         notice[6] = lag_of(2) as u64;
         self.board.write_notice(0, notice);
-        self.board.tick();
+        self.board.add_tick();
         self.board.wake();
     }
 }
@@ -107,7 +107,7 @@ fn results_that_a_peer_does_not_share_are_not_read() {
     for result in [u64::MAX, ARENA_BYTES as u64 - 4, 1 << 40] {
         let (group, puppet) = pair(PATIENT);
         puppet.announce([0, sum_of(LARGE), bytes(LARGE), 0, result]);
-        (0..10).for_each(|_| puppet.board.tick());
+        (0..10).for_each(|_| puppet.board.add_tick());
         let error = sum(&group).unwrap_err();
         let CollectiveError::Mismatch { disagreement, .. } = error else { panic!("{error}") };
         assert!(
@@ -136,7 +136,7 @@ fn a_peer_that_does_something_else_is_found_out() {
 fn ticks_without_work_spoil_numbers_and_nothing_else() {
     let (group, puppet) = pair(PATIENT);
     puppet.announce([0, sum_of(LARGE), bytes(LARGE), 0, 0]);
-    (0..1000).for_each(|_| puppet.board.tick());
+    (0..1000).for_each(|_| puppet.board.add_tick());
     assert_eq!(sum(&group).unwrap().len(), LARGE);
 }
 
