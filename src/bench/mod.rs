@@ -9,6 +9,7 @@
 //! ```
 
 mod rank;
+mod work;
 
 use std::fmt;
 use std::io::{self, BufRead, BufReader, Write};
@@ -47,14 +48,54 @@ pub enum Operation {
     Exact,
     /// No exchange: every rank copies its input, as fast as memory allows
     Copy,
+    /// Each rank receives its part of the sum
+    #[value(skip)]
+    ReduceScatter,
+    /// Everybody receives everybody's part
+    #[value(skip)]
+    AllGather,
+    /// Everybody receives rank 0's input
+    #[value(skip)]
+    Broadcast,
+    /// Rank 0 receives the sum
+    #[value(skip)]
+    Reduce,
+    /// Rank 0 receives everybody's part
+    #[value(skip)]
+    Gather,
+    /// Each rank receives its part of rank 0's input
+    #[value(skip)]
+    Scatter,
+    /// Each rank receives its part of everybody's input
+    #[value(skip)]
+    AllToAll,
 }
 
 impl Operation {
     /// Of the elements.
     fn element(self) -> &'static str {
         match self {
-            Self::F32 | Self::Copy => "f32",
             Self::Exact => "i32",
+            _ => "f32",
+        }
+    }
+
+    /// Elements of a payload of about so many bytes: parts for all ranks, where it is cut into parts.
+    fn count(self, bytes: u64, ranks: u32) -> u64 {
+        let (count, ranks) = (bytes / size_of::<f32>() as u64, u64::from(ranks));
+        match self {
+            Self::F32 | Self::Exact | Self::Copy | Self::Broadcast | Self::Reduce => count,
+            _ => (count / ranks).max(1) * ranks,
+        }
+    }
+
+    /// What of the payload crosses a rank's link, as nccl-tests count it.
+    fn bus_factor(self, ranks: u32) -> f64 {
+        let others = f64::from(ranks - 1) / f64::from(ranks);
+        match self {
+            Self::F32 | Self::Exact => 2.0 * others,
+            Self::Copy | Self::Broadcast | Self::Reduce => 1.0,
+            Self::ReduceScatter | Self::AllGather | Self::Gather | Self::Scatter | Self::AllToAll => others,
         }
     }
 }

@@ -31,6 +31,27 @@ pub enum BenchAction {
     /// Sums over all ranks, out of place and verified
     #[command(after_help = format!("{EXAMPLES}\n{EXIT_CODES}"))]
     Allreduce(AllReduceArgs),
+    /// Each rank receives its part of the sum
+    #[command(after_help = EXIT_CODES)]
+    Reducescatter(RunArgs),
+    /// Everybody receives everybody's part
+    #[command(after_help = EXIT_CODES)]
+    Allgather(RunArgs),
+    /// Everybody receives rank 0's input
+    #[command(after_help = EXIT_CODES)]
+    Broadcast(RunArgs),
+    /// Rank 0 receives the sum
+    #[command(after_help = EXIT_CODES)]
+    Reduce(RunArgs),
+    /// Rank 0 receives everybody's part
+    #[command(after_help = EXIT_CODES)]
+    Gather(RunArgs),
+    /// Each rank receives its part of rank 0's input
+    #[command(after_help = EXIT_CODES)]
+    Scatter(RunArgs),
+    /// Each rank receives its part of everybody's input
+    #[command(after_help = EXIT_CODES)]
+    Alltoall(RunArgs),
     /// One rank: reads what to do from standard input
     #[command(hide = true)]
     Rank,
@@ -42,6 +63,14 @@ pub struct AllReduceArgs {
     /// What to sum
     #[arg(long, value_name = "SUM", default_value = "f32")]
     pub sum: Operation,
+    /// How it is measured.
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// How an operation is measured.
+#[derive(Debug, Args)]
+pub struct RunArgs {
     /// Processes to start
     #[arg(long, value_name = "N", default_value = "2")]
     pub ranks: NonZeroU32,
@@ -83,13 +112,20 @@ pub struct AllReduceArgs {
 /// Bad input where sizes or addresses make no sense; a failed run where a rank fails or a sum is wrong.
 pub fn run(args: &BenchArgs, out: &mut impl Write) -> Result<Exit, Failure> {
     match &args.action {
-        BenchAction::Allreduce(args) => all_reduce(args, out),
+        BenchAction::Allreduce(args) => measure(&args.run, args.sum, out),
+        BenchAction::Reducescatter(args) => measure(args, Operation::ReduceScatter, out),
+        BenchAction::Allgather(args) => measure(args, Operation::AllGather, out),
+        BenchAction::Broadcast(args) => measure(args, Operation::Broadcast, out),
+        BenchAction::Reduce(args) => measure(args, Operation::Reduce, out),
+        BenchAction::Gather(args) => measure(args, Operation::Gather, out),
+        BenchAction::Scatter(args) => measure(args, Operation::Scatter, out),
+        BenchAction::Alltoall(args) => measure(args, Operation::AllToAll, out),
         BenchAction::Rank => bench::serve_rank(out).map(|()| Exit::Done),
     }
 }
 
-fn all_reduce(args: &AllReduceArgs, out: &mut impl Write) -> Result<Exit, Failure> {
-    let work = Work { operation: args.sum, sizes: args.sizes()?, runs: args.runs };
+fn measure(args: &RunArgs, operation: Operation, out: &mut impl Write) -> Result<Exit, Failure> {
+    let work = Work { operation, sizes: args.sizes()?, runs: args.runs };
     let launch = Launch {
         ranks: args.ranks.get(),
         transport: args.transport,
@@ -112,15 +148,14 @@ fn all_reduce(args: &AllReduceArgs, out: &mut impl Write) -> Result<Exit, Failur
     })?;
     match errors {
         0 => Ok(Exit::Done),
-        _ => Err(Failure::run(anyhow::anyhow!("{errors} elements of the sums are wrong; this is a bug"))),
+        _ => Err(Failure::run(anyhow::anyhow!("{errors} elements of the results are wrong; this is a bug"))),
     }
 }
 
-impl AllReduceArgs {
+impl RunArgs {
     /// Payloads in bytes, whole elements.
     fn sizes(&self) -> Result<Vec<u64>, Failure> {
         let next = |size: &u64| size.checked_mul(self.factor).filter(|&next| next <= self.max);
-        let sizes: Vec<u64> = std::iter::successors(Some(self.min), next).collect();
         match self.min {
             0 => Err(Failure::bad_input(anyhow::anyhow!("--min 0 has no elements: 4B is the least"))),
             min if min % 4 != 0 => {
@@ -129,7 +164,7 @@ impl AllReduceArgs {
             min if min > self.max => {
                 Err(Failure::bad_input(anyhow::anyhow!("--min {min} is above --max {}", self.max)))
             }
-            _ => Ok(sizes),
+            min => Ok(std::iter::successors(Some(min), next).collect()),
         }
     }
 }

@@ -1,0 +1,203 @@
+//! What is repeated and timed, and what must come out of it.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use mattock_collectives::{
+    Buffer, CollectiveError, Group, Rank, Reduction, SaturatingSum, Sum, copy_past_caches,
+};
+
+use super::Operation;
+
+/// One measurement repeats the operation for about this long.
+const RUN_SECONDS: f64 = 0.05;
+/// Repetitions are no more than this.
+const REPEATS_MAX: f64 = 5000.0;
+/// Values of the inputs repeat after so many elements.
+const PERIOD: usize = 97;
+/// Elements that share a bound.
+const BLOCK: usize = 256;
+/// Whose input is spread, or who receives.
+const ROOT: Rank = Rank(0);
+
+/// Seconds of one operation on `count` elements, and how many elements of this rank's result are wrong.
+pub(super) fn run(
+    group: &Group,
+    operation: Operation,
+    count: usize,
+    runs: u32,
+) -> anyhow::Result<(f64, u32)> {
+    let (ranks, rank) = (group.ring().world_size().get() as usize, group.ring().rank());
+    let (own, part) = (rank.0 as usize, count / ranks);
+    let at_root = |len: usize| if rank == ROOT { len } else { 0 };
+    let bench = Floats { group, runs };
+    match operation {
+        Operation::F32 => {
+            let mut floats = Summing::<Sum<f32>>::new(group, count, |i| element(i, own) as f32);
+            let seconds = slowest(group, runs, || floats.reduce(group))?;
+            Ok((seconds, wrong(&floats.output, |i| summed(i, ranks) as f32)))
+        }
+        Operation::Exact => exact(group, count, runs),
+        Operation::Copy => copy(group, count, runs),
+        Operation::ReduceScatter => bench.run(
+            count,
+            |input, output| group.reduce_scatter::<Sum<f32>>(input, output).wait(),
+            |i| summed(own * part + i, ranks) as f32,
+            part,
+        ),
+        Operation::AllGather => bench.run(
+            part,
+            |input, output| group.all_gather(input, part * ranks, output).wait(),
+            |i| element(i % part, i / part) as f32,
+            part * ranks,
+        ),
+        Operation::Broadcast => bench.run(
+            count,
+            |input, output| match rank {
+                ROOT => group.broadcast(input).wait().map(|()| output),
+                _ => group.receive_broadcast(ROOT, output).wait(),
+            },
+            |i| element(i, 0) as f32,
+            count - at_root(count),
+        ),
+        Operation::Reduce => bench.run(
+            count,
+            |input, output| group.reduce::<Sum<f32>>(ROOT, input, output).wait(),
+            |i| summed(i, ranks) as f32,
+            at_root(count),
+        ),
+        Operation::Gather => bench.run(
+            part,
+            |input, output| group.gather(ROOT, input, output).wait(),
+            |i| element(i % part, i / part) as f32,
+            at_root(part * ranks),
+        ),
+        Operation::Scatter => bench.run(
+            part * ranks,
+            |input, output| match rank {
+                ROOT => group.scatter(input).wait(),
+                _ => group.receive_scatter(ROOT, output).wait(),
+            },
+            |i| element(own * part + i, 0) as f32,
+            part,
+        ),
+        Operation::AllToAll => bench.run(
+            part * ranks,
+            |input, output| group.all_to_all(input, output).wait(),
+            |i| element(own * part + i % part, i / part) as f32,
+            part * ranks,
+        ),
+    }
+}
+
+/// Operations on f32.
+struct Floats<'a> {
+    group: &'a Group,
+    runs: u32,
+}
+
+impl Floats<'_> {
+    /// Repeats `step` on an input of that length; the result must be `expected`, and of the length that goes with it.
+    fn run(
+        &self,
+        input_len: usize,
+        step: impl Fn(Arc<Buffer<f32>>, Buffer<f32>) -> Result<Buffer<f32>, CollectiveError>,
+        expected: impl Fn(usize) -> f32,
+        expected_len: usize,
+    ) -> anyhow::Result<(f64, u32)> {
+        let rank = self.group.ring().rank().0 as usize;
+        let mut input = self.group.buffer(input_len);
+        input.iter_mut().enumerate().for_each(|(i, x)| *x = element(i, rank) as f32);
+        let (input, mut output) = (Arc::new(input), self.group.buffer(expected_len));
+        let seconds = slowest(self.group, self.runs, || {
+            output = step(Arc::clone(&input), std::mem::take(&mut output))?;
+            Ok(())
+        })?;
+        anyhow::ensure!(
+            output.len() == expected_len,
+            "a result has {} elements, not {expected_len}",
+            output.len()
+        );
+        Ok((seconds, wrong(&output, expected)))
+    }
+}
+
+/// The trainer's sums.
+fn exact(group: &Group, count: usize, runs: u32) -> anyhow::Result<(f64, u32)> {
+    let (ranks, own) = (group.ring().world_size().get() as usize, group.ring().rank().0 as usize);
+    let mut integers = Summing::<Sum<i32>>::new(group, count, |i| element(i, own) as i32);
+    let mut bounds = Summing::<SaturatingSum>::new(group, count.div_ceil(BLOCK), |i| element(i, own));
+    let both = || integers.reduce(group).and_then(|()| bounds.reduce(group));
+    let seconds = slowest(group, runs, both)?;
+    let errors = wrong(&integers.output, |i| summed(i, ranks) as i32);
+    Ok((seconds, errors + wrong(&bounds.output, |i| summed(i, ranks))))
+}
+
+/// No exchange at all.
+fn copy(group: &Group, count: usize, runs: u32) -> anyhow::Result<(f64, u32)> {
+    let (input, mut output) = (vec![1.0f32; count], vec![0.0f32; count]);
+    let copy = || {
+        let (from, to) = (std::hint::black_box(&input), &mut output);
+        copy_past_caches(bytemuck::cast_slice(from), bytemuck::cast_slice_mut(to));
+        Ok(())
+    };
+    Ok((slowest(group, runs, copy)?, wrong(&output, |_| 1.0)))
+}
+
+/// An all-reduce that is repeated.
+struct Summing<R: Reduction> {
+    input: Arc<Buffer<R::Element>>,
+    output: Buffer<R::Element>,
+}
+
+impl<R: Reduction> Summing<R> {
+    fn new(group: &Group, count: usize, value: impl Fn(usize) -> R::Element) -> Self {
+        let mut input = group.buffer(count);
+        input.iter_mut().enumerate().for_each(|(i, x)| *x = value(i));
+        Self { input: Arc::new(input), output: group.buffer(count) }
+    }
+
+    fn reduce(&mut self, group: &Group) -> anyhow::Result<()> {
+        let output = std::mem::take(&mut self.output);
+        self.output = group.all_reduce_now::<R>(Arc::clone(&self.input), output)?;
+        Ok(())
+    }
+}
+
+/// Seconds that the slowest rank takes for the work: the median over runs.
+fn slowest(group: &Group, runs: u32, mut work: impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<f64> {
+    // Once to warm up, then to see how long it takes.
+    timed(group, 1, &mut work)?;
+    let first = timed(group, 1, &mut work)?;
+    let repeats = (RUN_SECONDS / first).clamp(1.0, REPEATS_MAX).ceil() as u32;
+    let mut seconds =
+        (0..runs).map(|_| timed(group, repeats, &mut work)).collect::<anyhow::Result<Vec<_>>>()?;
+    seconds.sort_by(f64::total_cmp);
+    Ok(seconds[seconds.len() / 2])
+}
+
+/// Seconds for one of several repetitions, as the slowest rank sees it.
+fn timed(group: &Group, repeats: u32, work: &mut impl FnMut() -> anyhow::Result<()>) -> anyhow::Result<f64> {
+    group.barrier_now()?;
+    let start = Instant::now();
+    (0..repeats).try_for_each(|_| work())?;
+    let own = start.elapsed().as_secs_f64() / f64::from(repeats);
+    let ranks = group.ring().world_size().get() as usize;
+    let all = group.all_gather::<f64>(Arc::new(vec![own].into()), ranks, Buffer::default()).wait()?;
+    Ok(all.iter().copied().fold(0.0, f64::max))
+}
+
+/// A rank's element: small enough for sums to be exact in f32.
+fn element(i: usize, rank: usize) -> u32 {
+    (i % PERIOD + rank) as u32
+}
+
+/// The sum of all ranks' elements.
+fn summed(i: usize, ranks: usize) -> u32 {
+    element(i, 0) * ranks as u32 + (ranks * (ranks - 1) / 2) as u32
+}
+
+/// Elements that are not what they must be.
+fn wrong<E: PartialEq + Copy>(output: &[E], expected: impl Fn(usize) -> E) -> u32 {
+    output.iter().enumerate().filter(|&(i, &x)| x != expected(i)).count() as u32
+}

@@ -1,0 +1,62 @@
+//! `mattock bench` between processes: every operation, over both transports, gives what it must.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+fn bench(arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mattock"));
+    command.arg("bench").args(arguments).env_remove("RUST_LOG").output().unwrap()
+}
+
+/// Samples of an operation between three processes.
+fn samples(operation: &str, transport: &str) -> Vec<Value> {
+    let size = ["--min", "12B", "--max", "192KiB", "--factor", "128", "--runs", "1"];
+    let output =
+        bench(&[&[operation, "--ranks", "3", "--transport", transport, "--json"], &size[..]].concat());
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{operation} over {transport}: {said}");
+    let lines = String::from_utf8(output.stdout).unwrap();
+    lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn every_operation_is_right_between_processes() {
+    let operations =
+        ["allreduce", "reducescatter", "allgather", "broadcast", "reduce", "gather", "scatter", "alltoall"];
+    for operation in operations {
+        for (transport, named) in [("shm", "shared memory"), ("quic", "QUIC")] {
+            let samples = samples(operation, transport);
+            assert_eq!(samples.len(), 3, "{operation} over {transport}");
+            for sample in samples {
+                assert_eq!(sample["errors"], 0, "{operation}: {sample}");
+                assert_eq!(sample["transport"], named, "{operation}: {sample}");
+                assert!(sample["time_us"].as_f64().unwrap() > 0.0 && sample["bytes"].as_u64().unwrap() >= 12);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_trainers_sums_are_right() {
+    let output =
+        bench(&["allreduce", "--sum", "exact", "--min", "64KiB", "--max", "64KiB", "--runs", "1", "--json"]);
+    let sample: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&sample["errors"], &sample["type"]), (&0.into(), &"i32".into()), "{sample}");
+}
+
+#[test]
+fn sizes_that_make_no_sense_are_refused() {
+    for (arguments, said) in [
+        (["--min", "3B"], "no multiple"),
+        (["--min", "2GiB"], "above --max"),
+        (["--min", "0"], "no elements"),
+        (["--bind", "nowhere"], "nowhere"),
+    ] {
+        let output = bench(&[&["allreduce"], &arguments[..]].concat());
+        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{errors}");
+        assert!(errors.contains(said), "{errors}");
+    }
+}
