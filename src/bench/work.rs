@@ -27,9 +27,7 @@ pub(super) fn run(
     count: usize,
     runs: u32,
 ) -> anyhow::Result<(f64, u32)> {
-    let (ranks, rank) = (group.ring().world_size().get() as usize, group.ring().rank());
-    let (own, part) = (rank.0 as usize, count / ranks);
-    let at_root = |len: usize| if rank == ROOT { len } else { 0 };
+    let (ranks, own) = (group.ring().world_size().get() as usize, group.ring().rank().0 as usize);
     let bench = Floats { group, runs };
     match operation {
         Operation::F32 => {
@@ -39,53 +37,26 @@ pub(super) fn run(
         }
         Operation::Exact => exact(group, count, runs),
         Operation::Copy => copy(group, count, runs),
+        Operation::Broadcast | Operation::Reduce | Operation::Gather | Operation::Scatter => {
+            bench.rooted(operation, count)
+        }
         Operation::ReduceScatter => bench.run(
             count,
             |input, output| group.reduce_scatter::<Sum<f32>>(input, output).wait(),
-            |i| summed(own * part + i, ranks) as f32,
-            part,
+            |i| summed(own * (count / ranks) + i, ranks) as f32,
+            count / ranks,
         ),
         Operation::AllGather => bench.run(
-            part,
-            |input, output| group.all_gather(input, part * ranks, output).wait(),
-            |i| element(i % part, i / part) as f32,
-            part * ranks,
-        ),
-        Operation::Broadcast => bench.run(
+            count / ranks,
+            |input, output| group.all_gather(input, count, output).wait(),
+            |i| element(i % (count / ranks), i / (count / ranks)) as f32,
             count,
-            |input, output| match rank {
-                ROOT => group.broadcast(input).wait().map(|()| output),
-                _ => group.receive_broadcast(ROOT, output).wait(),
-            },
-            |i| element(i, 0) as f32,
-            count - at_root(count),
-        ),
-        Operation::Reduce => bench.run(
-            count,
-            |input, output| group.reduce::<Sum<f32>>(ROOT, input, output).wait(),
-            |i| summed(i, ranks) as f32,
-            at_root(count),
-        ),
-        Operation::Gather => bench.run(
-            part,
-            |input, output| group.gather(ROOT, input, output).wait(),
-            |i| element(i % part, i / part) as f32,
-            at_root(part * ranks),
-        ),
-        Operation::Scatter => bench.run(
-            part * ranks,
-            |input, output| match rank {
-                ROOT => group.scatter(input).wait(),
-                _ => group.receive_scatter(ROOT, output).wait(),
-            },
-            |i| element(own * part + i, 0) as f32,
-            part,
         ),
         Operation::AllToAll => bench.run(
-            part * ranks,
+            count,
             |input, output| group.all_to_all(input, output).wait(),
-            |i| element(own * part + i % part, i / part) as f32,
-            part * ranks,
+            |i| element(own * (count / ranks) + i % (count / ranks), i / (count / ranks)) as f32,
+            count,
         ),
     }
 }
@@ -97,6 +68,46 @@ struct Floats<'a> {
 }
 
 impl Floats<'_> {
+    /// An operation in which rank 0 gives or receives.
+    fn rooted(&self, operation: Operation, count: usize) -> anyhow::Result<(f64, u32)> {
+        let group = self.group;
+        let (ranks, rank) = (group.ring().world_size().get() as usize, group.ring().rank());
+        let (own, part) = (rank.0 as usize, count / ranks);
+        let at_root = |len: usize| if rank == ROOT { len } else { 0 };
+        match operation {
+            Operation::Broadcast => self.run(
+                count,
+                |input, output| match rank {
+                    ROOT => group.broadcast(input).wait().map(|()| output),
+                    _ => group.receive_broadcast(ROOT, output).wait(),
+                },
+                |i| element(i, 0) as f32,
+                count - at_root(count),
+            ),
+            Operation::Reduce => self.run(
+                count,
+                |input, output| group.reduce::<Sum<f32>>(ROOT, input, output).wait(),
+                |i| summed(i, ranks) as f32,
+                at_root(count),
+            ),
+            Operation::Gather => self.run(
+                part,
+                |input, output| group.gather(ROOT, input, output).wait(),
+                |i| element(i % part, i / part) as f32,
+                at_root(count),
+            ),
+            _ => self.run(
+                count,
+                |input, output| match rank {
+                    ROOT => group.scatter(input).wait(),
+                    _ => group.receive_scatter(ROOT, output).wait(),
+                },
+                |i| element(own * part + i, 0) as f32,
+                part,
+            ),
+        }
+    }
+
     /// Repeats `step` on an input of that length; the result must be `expected`, and of the length that goes with it.
     fn run(
         &self,
