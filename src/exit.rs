@@ -63,7 +63,14 @@ impl Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:#}", self.error)
+        // Many errors name their cause themselves: it is not said twice.
+        let mut said = String::new();
+        for cause in self.error.chain().map(ToString::to_string) {
+            if !said.contains(&cause) {
+                said = if said.is_empty() { cause } else { format!("{said}: {cause}") };
+            }
+        }
+        f.write_str(&said)
     }
 }
 
@@ -87,7 +94,20 @@ impl From<crate::run_dir::RunDirError> for Failure {
 
 #[cfg(test)]
 mod tests {
-    use super::{EXIT_CODES, Exit};
+    use anyhow::anyhow;
+
+    use super::{EXIT_CODES, Exit, Failure};
+
+    #[test]
+    fn a_cause_is_said_once() {
+        let disk = || anyhow!("the disk is full");
+        let text = |error: anyhow::Error| Failure::run(error).to_string();
+        assert_eq!(text(disk().context("cannot write x")), "cannot write x: the disk is full");
+        assert_eq!(
+            text(disk().context("cannot write x: the disk is full")),
+            "cannot write x: the disk is full"
+        );
+    }
 
     #[test]
     fn the_help_names_every_code() {

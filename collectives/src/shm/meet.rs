@@ -14,9 +14,11 @@ use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, recvmsg, sendmsg,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recvmsg, sendmsg,
+    socket_with,
 };
 
 use crate::ring::Ring;
@@ -100,8 +102,19 @@ impl Card {
     }
 
     fn address(&self) -> io::Result<SocketAddr> {
-        let name = u128::from_le_bytes(self.name);
-        SocketAddr::from_abstract_name(format!("mattock-{name:032x}"))
+        SocketAddr::from_abstract_name(self.socket_name())
+    }
+
+    fn socket_name(&self) -> String {
+        format!("mattock-{:032x}", u128::from_le_bytes(self.name))
+    }
+
+    /// Connects to the rank with this card. Strangers may have filled its queue, so this too has a deadline.
+    fn call(&self, deadline: Instant) -> io::Result<UnixStream> {
+        let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+        set_socket_timeout(&socket, Timeout::Send, Some(until(deadline)))?;
+        connect(&socket, &SocketAddrUnix::new_abstract_name(self.socket_name().as_bytes())?)?;
+        Ok(socket.into())
     }
 }
 
@@ -161,7 +174,7 @@ impl Host {
         let own = ring.rank().0 as usize;
         let mut met: Vec<Option<Met>> = cards.iter().map(|_| None).collect();
         for (rank, card) in cards.iter().enumerate().take(own) {
-            let line = prepare(UnixStream::connect_addr(&card.address()?)?, &self.card, deadline)?;
+            let line = prepare(card.call(deadline)?, &self.card, deadline)?;
             send(&line, &hello(&self.card, own, ring), share)?;
             let expected = hello(card, rank, ring);
             met[rank] = Some(receive(line, |wire| (*wire == expected).then_some(()))?.1);
@@ -199,9 +212,14 @@ impl Host {
     }
 }
 
+/// What is left of a deadline; never nothing, which sockets take for no limit.
+fn until(deadline: Instant) -> Duration {
+    deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1))
+}
+
 /// Sets deadlines, and checks whose process it is.
 fn prepare(line: UnixStream, own: &Card, deadline: Instant) -> io::Result<UnixStream> {
-    let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+    let left = until(deadline);
     line.set_nonblocking(false)?;
     line.set_read_timeout(Some(left))?;
     line.set_write_timeout(Some(left))?;
@@ -326,5 +344,14 @@ mod tests {
         let error =
             host.meet(ring(0, 2), &cards, [board.file().as_fd(); 2], Duration::from_millis(20)).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[test]
+    fn a_queue_that_strangers_have_filled_is_not_waited_for_longer_than_the_limit() {
+        let host = Host::listen().unwrap();
+        rustix::net::listen(&host.listener, 0).unwrap();
+        let call = || host.card.call(Instant::now() + Duration::from_millis(20));
+        let callers: Vec<_> = (0..10).map(|_| call()).collect();
+        assert!(callers[0].is_ok() && callers[9].is_err(), "{callers:?}");
     }
 }
