@@ -192,8 +192,8 @@ fn round_to_bf16(x: f32) -> bf16 {
     bf16::from_bits(if x.is_nan() { quiet_nan } else { rounded } as u16)
 }
 
-/// `out[i] = own[i] + arrived[i]`, where `arrived` holds as many elements at any alignment.
-pub(crate) fn combine_into<R: Reduction>(own: &[R::Element], arrived: &[u8], out: &mut [R::Element]) {
+#[inline(always)]
+fn combine_loop<R: Reduction>(own: &[R::Element], arrived: &[u8], out: &mut [R::Element]) {
     let arrived: &[<R::Element as Element>::Wire] = bytemuck::cast_slice(arrived);
     assert_eq!((own.len(), arrived.len()), (out.len(), out.len()));
     for ((out, own), arrived) in out.iter_mut().zip(own).zip(arrived) {
@@ -212,19 +212,12 @@ pub(crate) struct Fold {
 
 impl Fold {
     pub(crate) fn of<R: Reduction>() -> Self {
-        Self { pair: pair_widest::<R>, add: add_widest::<R> }
+        Self { pair: pair::<R>, add: add_widest::<R> }
     }
 }
 
-#[inline(always)]
 fn pair<R: Reduction>(arrived: &[u8], own: &[u8], out: &mut [u8]) {
-    let (arrived, own): (&[R::Element], &[R::Element]) =
-        (bytemuck::cast_slice(arrived), bytemuck::cast_slice(own));
-    let out: &mut [R::Element] = bytemuck::cast_slice_mut(out);
-    assert_eq!((arrived.len(), own.len()), (out.len(), out.len()));
-    for ((out, own), arrived) in out.iter_mut().zip(own).zip(arrived) {
-        *out = R::combine(*own, *arrived);
-    }
+    combine_into::<R>(bytemuck::cast_slice(own), arrived, bytemuck::cast_slice_mut(out));
 }
 
 #[inline(always)]
@@ -240,9 +233,9 @@ fn add<R: Reduction>(sum: &mut [u8], own: &[u8]) {
 /// Defines a function that runs a loop compiled for the widest vectors that the processor has. No loop here fuses
 /// multiplication and addition, so all give the same bits.
 macro_rules! widest {
-    ($(#[$meta:meta])* fn $name:ident<R>($($arg:ident: $type:ty),*) = $inner:ident) => {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident<R>($($arg:ident: $type:ty),*) = $inner:ident) => {
         $(#[$meta])*
-        fn $name<R: Reduction>($($arg: $type),*) {
+        $vis fn $name<R: Reduction>($($arg: $type),*) {
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
@@ -268,7 +261,8 @@ macro_rules! widest {
 }
 
 widest! {
-    fn pair_widest<R>(arrived: &[u8], own: &[u8], out: &mut [u8]) = pair
+    /// `out[i] = combine(own[i], arrived[i])`, where `arrived` holds as many elements at any alignment.
+    pub(crate) fn combine_into<R>(own: &[R::Element], arrived: &[u8], out: &mut [R::Element]) = combine_loop
 }
 widest! {
     fn add_widest<R>(sum: &mut [u8], own: &[u8]) = add

@@ -4,9 +4,8 @@
 //! takes memory only where it was written. It is sealed: nobody can shrink it under a reader, and nobody but its owner
 //! can write to it.
 
-use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use memmap2::{MmapOptions, MmapRaw};
@@ -103,7 +102,7 @@ impl Arena {
 pub(crate) fn sealed(name: &str, bytes: usize) -> io::Result<(OwnedFd, MmapRaw)> {
     let file = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
     ftruncate(&file, bytes as u64)?;
-    let map = MmapOptions::new().len(bytes).map_raw(&File::from(file.as_fd().try_clone_to_owned()?))?;
+    let map = MmapOptions::new().len(bytes).map_raw(&file)?;
     fcntl_add_seals(&file, SEALS | SealFlags::SEAL)?;
     Ok((file, map))
 }
@@ -160,6 +159,8 @@ impl Drop for Region {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+
     use super::*;
 
     #[test]

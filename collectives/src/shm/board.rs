@@ -15,7 +15,7 @@
 //!    announced `s + 1`, hence has done with `s`.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use memmap2::{MmapOptions, MmapRaw};
@@ -161,8 +161,7 @@ pub(crate) fn map_sealed(file: &OwnedFd) -> io::Result<MmapRaw> {
         return Err(io::Error::other("the peer's memory is not sealed"));
     }
     let bytes = usize::try_from(fstat(file)?.st_size).map_err(io::Error::other)?;
-    let file = std::fs::File::from(file.as_fd().try_clone_to_owned()?);
-    MmapOptions::new().len(bytes).map_raw_read_only(&file)
+    MmapOptions::new().len(bytes).map_raw_read_only(file)
 }
 
 #[cfg(test)]

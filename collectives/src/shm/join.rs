@@ -1,7 +1,7 @@
 //! From a ring to a group over the memory of one host, where all its ranks are on one.
 //!
 //! ```text
-//! all-gather of cards round the ring -> all on one host? -> meet -> did all meet? -> shared memory, else the ring
+//! all-gather of cards round the ring -> all on one host? -> meet -> has everybody? -> shared memory, else the ring
 //! ```
 //!
 //! Every rank decides by the same facts, so all decide the same.
@@ -50,24 +50,19 @@ pub(crate) async fn share_memory(
     let own = host.as_ref().map_or(Card::unwilling(), |(host, _)| host.card);
     let cards = exchange(&ring, own).await?;
     obstacle = obstacle.or_else(|| cards.iter().find_map(|card| own.apart(card)).map(str::to_owned));
-    let mut met = None;
+    let mut started = None;
     if let (Some((host, arena)), None) = (host, &obstacle) {
-        match meet(io, &ring, host, cards, arena.clone(), config.timeout.min(MEETING_MAX)).await {
-            Ok((board, peers)) => met = Some((board, arena, peers)),
+        let met = meet(io, &ring, host, cards, arena.clone(), config.timeout.min(MEETING_MAX)).await;
+        match met.and_then(|(board, peers)| Engine::start(ring.ring(), config, board, arena, peers, io)) {
+            Ok(engine) => started = Some(Group::on_host(engine, ring.keep())),
             Err(error) => obstacle = Some(error.to_string()),
         }
     }
-    let failures =
-        ring.all_reduce::<SaturatingSum>(Arc::new(vec![u32::from(met.is_none())].into()), Buffer::default());
-    if failures.await?[0] > 0 {
-        return Ok(Outcome::Apart(ring, obstacle.unwrap_or_else(|| "another rank could not".to_owned())));
-    }
-    let engine = met.map(|(board, arena, peers)| Engine::start(ring.ring(), config, board, arena, peers, io));
-    Ok(match engine {
-        Some(Ok(engine)) => Outcome::Shared(Group::on_host(engine, ring.keep())),
-        // The others learn of it when they first wait for this rank.
-        Some(Err(error)) => Outcome::Apart(ring, error.to_string()),
-        None => Outcome::Apart(ring, "not all ranks share memory".to_owned()),
+    let failures = Arc::new(vec![u32::from(started.is_none())].into());
+    let failures = ring.all_reduce::<SaturatingSum>(failures, Buffer::default()).await?[0];
+    Ok(match started {
+        Some(group) if failures == 0 => Outcome::Shared(group),
+        _ => Outcome::Apart(ring, obstacle.unwrap_or_else(|| "another rank could not".to_owned())),
     })
 }
 
