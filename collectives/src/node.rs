@@ -34,7 +34,7 @@ pub struct NodeConfig {
     pub group: GroupConfig,
     /// How fast to send between hosts.
     pub congestion: Congestion,
-    /// What is to carry the bytes; the same on all ranks.
+    /// What is to carry the bytes.
     pub transport: TransportChoice,
     /// Bytes that this process may share with others of its host: the limit of [`Node::arena`].
     pub arena_bytes: usize,
@@ -78,7 +78,7 @@ pub enum TransportChoice {
     /// Shared memory where all ranks are on one host, else QUIC.
     #[default]
     Auto,
-    /// QUIC even between processes of one host.
+    /// QUIC even between processes of one host; one rank that wants it is enough.
     Quic,
     /// Shared memory, or an error.
     SharedMemory,
@@ -230,9 +230,6 @@ async fn join(core: &Arc<Core>, spec: &RingSpec) -> Result<Group, JoinError> {
     }
     let (sender, receiver) = core.links(spec).await?;
     let linked = Group::linked(&core.thread, ring, core.group, (sender, receiver), Transport::Quic, keep);
-    if core.transport == TransportChoice::Quic {
-        return Ok(linked);
-    }
     let (rank, generation) = (ring.rank(), ring.generation());
     let shared = share_memory(&core.thread, linked, core.arena.as_ref(), core.group).await;
     match shared.map_err(|source| JoinError::Undecided { rank, generation, source: Box::new(source) })? {

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use common::{Authority, config, groups, name, ring, spec, start};
 use mattock_collectives::{
-    Buffer, CollectiveError, Disagreement, Group, JoinError, Node, NodeConfig, RingSpec, Sum, TransportError,
+    Buffer, CollectiveError, Disagreement, Group, JoinError, Node, NodeConfig, RingSpec, Sum, Transport,
+    TransportChoice, TransportError,
 };
 use relay::{Relay, holds};
 
@@ -350,4 +351,45 @@ fn nodes_on_all_interfaces_reduce() {
     };
     let joins = [0, 1].map(|rank| nodes[rank as usize].begin_join(reachable(rank)));
     all_reduce(&joins.map(|join| join.wait().unwrap()), 1_000_000);
+}
+
+/// Two nodes that want this, in one ring.
+fn joined(choices: [TransportChoice; 2]) -> [Result<Group, JoinError>; 2] {
+    let authority = Authority::new();
+    let mut rank = 0..;
+    let nodes = choices.map(|transport| {
+        let identity = authority.identity(&[&name(rank.next().unwrap())]);
+        let bind = ([127, 0, 0, 1], 0).into();
+        Node::start(NodeConfig { group: config(PATIENT), transport, ..NodeConfig::new(identity, bind) })
+            .unwrap()
+    });
+    let joins = [0, 1].map(|rank| nodes[rank as usize].begin_join(spec(&nodes, rank, 0)));
+    joins.map(|join| join.wait())
+}
+
+#[test]
+fn ranks_of_one_host_share_memory_where_all_of_them_may() {
+    for choice in [TransportChoice::Auto, TransportChoice::SharedMemory] {
+        let groups = joined([TransportChoice::Auto, choice]).map(Result::unwrap);
+        assert!(groups.iter().all(|group| group.transport() == Transport::SharedMemory));
+        all_reduce(&groups, 100_000);
+    }
+}
+
+#[test]
+fn one_rank_that_wants_quic_is_enough() {
+    let groups = joined([TransportChoice::Auto, TransportChoice::Quic]).map(Result::unwrap);
+    assert!(groups.iter().all(|group| group.transport() == Transport::Quic));
+    all_reduce(&groups, 100_000);
+}
+
+#[test]
+fn who_insists_on_shared_memory_is_told_why_it_cannot_be() {
+    let [insisting, other] = joined([TransportChoice::SharedMemory, TransportChoice::Quic]);
+    let error = insisting.unwrap_err();
+    assert!(
+        matches!(error, JoinError::NotShared { .. }) && error.to_string().contains("shares no memory"),
+        "{error}"
+    );
+    assert!(other.is_ok());
 }
