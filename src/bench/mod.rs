@@ -152,8 +152,8 @@ impl Sample {
     pub(crate) const HEADING: &'static str = "     bytes        count  type      time us  algbw GB/s  busbw GB/s  errors  transport      algorithm";
 
     /// As one line.
-    pub(crate) fn json(&self) -> String {
-        serde_json::to_string(self).unwrap_or_default()
+    pub(crate) fn json(&self) -> io::Result<String> {
+        Ok(serde_json::to_string(self)?)
     }
 }
 

@@ -41,7 +41,7 @@ fn serve(out: &mut impl Write) -> anyhow::Result<()> {
                 eprint!("{history}");
             })?;
         if assignment.rank == 0 {
-            writeln!(out, "{}", sample.json())?;
+            writeln!(out, "{}", sample.json()?)?;
             out.flush()?;
         }
     }

@@ -141,7 +141,7 @@ fn measure(args: &RunArgs, operation: Operation, out: &mut impl Write) -> Result
     bench::measure(&launch, &work, |sample| {
         errors += sample.errors;
         match args.json {
-            true => writeln!(out, "{}", sample.json()),
+            true => sample.json().and_then(|line| writeln!(out, "{line}")),
             false => writeln!(out, "{sample}"),
         }
         .and_then(|()| out.flush())
