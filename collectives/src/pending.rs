@@ -5,6 +5,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
@@ -60,6 +61,27 @@ impl<T, E: Unpin> Future for Pending<T, E> {
             outcome
                 .unwrap_or_else(|_| Err(self.orphaned.take().expect("a future is not polled after its end")))
         })
+    }
+}
+
+impl<T, E: Unpin> Pending<T, E> {
+    /// As [`wait`](Self::wait), for `limit` at most; then the result comes back as it is, on its way.
+    ///
+    /// # Errors
+    /// The pending result, where it is not there yet.
+    pub fn wait_for(mut self, limit: Duration) -> Result<Result<T, E>, Self> {
+        let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+        let mut context = Context::from_waker(&waker);
+        let until = Instant::now() + limit;
+        loop {
+            if let Poll::Ready(outcome) = Pin::new(&mut self).poll(&mut context) {
+                return Ok(outcome);
+            }
+            match until.checked_duration_since(Instant::now()) {
+                Some(left) if !left.is_zero() => std::thread::park_timeout(left),
+                _ => return Err(self),
+            }
+        }
     }
 }
 

@@ -107,6 +107,7 @@ pub struct Client {
     run: String,
     recipe: String,
     settings: String,
+    under_way: bool,
     reports: tokio_mpsc::Sender<FromWorker>,
     messages: mpsc::Receiver<FromCoordinator>,
     ending: Ending,
@@ -163,6 +164,11 @@ impl Client {
     /// What the launcher wants workers to know.
     pub fn settings(&self) -> &str {
         &self.settings
+    }
+
+    /// Whether the run is under way: the state comes from the others then.
+    pub fn under_way(&self) -> bool {
+        self.under_way
     }
 
     /// A handle for reports from any thread.
@@ -239,8 +245,10 @@ impl Enrollment {
             let welcome: FromCoordinator = stream::receive(&mut receive, limit).await?;
             Ok::<_, JoinError>((connection, send, receive, welcome))
         })?;
-        let (run, recipe, settings) = match welcome {
-            FromCoordinator::Welcome { run, recipe, settings } => (run, recipe, settings),
+        let (run, recipe, settings, under_way) = match welcome {
+            FromCoordinator::Welcome { run, recipe, settings, under_way } => {
+                (run, recipe, settings, under_way)
+            }
             FromCoordinator::Refused { reason } => {
                 return Err(JoinError::Refused(printable(reason.as_bytes())));
             }
@@ -256,7 +264,7 @@ impl Enrollment {
             runtime.block_on(async { timeout(limit, endpoint.wait_idle()).await }).ok();
         })?;
         let (messages, closing, thread) = (received, Some(closing), Some(thread));
-        Ok(Client { worker, run, recipe, settings, reports, messages, ending, closing, thread })
+        Ok(Client { worker, run, recipe, settings, under_way, reports, messages, ending, closing, thread })
     }
 }
 

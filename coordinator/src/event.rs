@@ -43,6 +43,39 @@ pub enum Event {
         /// Its members.
         world_size: u32,
     },
+    /// A ring does not hold any more: its members say what they hold, and another is formed.
+    RingRecalled {
+        /// Its number.
+        generation: u64,
+        /// Why.
+        reason: String,
+    },
+    /// Training waits for workers.
+    Waiting {
+        /// Those who are ready.
+        ready: usize,
+        /// How many it takes.
+        needed: usize,
+    },
+    /// The first step of a ring that took the place of another, and what the change cost.
+    Recovered {
+        /// The new ring's number.
+        generation: u64,
+        /// Its members.
+        world_size: u32,
+        /// The step.
+        step: u64,
+        /// Why there is a new ring.
+        reason: String,
+        /// Milliseconds from when the coordinator knew until it knew what all members hold.
+        hold_ms: f64,
+        /// Milliseconds until the new ring was linked.
+        form_ms: f64,
+        /// Milliseconds until everybody had the state.
+        transfer_ms: f64,
+        /// Milliseconds until the step was committed, with what had to be computed again.
+        step_ms: f64,
+    },
     /// All ranks have committed a step.
     Step(StepRecord),
     /// A checkpoint is complete.
@@ -68,6 +101,15 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// A worker has left as it was told to.
+    WorkerLeft {
+        /// Its id.
+        worker: u64,
+        /// Why.
+        reason: String,
+    },
+    /// The run is over; workers are told.
+    RunEnding,
     /// Nothing follows.
     RunEnded {
         /// `done`, `interrupted` or `failed`.

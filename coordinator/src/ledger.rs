@@ -1,7 +1,9 @@
 //! Who did what in which step: the ranks' reports put together, and held against each other.
 //!
 //! # Invariants
-//! 1. A step is recorded once, when all ranks of its ring have reported it.
+//! 1. A step is recorded once: when all ranks of its ring have reported it, or, where the ring broke meanwhile, when the
+//!    next ring starts from it. Ranks that could not report it did what they were assigned: no rank commits a step
+//!    unless every micro-batch was counted once.
 //! 2. All ranks report the same loss and state hash, or the ledger names one that differs.
 //! 3. In a recorded step every micro-batch was computed by exactly one rank.
 
@@ -9,7 +11,7 @@ use std::collections::BTreeMap;
 
 use crate::event::{RankRecord, StepRecord};
 use crate::ids::WorkerId;
-use crate::protocol::{Formation, StepReport};
+use crate::protocol::{Formation, Place, StepReport};
 
 /// Steps that may be half reported at once. Ranks cannot run further apart than a step or two, but their reports can: one
 /// worker's line may stall, and until its silence counts, the ring goes on.
@@ -64,6 +66,19 @@ impl Ledger {
         Self { micro_batches, settled: formation.step, formation, open: BTreeMap::new() }
     }
 
+    /// The ledger of the next ring. Steps that the old ring committed, but not all of its ranks reported, are settled;
+    /// those that the new ring will do again are forgotten.
+    ///
+    /// # Errors
+    /// Where the ranks' reports do not fit together.
+    pub fn reformed(self, formation: Formation) -> Result<(Self, Vec<StepRecord>), Disagreement> {
+        let mut records = Vec::new();
+        for (&step, reports) in self.open.range(..=formation.step) {
+            records.extend(self.settle(step, reports.values().cloned().collect())?);
+        }
+        Ok((Self::new(self.micro_batches, formation), records))
+    }
+
     /// Takes in a worker's report of its rank; returns the step's record when it is complete. Reports of other rings, of
     /// ranks that are not the worker's, and of settled steps are ignored.
     ///
@@ -106,21 +121,13 @@ impl Ledger {
             let (rank, got) = (odd.rank, odd.state_hash);
             return Err(Disagreement::Hash { step, rank, got, other: first.rank, want: first.state_hash });
         }
+        let ranks = self.ranks(step, reports);
         for index in 0..self.micro_batches {
-            let times =
-                reports.iter().flat_map(|report| &report.micro_batches).filter(|&&m| m == index).count();
+            let times = ranks.iter().flat_map(|rank| &rank.micro_batches).filter(|&&m| m == index).count();
             if times != 1 {
                 return Err(Disagreement::Coverage { step, index, times });
             }
         }
-        let rank = |report: StepReport| RankRecord {
-            rank: report.rank,
-            worker: self.formation.places[report.rank as usize].worker.0,
-            micro_batches: report.micro_batches,
-            tx_bytes: report.tx_bytes,
-            rx_bytes: report.rx_bytes,
-            seconds: report.seconds.into_iter().collect(),
-        };
         Ok(Some(StepRecord {
             step,
             loss: first.loss,
@@ -129,10 +136,35 @@ impl Ledger {
             state_hash: format!("{:016x}", first.state_hash),
             tokens: first.tokens,
             wide_blocks: first.wide_blocks,
-            world_size: reports.len() as u32,
+            world_size: ranks.len() as u32,
             generation: self.formation.generation,
-            ranks: reports.into_iter().map(rank).collect(),
+            ranks,
         }))
+    }
+
+    /// All ranks' parts: as reported, or as assigned where there is no report.
+    fn ranks(&self, step: u64, reports: Vec<StepReport>) -> Vec<RankRecord> {
+        let mut reports: BTreeMap<u32, StepReport> =
+            reports.into_iter().map(|report| (report.rank, report)).collect();
+        let part = |(rank, place): (u32, &Place)| match reports.remove(&rank) {
+            Some(report) => RankRecord {
+                rank,
+                worker: place.worker.0,
+                micro_batches: report.micro_batches,
+                tx_bytes: report.tx_bytes,
+                rx_bytes: report.rx_bytes,
+                seconds: report.seconds.into_iter().collect(),
+            },
+            None => RankRecord {
+                rank,
+                worker: place.worker.0,
+                micro_batches: place.share(self.formation.step, step.saturating_sub(1)).to_vec(),
+                tx_bytes: 0,
+                rx_bytes: 0,
+                seconds: BTreeMap::new(),
+            },
+        };
+        (0..).zip(&self.formation.places).map(part).collect()
     }
 }
 

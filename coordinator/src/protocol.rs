@@ -96,15 +96,53 @@ pub struct Finish {
     pub parameters: u64,
 }
 
+/// Whose fault it is that a worker cannot go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub enum Blame {
+    /// The user's input: every worker would say the same.
+    Input,
+    /// The run's: every worker would meet the same.
+    Run,
+    /// This worker's alone: others may go on without it.
+    Worker,
+}
+
 /// Why a worker cannot go on.
 #[derive(Debug, Clone, PartialEq, Archive, Serialize, Deserialize)]
 pub struct Failure {
     /// What happened, and what to do.
     pub text: String,
-    /// Whether it is the user's input that is at fault.
-    pub bad_input: bool,
-    /// The rank that was lost, where a ring broke.
+    /// Whose fault it is.
+    pub blame: Blame,
+}
+
+/// A ring that does not hold any more, as one of its members sees it. The member is well, and waits for another ring.
+#[derive(Debug, Clone, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct Break {
+    /// The ring's.
+    pub generation: u64,
+    /// The rank that was lost, where it is known.
     pub lost_rank: Option<u32>,
+    /// What happened.
+    pub text: String,
+}
+
+/// What a worker holds of the run's state, and of the step that comes next.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct Holding {
+    /// Steps done in its state; none where it has no state.
+    pub step: Option<u64>,
+    /// Micro-batches of the next step whose gradients it has added up.
+    pub done: Vec<u32>,
+    /// The one that it computes now, and will have added up before it takes part in another ring.
+    pub running: Option<u32>,
+}
+
+impl Holding {
+    /// A state, and nothing of the next step.
+    pub fn at(step: u64) -> Self {
+        Self { step: Some(step), ..Self::default() }
+    }
 }
 
 /// Worker to coordinator.
@@ -112,10 +150,24 @@ pub struct Failure {
 pub enum FromWorker {
     /// First message.
     Hello(About),
-    /// State is loaded; may be put into a ring.
+    /// May be put into a ring.
     Ready {
-        /// Steps done.
-        step: u64,
+        /// Steps done in the state that it loaded; none where it is to get one from the others.
+        step: Option<u64>,
+    },
+    /// The answer to a recall: this is what it holds, and nothing will be added to it before the next ring.
+    Held {
+        /// The ring that was recalled.
+        generation: u64,
+        /// What it holds.
+        holding: Holding,
+    },
+    /// Its ring does not hold any more.
+    Broken(Break),
+    /// It was told to leave: to be left out of the next ring.
+    Leaving {
+        /// Why.
+        reason: String,
     },
     /// Both links of this generation's ring are up.
     Linked {
@@ -157,6 +209,15 @@ pub struct Place {
     pub address: String,
     /// Micro-batches of each step that are its own.
     pub micro_batches: Vec<u32>,
+    /// Those of the first step: what it holds of it already, and what is missing.
+    pub first: Vec<u32>,
+}
+
+impl Place {
+    /// Its micro-batches of the step after `done`, in a ring that starts at `start`.
+    pub fn share(&self, start: u64, done: u64) -> &[u32] {
+        if done == start { &self.first } else { &self.micro_batches }
+    }
 }
 
 /// A ring: places in the order of ranks.
@@ -164,8 +225,10 @@ pub struct Place {
 pub struct Formation {
     /// Grows with every ring.
     pub generation: u64,
-    /// Steps done by all its members.
+    /// Steps done when it starts to train.
     pub step: u64,
+    /// The rank that gives its state to everybody, where some have none of this step.
+    pub source: Option<u32>,
     /// By rank.
     pub places: Vec<Place>,
 }
@@ -181,6 +244,8 @@ pub enum FromCoordinator {
         recipe: String,
         /// What else a worker must know; opaque here.
         settings: String,
+        /// Whether the run is under way: its state comes from the others then, not from storage.
+        under_way: bool,
     },
     /// Not admitted.
     Refused {
@@ -189,10 +254,27 @@ pub enum FromCoordinator {
     },
     /// Link up with your neighbours.
     Form(Formation),
+    /// This ring is over: drop it, and say what you hold.
+    Recall {
+        /// The ring's.
+        generation: u64,
+        /// Why.
+        reason: String,
+    },
+    /// Nobody has the run's state any more: load it from storage, and be ready.
+    Restore {
+        /// The newest step that counts.
+        up_to: u64,
+    },
     /// All are linked: train.
     Start {
         /// The ring's.
         generation: u64,
+    },
+    /// It may leave: the others go on without it.
+    Released {
+        /// Why.
+        reason: String,
     },
     /// Ask all ranks, at the next commit, to stop after that step.
     Stop,

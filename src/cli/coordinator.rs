@@ -70,7 +70,7 @@ pub struct CoordinatorArgs {
 #[serde(rename_all = "snake_case")]
 enum Said {
     Stop(#[expect(dead_code, reason = "its presence says all")] bool),
-    Exited { pid: u32, status: String },
+    Exited { pid: u32, status: String, replaced: bool },
 }
 
 /// Runs `mattock coordinator`; `out` is standard output.
@@ -110,6 +110,7 @@ impl CoordinatorArgs {
             membership: Config {
                 micro_batches: plan.batch.micro_batches(),
                 expected: self.workers.get().max(plan.elastic.min_workers),
+                min_workers: plan.elastic.min_workers,
                 max_workers: plan.elastic.max_workers,
                 timeout: plan.elastic.timeout,
                 mixed: self.mixed,
@@ -179,9 +180,9 @@ fn stdin_lines(supervised: bool) -> mpsc::Receiver<String> {
 fn read(line: &str) -> Option<Command> {
     match serde_json::from_str(line) {
         Ok(Said::Stop(_)) => Some(Command::Stop),
-        Ok(Said::Exited { pid, status }) => {
+        Ok(Said::Exited { pid, status, replaced }) => {
             let bad_input = status.ends_with(": 2");
-            Some(Command::ProcessExited { pid, status, bad_input })
+            Some(Command::ProcessExited { pid, status, bad_input, replaced })
         }
         Err(error) => {
             tracing::warn!(%error, %line, "no command of a launcher");

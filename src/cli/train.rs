@@ -45,6 +45,9 @@ pub struct TrainArgs {
     /// What carries gradients: auto (shared memory), quic or shm
     #[arg(long, value_name = "TRANSPORT", default_value = "auto")]
     pub transport: TransportChoice,
+    /// Do not start another worker in the place of one that has ended: the run goes on with fewer
+    #[arg(long)]
+    pub no_respawn: bool,
     /// The run's folder [default: a fresh runs/NAME-DATE-TIME]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
@@ -192,6 +195,7 @@ impl TrainArgs {
             coordinator: Program::this(coordinator)?,
             workers: self.workers,
             worker: Box::new(worker),
+            respawn: !self.no_respawn,
             deadlines: Deadlines::new(recipe.plan.elastic.timeout),
         })
     }
@@ -334,6 +338,7 @@ mod tests {
             workers: NonZeroU32::new(9).unwrap(),
             device: "cpu".into(),
             transport: TransportChoice::Auto,
+            no_respawn: false,
             out: None,
             resume,
             overwrite: false,

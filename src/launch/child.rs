@@ -87,13 +87,14 @@ pub(super) enum Notice {
     Exited(Role, u32, ExitStatus),
 }
 
-/// Starts a program; `kill` becoming true kills it. Returns its standard input, which ends when dropped.
+/// Starts a program; `kill` becoming true kills it. Returns its process id and its standard input,
+/// which ends when dropped.
 pub(super) fn start(
     role: Role,
     program: &Program,
     notices: &mpsc::Sender<Notice>,
     kill: watch::Receiver<bool>,
-) -> io::Result<ChildStdin> {
+) -> io::Result<(u32, ChildStdin)> {
     let mut command = Command::new(&program.path);
     command
         .args(&program.args)
@@ -116,7 +117,7 @@ pub(super) fn start(
         readers.push(tokio::spawn(pass_stderr(role, stderr, notices.clone())));
     }
     tokio::spawn(wait(role, pid, child, readers, notices.clone(), kill));
-    Ok(stdin)
+    Ok((pid, stdin))
 }
 
 async fn wait(

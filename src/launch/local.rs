@@ -3,8 +3,10 @@
 //! ```text
 //!                 JSON commands                      JSON events, one a line
 //! supervisor ──────── stdin ────────> coordinator ──────── stdout ────────> supervisor
-//!      └── starts workers once the coordinator listens; tells it of every worker that exits
+//!      └── starts workers once the coordinator listens; tells it of every worker that exits, and starts another
 //! ```
+//!
+//! A worker that the coordinator calls lost is killed, should it still be there: a stopped one would wake up one day.
 //!
 //! # Invariants
 //! 1. A worker's exit is told to the coordinator at once: no heartbeat has to time out for it.
@@ -20,6 +22,7 @@ use std::process::ExitStatus;
 use std::time::Duration;
 use std::{fmt, io};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
 use serde_json::json;
 use tokio::io::AsyncWriteExt;
@@ -28,6 +31,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::child::{Notice, Program, Role, start};
+use super::slots::Slots;
 use super::worker_environment;
 
 /// Notices that wait to be handled; a child that prints faster than we can pass on is held up.
@@ -75,6 +79,8 @@ pub struct LocalRun {
     pub workers: std::num::NonZeroU32,
     /// Which program each of them runs.
     pub worker: WorkerProgram,
+    /// Whether another worker is started in the place of one that has ended.
+    pub respawn: bool,
     /// How long each ending is waited for.
     pub deadlines: Deadlines,
 }
@@ -86,6 +92,31 @@ impl fmt::Debug for LocalRun {
             .field("workers", &self.workers)
             .finish_non_exhaustive()
     }
+}
+
+/// What the supervisor looks for in the coordinator's events.
+#[derive(Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+enum Seen {
+    Listening(Listening),
+    WorkerJoined {
+        worker: u64,
+        pid: u32,
+    },
+    WorkerLost {
+        worker: u64,
+    },
+    Step {
+        ranks: Vec<SeenRank>,
+    },
+    RunEnding,
+    #[serde(other)]
+    Other,
+}
+
+#[derive(Deserialize)]
+struct SeenRank {
+    worker: u64,
 }
 
 /// What the children print, as it comes.
@@ -102,7 +133,7 @@ pub enum Line<'a> {
 pub struct Ended {
     /// The coordinator's status.
     pub coordinator: ExitStatus,
-    /// Each worker's status, by its number; none where it was never started.
+    /// The status of the last worker of each number; none where it was never started.
     pub workers: Vec<Option<ExitStatus>>,
     /// Somebody asked the run to stop.
     pub stopped: bool,
@@ -184,79 +215,85 @@ struct Supervisor<'a> {
     kill: watch::Sender<bool>,
     /// What must happen next must happen before this.
     deadline: Option<Instant>,
-    listening: bool,
+    listening: Option<Listening>,
     stopped: bool,
+    /// The coordinator has said that the run is over.
+    over: bool,
     killed: Option<&'static str>,
     /// Returned once all are gone.
     failed: Option<LaunchError>,
     coordinator: Option<ExitStatus>,
     coordinator_stdin: Option<ChildStdin>,
-    workers: Vec<Option<ExitStatus>>,
-    /// Open pipes of workers that live.
-    worker_stdins: Vec<Option<ChildStdin>>,
+    workers: Slots,
     last_words: VecDeque<String>,
 }
 
 impl<'a> Supervisor<'a> {
     fn start(run: &'a LocalRun, notices: mpsc::Sender<Notice>) -> Result<Self, LaunchError> {
         let (kill, killed) = watch::channel(false);
-        let stdin = start(Role::Coordinator, &run.coordinator, &notices, killed)
+        let (_, stdin) = start(Role::Coordinator, &run.coordinator, &notices, killed)
             .map_err(|source| not_started(Role::Coordinator, &run.coordinator, source))?;
         Ok(Self {
             run,
             notices,
             kill,
             deadline: Some(Instant::now() + run.deadlines.start),
-            listening: false,
+            listening: None,
             stopped: false,
+            over: false,
             killed: None,
             failed: None,
             coordinator: None,
             coordinator_stdin: Some(stdin),
-            workers: vec![None; run.workers.get() as usize],
-            worker_stdins: Vec::new(),
+            workers: Slots::new(run.workers.get(), run.respawn),
             last_words: VecDeque::new(),
         })
     }
 
-    /// The first event that says so starts the workers.
     fn event(&mut self, line: &str) {
-        #[derive(Deserialize)]
-        #[serde(tag = "event", rename_all = "snake_case")]
-        enum First {
-            Listening(Listening),
-            #[serde(other)]
-            Other,
+        match serde_json::from_str(line) {
+            Ok(Seen::Listening(listening)) if self.listening.is_none() && !self.stopped => {
+                self.listening = Some(listening);
+                self.deadline = None;
+                (0..self.run.workers.get()).for_each(|number| self.start_worker(number));
+            }
+            Ok(Seen::WorkerJoined { worker, pid }) => self.workers.joined(pid, worker),
+            Ok(Seen::WorkerLost { worker }) => self.kill_worker(worker),
+            Ok(Seen::Step { ranks }) => {
+                self.workers.stepped(&ranks.into_iter().map(|rank| rank.worker).collect());
+            }
+            Ok(Seen::RunEnding) => self.over = true,
+            Ok(Seen::Listening(_) | Seen::Other) | Err(_) => {}
         }
-        if self.listening || self.stopped {
-            return;
+    }
+
+    fn start_worker(&mut self, number: u32) {
+        let Some(listening) = &self.listening else { return };
+        let role = Role::Worker(number);
+        let mut program = (self.run.worker)(number, listening);
+        for (name, value) in worker_environment(self.run.workers) {
+            program = program.with_env(name, value);
         }
-        if let Ok(First::Listening(listening)) = serde_json::from_str(line) {
-            self.listening = true;
-            self.deadline = None;
-            if let Err(error) = self.start_workers(&listening) {
-                self.failed = Some(error);
+        match start(role, &program, &self.notices, self.kill.subscribe()) {
+            Ok((pid, stdin)) => self.workers.fill(number, pid, stdin),
+            Err(source) => {
+                self.failed.get_or_insert(not_started(role, &program, source));
                 self.kill_all("a worker could not be started");
             }
         }
     }
 
-    fn start_workers(&mut self, listening: &Listening) -> Result<(), LaunchError> {
-        for number in 0..self.run.workers.get() {
-            let role = Role::Worker(number);
-            let mut program = (self.run.worker)(number, listening);
-            for (name, value) in worker_environment(self.run.workers) {
-                program = program.with_env(name, value);
-            }
-            let stdin = start(role, &program, &self.notices, self.kill.subscribe())
-                .map_err(|source| not_started(role, &program, source))?;
-            self.worker_stdins.push(Some(stdin));
+    /// Kills a worker that the run goes on without; its end is noticed as any other.
+    fn kill_worker(&self, worker: u64) {
+        let pid = self.workers.process_of(worker).and_then(|pid| Pid::from_raw(pid.cast_signed()));
+        if let Some(pid) = pid {
+            // Fails only where it has ended by itself.
+            let _ = kill_process(pid, Signal::KILL);
         }
-        Ok(())
     }
 
     fn said(&mut self, role: Role, line: String) {
-        if role == Role::Coordinator && !self.listening {
+        if role == Role::Coordinator && self.listening.is_none() {
             self.last_words.push_back(line);
             if self.last_words.len() > LAST_WORDS_MAX {
                 self.last_words.pop_front();
@@ -270,14 +307,18 @@ impl<'a> Supervisor<'a> {
                 self.coordinator = Some(status);
                 self.coordinator_stdin = None;
                 // Without a coordinator there is no run: the end of their standard input tells the workers.
-                self.worker_stdins.iter_mut().for_each(|stdin| *stdin = None);
+                self.workers.close_stdins();
                 self.wait_at_most(self.run.deadlines.exit);
             }
             Role::Worker(number) => {
-                self.workers[number as usize] = Some(status);
-                self.worker_stdins[number as usize] = None;
-                self.command(&json!({ "exited": { "pid": pid, "status": status.to_string() } })).await;
-                if self.living_workers() == 0 && self.coordinator.is_none() {
+                let wanted = self.workers.ended(number, status);
+                let over = self.over || self.stopped || self.killed.is_some() || self.coordinator.is_some();
+                let replaced = wanted && !over;
+                let exited = json!({ "pid": pid, "status": status.to_string(), "replaced": replaced });
+                self.command(&json!({ "exited": exited })).await;
+                if replaced {
+                    self.start_worker(number);
+                } else if self.workers.living().next().is_none() && self.coordinator.is_none() {
                     self.wait_at_most(self.run.deadlines.exit);
                 }
             }
@@ -298,7 +339,7 @@ impl<'a> Supervisor<'a> {
         if self.killed.is_some() {
             return Err(LaunchError::Undead { pids: self.living() });
         }
-        self.kill_all(match (self.coordinator.is_some(), self.stopped, self.listening) {
+        self.kill_all(match (self.coordinator.is_some(), self.stopped, self.listening.is_some()) {
             (true, ..) => "workers did not end after the coordinator",
             (_, true, _) => "the run did not stop in time",
             (_, _, false) => "the coordinator did not come to listen in time",
@@ -327,29 +368,25 @@ impl<'a> Supervisor<'a> {
         }
     }
 
-    fn living_workers(&self) -> usize {
-        self.worker_stdins.len() - self.workers.iter().flatten().count()
-    }
-
     fn living(&self) -> Vec<String> {
-        let workers = (0..).map(Role::Worker).zip(&self.workers).take(self.worker_stdins.len());
-        std::iter::once((Role::Coordinator, &self.coordinator))
-            .chain(workers)
-            .filter(|(_, status)| status.is_none())
-            .map(|(role, _)| role.to_string())
+        let coordinator = self.coordinator.is_none().then_some(Role::Coordinator);
+        coordinator
+            .into_iter()
+            .chain(self.workers.living().map(Role::Worker))
+            .map(|role| role.to_string())
             .collect()
     }
 
     /// How it ended, once all have.
     fn ended(&mut self) -> Option<Result<Ended, LaunchError>> {
         let coordinator = self.coordinator?;
-        if self.living_workers() > 0 {
+        if self.workers.living().next().is_some() {
             return None;
         }
         if let Some(error) = self.failed.take() {
             return Some(Err(error));
         }
-        if !self.listening && !self.stopped {
+        if self.listening.is_none() && !self.stopped {
             let words = Vec::from_iter(self.last_words.drain(..)).join("\n");
             let how = self.killed.map_or_else(|| coordinator.to_string(), str::to_owned);
             return Some(Err(LaunchError::NeverListened {
@@ -359,7 +396,7 @@ impl<'a> Supervisor<'a> {
         }
         Some(Ok(Ended {
             coordinator,
-            workers: std::mem::take(&mut self.workers),
+            workers: self.workers.statuses(),
             stopped: self.stopped,
             killed: self.killed,
         }))

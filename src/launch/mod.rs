@@ -10,6 +10,7 @@
 mod child;
 mod lines;
 mod local;
+mod slots;
 #[cfg(test)]
 mod tests;
 

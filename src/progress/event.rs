@@ -32,6 +32,22 @@ pub enum Event {
         /// Workers in it.
         world_size: u32,
     },
+    /// A ring does not hold any more; another is formed.
+    RingRecalled {
+        /// Number of the ring.
+        generation: u64,
+        /// In words.
+        reason: String,
+    },
+    /// Training waits for workers.
+    Waiting {
+        /// Those who are ready.
+        ready: u32,
+        /// How many it takes.
+        needed: u32,
+    },
+    /// A ring that took the place of another has done its first step.
+    Recovered(Recovered),
     /// A step was committed by every rank.
     Step(Step),
     /// A checkpoint is complete.
@@ -48,6 +64,15 @@ pub enum Event {
     },
     /// A worker is gone.
     WorkerLost {
+        /// Its id.
+        #[serde(deserialize_with = "as_text")]
+        worker: String,
+        /// In words.
+        #[serde(default)]
+        reason: String,
+    },
+    /// A worker has left as it was told to.
+    WorkerLeft {
         /// Its id.
         #[serde(deserialize_with = "as_text")]
         worker: String,
@@ -79,6 +104,27 @@ pub struct Step {
     /// What each rank did.
     #[serde(default)]
     pub ranks: Vec<Rank>,
+}
+
+/// What a change of rings cost.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Recovered {
+    /// Number of the new ring.
+    pub generation: u64,
+    /// Workers in it.
+    pub world_size: u32,
+    /// Its first step.
+    pub step: u64,
+    /// Why there is a new ring.
+    pub reason: String,
+    /// Milliseconds until it was known what everybody holds.
+    pub hold_ms: f64,
+    /// Milliseconds until the new ring was linked.
+    pub form_ms: f64,
+    /// Milliseconds until everybody had the state.
+    pub transfer_ms: f64,
+    /// Milliseconds until the step was committed.
+    pub step_ms: f64,
 }
 
 /// What one rank did in a step.

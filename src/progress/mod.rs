@@ -15,7 +15,7 @@ mod tests;
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-pub use event::{Event, Rank, RunEnded, RunOutcome, Step};
+pub use event::{Event, Rank, Recovered, RunEnded, RunOutcome, Step};
 pub use meter::Meter;
 pub use summary::Summary;
 
@@ -167,8 +167,18 @@ fn said(event: &Event) -> Option<String> {
         Event::RingFormed { generation, world_size } => {
             format!("ring {generation} formed: world size {world_size}")
         }
+        Event::RingRecalled { generation, reason } => format!("ring {generation} is over: {reason}"),
+        Event::Waiting { ready, needed } => {
+            format!("waiting for workers: {ready} of {needed} are ready; training goes on by itself")
+        }
+        Event::Recovered(Recovered { step, hold_ms, form_ms, transfer_ms, step_ms, .. }) => format!(
+            "step {step} is done, {:.0} ms after the ring was over: {hold_ms:.0} to know what all hold, {form_ms:.0} to link, \
+             {transfer_ms:.0} to give the state, {step_ms:.0} to compute",
+            hold_ms + form_ms + transfer_ms + step_ms
+        ),
         Event::Checkpoint { step, url } => format!("checkpoint after step {step}: {url}"),
         Event::Notice { message } => message.clone(),
+        Event::WorkerLeft { worker, reason } => format!("worker {worker} has left: {reason}"),
         Event::WorkerLost { worker, reason } => format!("worker {worker} was lost: {reason}"),
         Event::Step(_) | Event::RunEnded(_) | Event::Unknown => return None,
     })

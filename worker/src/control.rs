@@ -1,7 +1,7 @@
 //! The coordinator's voice within a worker: a thread that listens while training computes.
 //!
 //! Training blocks in collectives; when the coordinator says that the ring or the run is over, this thread cancels the
-//! ring at once, and training finds the reason here.
+//! ring at once, and training finds the reason here. A recall it answers itself, so that nobody waits for a computation.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
@@ -11,7 +11,10 @@ use std::time::Duration;
 
 use mattock_collectives::Group;
 use mattock_coordinator::membership::{Instruction, Member};
+use mattock_coordinator::protocol::FromWorker;
 use mattock_coordinator::{Client, ClientError, Report, Reporter};
+
+use crate::gate::Gate;
 
 /// How often the thread looks whether it is still wanted.
 const PULSE: Duration = Duration::from_millis(200);
@@ -24,6 +27,7 @@ struct Shared {
     stop: AtomicBool,
     dismissed: AtomicBool,
     ring: Mutex<Option<Arc<Group>>>,
+    gate: Gate,
 }
 
 impl Shared {
@@ -61,6 +65,11 @@ impl Control {
         self.shared.stop.load(Ordering::Relaxed)
     }
 
+    /// What this worker holds, as the coordinator may ask at any moment.
+    pub(crate) fn gate(&self) -> &Gate {
+        &self.shared.gate
+    }
+
     /// Makes `ring` the one that is cancelled when the coordinator says so.
     pub(crate) fn guard(&self, ring: &Arc<Group>) {
         *self.shared.ring.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(ring));
@@ -93,7 +102,7 @@ impl Control {
 }
 
 fn listen(client: &Client, shared: &Shared, instructions: &SyncSender<Instruction>) {
-    let mut member = Member::new(client.worker());
+    let (mut member, reporter) = (Member::new(client.worker()), client.reporter());
     while !shared.dismissed.load(Ordering::Relaxed) {
         let message = match client.receive(PULSE) {
             Ok(Some(message)) => message,
@@ -109,9 +118,16 @@ fn listen(client: &Client, shared: &Shared, instructions: &SyncSender<Instructio
                 shared.stop.store(true, Ordering::Relaxed);
                 continue;
             }
+            Instruction::Recall { generation, reason } => {
+                let (generation, holding) = (*generation, shared.gate.freeze(*generation));
+                if let Err(error) = reporter.send(FromWorker::Held { generation, holding }) {
+                    return shared.cancel(&error.to_string());
+                }
+                shared.cancel(reason);
+            }
             Instruction::Link { .. } => shared.cancel("another ring is formed"),
-            Instruction::End { reason } => shared.cancel(reason),
-            Instruction::Train(_) => {}
+            Instruction::End { reason } | Instruction::Leave { reason } => shared.cancel(reason),
+            Instruction::Train(_) | Instruction::Restore { .. } => {}
         }
         if instructions.try_send(instruction).is_err() {
             return;

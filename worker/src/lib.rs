@@ -8,6 +8,7 @@
 mod commit;
 mod control;
 mod evaluate;
+pub mod gate;
 mod gradients;
 mod host;
 mod params;

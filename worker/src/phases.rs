@@ -17,14 +17,27 @@ pub enum Phase {
     Update,
     /// Copying state for a checkpoint.
     Checkpoint,
+    /// From the end of a ring to the start of the next.
+    Recovery,
+    /// Giving the state to ranks that have none.
+    Transfer,
     /// All else.
     Other,
 }
 
 impl Phase {
     /// All of them, in the order of a step.
-    pub const ALL: [Self; 7] =
-        [Self::Data, Self::Compute, Self::Round, Self::Exchange, Self::Update, Self::Checkpoint, Self::Other];
+    pub const ALL: [Self; 9] = [
+        Self::Data,
+        Self::Compute,
+        Self::Round,
+        Self::Exchange,
+        Self::Update,
+        Self::Checkpoint,
+        Self::Recovery,
+        Self::Transfer,
+        Self::Other,
+    ];
 
     /// As in `events.jsonl`.
     pub fn name(self) -> &'static str {
@@ -35,6 +48,8 @@ impl Phase {
             Self::Exchange => "exchange",
             Self::Update => "update",
             Self::Checkpoint => "checkpoint",
+            Self::Recovery => "recovery",
+            Self::Transfer => "transfer",
             Self::Other => "other",
         }
     }

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mattock_checkpoint::{
-    Files, Layout, Location, Outcome, Retention, RunFacts, Snapshot, TensorMeta, Tuning, Which, Writer, load,
+    Files, Layout, LoadError, Location, Outcome, Retention, RunFacts, Snapshot, TensorMeta, Tuning, Which,
+    Writer, load,
 };
 use mattock_exact::Exponents;
 
@@ -58,11 +59,28 @@ pub(crate) fn start(
     space: &Space,
     initial: State,
 ) -> Result<(State, Vec<String>), StorageError> {
-    let which = match settings.start {
-        Start::Fresh => return Ok((initial, Vec::new())),
-        Start::Newest => Which::Newest,
-        Start::Step(step) => Which::Step(step),
-    };
+    match settings.start {
+        Start::Fresh => Ok((initial, Vec::new())),
+        Start::Newest => read(settings, space, Which::Newest),
+        Start::Step(step) => read(settings, space, Which::Step(step)),
+    }
+}
+
+/// The state from which a run goes on whose workers are all gone: that of the newest checkpoint up to this step, or the one
+/// it started from.
+pub(crate) fn restore(
+    settings: &Settings,
+    space: &Space,
+    initial: State,
+    up_to: u64,
+) -> Result<(State, Vec<String>), StorageError> {
+    match read(settings, space, Which::UpTo(up_to)) {
+        Err(StorageError::Load(LoadError::None { .. })) => start(settings, space, initial),
+        read => read,
+    }
+}
+
+fn read(settings: &Settings, space: &Space, which: Which) -> Result<(State, Vec<String>), StorageError> {
     let location = Location::parse(&settings.checkpoints)?;
     let (loaded, skipped) = load(&location, which, &layout(space)?)?;
     let state = State {

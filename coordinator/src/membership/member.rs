@@ -15,10 +15,27 @@ pub enum Instruction {
         /// The ring.
         formation: Formation,
     },
+    /// Drop this ring, and say what is held.
+    Recall {
+        /// The ring's.
+        generation: u64,
+        /// Why.
+        reason: String,
+    },
+    /// Load the run's state from storage, and be ready.
+    Restore {
+        /// The newest step that counts.
+        up_to: u64,
+    },
     /// Train in the ring that was linked.
     Train(Formation),
     /// Ask for a stop at the next commit.
     Stop,
+    /// The run goes on without this worker, which was told to leave.
+    Leave {
+        /// Why.
+        reason: String,
+    },
     /// The run is over.
     End {
         /// Why.
@@ -32,13 +49,14 @@ pub struct Member {
     worker: WorkerId,
     formation: Option<Formation>,
     training: bool,
+    recalled: bool,
     ended: bool,
 }
 
 impl Member {
     /// A worker that was admitted.
     pub fn new(worker: WorkerId) -> Self {
-        Self { worker, formation: None, training: false, ended: false }
+        Self { worker, formation: None, training: false, recalled: false, ended: false }
     }
 
     /// The generation of its ring, if it is in one.
@@ -54,6 +72,12 @@ impl Member {
         match message {
             FromCoordinator::Form(formation) => self.form(formation),
             FromCoordinator::Start { generation } => self.start(generation),
+            FromCoordinator::Recall { generation, reason } => self.recall(generation, reason),
+            FromCoordinator::Restore { up_to } => Some(Instruction::Restore { up_to }),
+            FromCoordinator::Released { reason } => {
+                self.ended = true;
+                Some(Instruction::Leave { reason })
+            }
             FromCoordinator::Stop => Some(Instruction::Stop),
             FromCoordinator::End { reason } | FromCoordinator::Refused { reason } => {
                 self.ended = true;
@@ -69,11 +93,21 @@ impl Member {
         }
         let rank = formation.places.iter().position(|place| place.worker == self.worker)?;
         self.formation = Some(formation.clone());
-        self.training = false;
+        (self.training, self.recalled) = (false, false);
         Some(Instruction::Link { rank: rank as u32, formation })
     }
 
+    fn recall(&mut self, generation: u64, reason: String) -> Option<Instruction> {
+        if self.generation() != Some(generation) || std::mem::replace(&mut self.recalled, true) {
+            return None;
+        }
+        Some(Instruction::Recall { generation, reason })
+    }
+
     fn start(&mut self, generation: u64) -> Option<Instruction> {
+        if self.recalled {
+            return None;
+        }
         let formation = self.formation.as_ref().filter(|formation| formation.generation == generation)?;
         if std::mem::replace(&mut self.training, true) {
             return None;

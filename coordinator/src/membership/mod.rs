@@ -3,25 +3,22 @@
 //! Both halves of the protocol live here: [`Registry`] on the coordinator and [`Member`] on each worker. Neither reads
 //! a clock, opens a socket or draws a random number: time and messages come in as arguments, what to do comes out.
 //!
-//! ```text
-//! Gathering --quorum, all ready--> Forming(g) --all linked--> Running(g) --all finished--> Ended
-//!     |                               |                           |                          ^
-//!     +-------- a member lost, silent or failed; a stop before the first ring ---------------+
-//! ```
-//!
 //! # Invariants
 //! 1. One generation, one ring: no two workers see different rings under one generation.
 //! 2. Generations only grow.
-//! 3. In a ring every micro-batch belongs to exactly one rank.
-//! 4. Once faults stop, the run trains or has ended with a reason within three timeouts.
+//! 3. In every step of a ring every micro-batch belongs to exactly one rank; in its first, what a member has computed
+//!    already belongs to that member.
+//! 4. A ring is formed only when every live member of the one before has said what it holds, and adds nothing to it.
+//! 5. Once faults stop, the run trains, waits for workers that it lacks, or has ended with a reason, within three timeouts.
 //!
-//! Deliberately absent, so far: going on after a loss, and so a second generation. A worker that is lost ends the run with
-//! an error that says which and why; training so far is in its checkpoints.
+//! Deliberately absent, so far: a second coordinator that takes over from a dead one.
 
 mod assign;
 mod member;
 mod registry;
+mod vocabulary;
 
-pub use self::assign::assigned;
+pub use self::assign::{assigned, resumed};
 pub use self::member::{Instruction, Member};
-pub use self::registry::{Action, Candidate, Config, Event, Outcome, Phase, Registry};
+pub use self::registry::Registry;
+pub use self::vocabulary::{Action, Candidate, Config, Event, Outcome, Phase};

@@ -1,129 +1,74 @@
 //! The coordinator's half: from workers that come and go to rings.
+//!
+//! ```text
+//! Gathering ──enough are free──> Forming(g) ──all linked──> Running(g) ──all finished──> Ended
+//!     ^                              ^  │ a member lost,        │
+//!     │ fewer than min_workers       │  │ or the ring broken    │ the same, or one comes or leaves
+//!     └────────────────────────── Recalling <───────────────────┘
+//! ```
+//!
+//! A ring that does not hold is *recalled*: each member that is left says what it holds of the step, and from that
+//! moment adds nothing to it. Only when all have said so is the next ring formed, so that nobody still reads what
+//! another already changes, and so that exactly what is missing is handed out.
+//!
+//! Who answers a recall is alive, whatever its neighbours say of it. Who was called lost and does not answer soon is
+//! lost; who was not is given the timeout.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
-use super::assign::assigned;
+use super::assign::{assigned, resumed};
+use super::vocabulary::{Action, Candidate, Config, Event, Outcome, Phase};
 use crate::ids::WorkerId;
-use crate::protocol::{Failure, Finish, Formation, Place};
+use crate::protocol::{Blame, Break, Failure, Finish, Formation, Holding, Place};
 
-/// A lost link is told by both its ends, and by the neighbours of whoever left because of it: for this part of a timeout
-/// the accused may speak for itself, or its death be confirmed, before it is called lost.
+/// Who was called lost must answer a recall within this part of a timeout.
 const HEARING: u32 = 20;
+/// And within this at least: a busy machine is no dead one.
+const HEARING_MIN: Duration = Duration::from_millis(250);
+/// So many rings in a row may break between workers that are alive, before one of them has to go.
+const BREAKS_MAX: u32 = 3;
 
-/// What a registry must know of the run.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Config {
-    /// M of the recipe.
-    pub micro_batches: u32,
-    /// Workers to wait for before the first ring.
-    pub expected: u32,
-    /// No more than this are admitted.
-    pub max_workers: u32,
-    /// How long a silent worker is waited for.
-    pub timeout: Duration,
-    /// Whether workers with different fingerprints may train together.
-    pub mixed: bool,
-}
-
-impl Config {
-    /// Workers of the first ring: no more are waited for than are admitted.
-    fn quorum(&self) -> usize {
-        self.expected.min(self.max_workers) as usize
-    }
-}
-
-/// A worker that wants to take part.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Candidate {
-    /// Where ring neighbours reach it.
-    pub address: String,
-    /// Binary, device and processor features.
-    pub fingerprint: String,
-}
-
-/// What happens to a registry.
+/// Where a worker stands.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Event {
-    /// A worker said hello.
-    Joined(WorkerId, Candidate),
-    /// Anything was heard of a worker.
-    Heard(WorkerId),
-    /// A worker has loaded its state.
-    Ready(WorkerId, u64),
-    /// A worker's links of this generation are up.
-    Linked(WorkerId, u64),
-    /// A worker is done.
-    Finished(WorkerId, Finish),
-    /// A worker cannot go on.
-    Failed(WorkerId, Failure),
-    /// A worker's process or connection is gone.
-    Lost(WorkerId, String),
-    /// A process that should have become a worker ended before it did.
-    Abandoned {
-        /// How it ended.
-        cause: String,
-        /// Whether it said that the user's input is at fault.
-        bad_input: bool,
-    },
-    /// The user wants to stop.
-    StopRequested,
-    /// Time has passed.
-    Tick,
-}
-
-/// How a run ended.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Outcome {
-    /// All steps are done.
-    Completed(Finish),
-    /// Stopped on request, after a checkpoint.
-    Stopped(Finish),
-    /// The user's input is at fault.
-    BadInput,
-    /// A worker was lost.
-    WorkerLost(WorkerId),
-    /// Something else.
-    Failed,
-}
-
-/// What the driver does.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Action {
-    /// Let the worker in.
-    Admit(WorkerId),
-    /// Send it away.
-    Refuse(WorkerId, String),
-    /// Give a ring to all its members.
-    Form(Formation),
-    /// Tell all members of the ring to train.
-    Start(Formation),
-    /// Ask all members to stop after a step.
-    Stop,
-    /// The run is over: tell everybody.
-    End(Outcome, String),
-}
-
-/// Where the run is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
-    /// Waiting for workers.
-    Gathering,
-    /// Members link up.
-    Forming,
-    /// Members train.
-    Running,
-    /// Over.
-    Ended,
+enum Standing {
+    /// It opens its task, and loads its state.
+    Loading,
+    /// It may be put into a ring.
+    Free(Holding),
+    /// It is in the ring.
+    Member,
+    /// It was in the ring that is recalled, and has to say what it holds, until then if it was called lost.
+    Recalled { until: Option<Instant> },
 }
 
 #[derive(Debug, Clone)]
 struct Worker {
     candidate: Candidate,
     heard: Instant,
-    /// Steps done, once its state is loaded.
-    ready: Option<u64>,
+    standing: Standing,
     finish: Option<Finish>,
+    /// Why it leaves, if it does.
+    leaving: Option<String>,
+}
+
+impl Worker {
+    fn held(&self) -> Option<&Holding> {
+        match &self.standing {
+            Standing::Free(holding) => Some(holding),
+            _ => None,
+        }
+    }
+}
+
+/// Why the ring there is must go.
+#[derive(Debug, Clone, Default)]
+struct Stale {
+    reason: String,
+    /// Who says that it does not hold, if nothing better is known.
+    broken_by: Option<WorkerId>,
+    /// Whom it calls lost.
+    accused: Option<WorkerId>,
 }
 
 /// The coordinator's half of membership.
@@ -136,27 +81,34 @@ pub struct Registry {
     generation: u64,
     formation: Option<Formation>,
     linked: BTreeSet<WorkerId>,
-    /// Who says of whom that it is gone, and how it puts it.
-    accusations: BTreeMap<WorkerId, (WorkerId, String)>,
-    /// Until when the accused are heard.
-    hearing: Option<Instant>,
+    stale: Option<Stale>,
+    /// Rings in a row that broke between workers that are alive.
+    breaks: u32,
+    /// Of the workers that were let in.
+    fingerprint: Option<String>,
+    /// The last that was lost, and why.
+    last_lost: Option<(WorkerId, String)>,
+    /// How a process ended in whose place no other comes.
+    abandoned: Option<String>,
     stop: bool,
 }
 
 impl Registry {
     /// A run without workers.
     pub fn new(config: Config, now: Instant) -> Self {
-        let (workers, linked) = (BTreeMap::new(), BTreeSet::new());
         Self {
             config,
             phase: Phase::Gathering,
             now,
-            workers,
+            workers: BTreeMap::new(),
             generation: 0,
             formation: None,
-            linked,
-            accusations: BTreeMap::new(),
-            hearing: None,
+            linked: BTreeSet::new(),
+            stale: None,
+            breaks: 0,
+            fingerprint: None,
+            last_lost: None,
+            abandoned: None,
             stop: false,
         }
     }
@@ -166,7 +118,7 @@ impl Registry {
         self.phase
     }
 
-    /// The ring there is.
+    /// The ring there is, or was last.
     pub fn formation(&self) -> Option<&Formation> {
         self.formation.as_ref()
     }
@@ -180,7 +132,11 @@ impl Registry {
     pub fn deadline(&self) -> Option<Instant> {
         let awaited = self.workers.values().filter(|worker| worker.finish.is_none());
         let silent = awaited.map(|worker| worker.heard + self.config.timeout);
-        silent.chain(self.hearing).min().filter(|_| self.phase != Phase::Ended)
+        let heard_out = self.workers.values().filter_map(|worker| match worker.standing {
+            Standing::Recalled { until } => until,
+            _ => None,
+        });
+        silent.chain(heard_out).min().filter(|_| self.phase != Phase::Ended)
     }
 
     /// Takes in one event, then decides once: every way to a ring, and to the end, passes through here.
@@ -195,26 +151,28 @@ impl Registry {
         }
         self.absorb(event, actions);
         self.notice_silence(actions);
-        self.close_hearing(actions);
         match self.phase {
-            Phase::Gathering if self.stop => {
-                self.end(Outcome::Failed, "stopped before training began", actions)
-            }
-            Phase::Gathering if self.all_ready() => self.form(actions),
+            Phase::Gathering => self.gather(actions),
+            Phase::Recalling => self.close_recall(actions),
+            Phase::Forming | Phase::Running if self.is_stale() => self.recall(actions),
             Phase::Forming if self.all_linked() => self.start(actions),
             Phase::Running if self.all_finished() => self.finish(actions),
-            Phase::Gathering | Phase::Forming | Phase::Running | Phase::Ended => {}
+            Phase::Forming | Phase::Running | Phase::Ended => {}
         }
     }
+}
 
+/// What events change.
+impl Registry {
     fn absorb(&mut self, event: Event, actions: &mut Vec<Action>) {
         match event {
             Event::Joined(id, candidate) => self.join(id, candidate, actions),
             Event::Heard(id) => self.hear(id),
             Event::Ready(id, step) => {
                 self.hear(id);
-                if let Some(worker) = self.workers.get_mut(&id) {
-                    worker.ready = Some(step);
+                let loading = |worker: &&mut Worker| worker.standing == Standing::Loading;
+                if let Some(worker) = self.workers.get_mut(&id).filter(loading) {
+                    worker.standing = Standing::Free(Holding { step, ..Holding::default() });
                 }
             }
             Event::Linked(id, generation) => {
@@ -223,25 +181,27 @@ impl Registry {
                     self.linked.insert(id);
                 }
             }
+            Event::Held(id, generation, holding) => self.hold(id, generation, holding),
+            Event::Broken(id, broken) => self.break_ring(id, broken),
+            Event::Stepped => self.breaks = 0,
             Event::Finished(id, finish) => {
                 self.hear(id);
-                // Who has not trained is not done, whatever he says: he would not be missed any more.
-                if let Some(worker) = self.workers.get_mut(&id).filter(|_| self.phase == Phase::Running) {
+                // Who does not train is not done, whatever he says: he would not be missed any more.
+                let trains = self.phase == Phase::Running && self.is_member(id);
+                if let Some(worker) = self.workers.get_mut(&id).filter(|_| trains) {
                     worker.finish = Some(finish);
                 }
             }
             Event::Failed(id, failure) => self.fail(id, &failure, actions),
+            Event::Leaving(id, reason) => self.leave(id, reason, actions),
             Event::Lost(id, cause) => self.lose(id, &cause, actions),
-            Event::Abandoned { cause, bad_input } if matches!(self.phase, Phase::Gathering) => {
-                let outcome = if bad_input { Outcome::BadInput } else { Outcome::Failed };
-                self.end(outcome, &format!("a worker ended before it joined: {cause}"), actions);
+            Event::Abandoned { cause, bad_input: true } => {
+                let reason = format!("a worker ended before it joined: {cause}");
+                self.end(Outcome::BadInput, &reason, actions);
             }
-            Event::StopRequested => {
-                if !std::mem::replace(&mut self.stop, true) && self.phase != Phase::Gathering {
-                    actions.push(Action::Stop);
-                }
-            }
-            Event::Abandoned { .. } | Event::Tick => {}
+            Event::Abandoned { cause, .. } => self.abandoned = Some(cause),
+            Event::StopRequested => self.request_stop(actions),
+            Event::Tick => {}
         }
     }
 
@@ -252,7 +212,7 @@ impl Registry {
     }
 
     fn is_member(&self, id: WorkerId) -> bool {
-        self.formation.iter().flat_map(|formation| &formation.places).any(|place| place.worker == id)
+        self.workers.get(&id).is_some_and(|worker| worker.standing == Standing::Member)
     }
 
     fn join(&mut self, id: WorkerId, candidate: Candidate, actions: &mut Vec<Action>) {
@@ -263,22 +223,19 @@ impl Registry {
             actions.push(Action::Refuse(id, reason));
             return;
         }
-        self.workers.insert(id, Worker { candidate, heard: self.now, ready: None, finish: None });
+        self.fingerprint.get_or_insert_with(|| candidate.fingerprint.clone());
+        let (heard, standing) = (self.now, Standing::Loading);
+        self.workers.insert(id, Worker { candidate, heard, standing, finish: None, leaving: None });
         actions.push(Action::Admit(id));
     }
 
     /// Why a worker may not take part, if so.
     fn objection(&self, candidate: &Candidate) -> Option<String> {
-        let limit = self.config.quorum();
-        if self.phase != Phase::Gathering {
-            return Some("the run is under way: workers cannot join a running one yet".to_owned());
+        let limit = self.config.max_workers;
+        if self.workers.len() >= limit as usize {
+            return Some(format!("the run has its {limit} workers: raise [elastic] max_workers"));
         }
-        if self.workers.len() >= limit {
-            return Some(format!(
-                "the run has its {limit} workers: raise --workers or [elastic] max_workers"
-            ));
-        }
-        let first = &self.workers.values().next()?.candidate.fingerprint;
+        let first = self.fingerprint.as_ref()?;
         (!self.config.mixed && *first != candidate.fingerprint).then(|| {
             format!(
                 "this worker's binary or device ({}) is not the run's ({first}), so its results would have other \
@@ -288,65 +245,66 @@ impl Registry {
         })
     }
 
-    fn all_ready(&self) -> bool {
-        let ready = |worker: &Worker| worker.ready.is_some();
-        self.workers.len() >= self.config.quorum() && self.workers.values().all(ready)
-    }
-
-    fn form(&mut self, actions: &mut Vec<Action>) {
-        let steps: BTreeSet<u64> = self.workers.values().filter_map(|worker| worker.ready).collect();
-        if steps.len() > 1 {
-            let reason = format!(
-                "workers start from different steps {steps:?}: another run writes the same checkpoints"
-            );
-            return self.end(Outcome::Failed, &reason, actions);
+    /// A worker wants to leave. Where too few would be left to go on, the run stops in order instead.
+    fn leave(&mut self, id: WorkerId, reason: String, actions: &mut Vec<Action>) {
+        self.hear(id);
+        let stays = |(other, worker): &(&WorkerId, &Worker)| **other != id && worker.leaving.is_none();
+        let left = self.workers.iter().filter(stays).count();
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        match worker.standing {
+            Standing::Loading | Standing::Free(_) => {
+                self.workers.remove(&id);
+                actions.push(Action::Release(id, reason));
+            }
+            Standing::Member | Standing::Recalled { .. } if left < self.config.min_workers as usize => {
+                self.request_stop(actions);
+            }
+            Standing::Member | Standing::Recalled { .. } => worker.leaving = Some(reason),
         }
-        self.generation += 1;
-        let ranks = self.workers.len() as u32;
-        let place = |(rank, (id, worker)): (u32, (&WorkerId, &Worker))| Place {
-            worker: *id,
-            address: worker.candidate.address.clone(),
-            micro_batches: assigned(self.config.micro_batches, ranks, rank).collect(),
-        };
-        let places = (0..).zip(&self.workers).map(place).collect();
-        let step = steps.into_iter().next().unwrap_or(0);
-        let formation = Formation { generation: self.generation, step, places };
-        self.linked.clear();
-        self.phase = Phase::Forming;
-        self.formation = Some(formation.clone());
-        actions.push(Action::Form(formation));
     }
 
-    fn all_linked(&self) -> bool {
-        self.linked.len() == self.workers.len()
-    }
-
-    fn start(&mut self, actions: &mut Vec<Action>) {
-        self.phase = Phase::Running;
-        actions.extend(self.formation.clone().map(Action::Start));
-        if self.stop {
+    fn request_stop(&mut self, actions: &mut Vec<Action>) {
+        let asked = std::mem::replace(&mut self.stop, true);
+        if !asked && matches!(self.phase, Phase::Forming | Phase::Running) {
             actions.push(Action::Stop);
         }
     }
 
-    fn all_finished(&self) -> bool {
-        self.workers.values().all(|worker| worker.finish.is_some())
+    fn hold(&mut self, id: WorkerId, generation: u64, holding: Holding) {
+        self.hear(id);
+        let asked = self.phase == Phase::Recalling && generation == self.generation;
+        let owes = |worker: &&mut Worker| asked && matches!(worker.standing, Standing::Recalled { .. });
+        if let Some(worker) = self.workers.get_mut(&id).filter(owes) {
+            worker.standing = Standing::Free(holding);
+        }
     }
 
-    fn finish(&mut self, actions: &mut Vec<Action>) {
-        let finishes: Vec<&Finish> =
-            self.workers.values().filter_map(|worker| worker.finish.as_ref()).collect();
-        let Some(mut finish) = finishes.first().map(|&first| first.clone()) else { return };
-        if let Some(other) = finishes.iter().find(|other| other.state_hash != finish.state_hash) {
-            let (a, b) = (finish.state_hash, other.state_hash);
-            let reason = format!("workers ended with different states: {a:016x} and {b:016x}");
-            return self.end(Outcome::Failed, &reason, actions);
+    fn break_ring(&mut self, id: WorkerId, broken: Break) {
+        self.hear(id);
+        if broken.generation != self.generation || !self.is_member(id) {
+            return;
         }
-        finish.held_out_loss = finishes.iter().find_map(|finish| finish.held_out_loss);
-        match finish.completed {
-            true => self.end(Outcome::Completed(finish), "all steps are done", actions),
-            false => self.end(Outcome::Stopped(finish), "stopped on request", actions),
+        let places = self.formation.iter().flat_map(|formation| &formation.places);
+        let lost = broken.lost_rank.and_then(|rank| places.map(|place| place.worker).nth(rank as usize));
+        let accused = lost.filter(|&lost| lost != id);
+        let reason = format!("{id}: {}", broken.text);
+        self.stale.get_or_insert(Stale { reason, broken_by: Some(id), accused });
+    }
+
+    /// A worker says that it cannot go on.
+    fn fail(&mut self, id: WorkerId, failure: &Failure, actions: &mut Vec<Action>) {
+        if !self.workers.contains_key(&id) {
+            return;
         }
+        let outcome = match failure.blame {
+            Blame::Input => Outcome::BadInput,
+            Blame::Run => Outcome::Failed,
+            Blame::Worker => {
+                self.lose(id, &failure.text, actions);
+                return;
+            }
+        };
+        self.end(outcome, &format!("{id}: {}", failure.text), actions);
     }
 
     fn notice_silence(&mut self, actions: &mut Vec<Action>) {
@@ -358,49 +316,245 @@ impl Registry {
         for id in gone {
             self.lose(id, &format!("nothing was heard of it for {timeout:?}"), actions);
         }
+        let is_late = |worker: &Worker| match worker.standing {
+            Standing::Recalled { until: Some(until) } => self.now >= until,
+            _ => false,
+        };
+        let late: Vec<WorkerId> =
+            self.workers.iter().filter(|(_, worker)| is_late(worker)).map(|(id, _)| *id).collect();
+        for id in late {
+            self.lose(id, "a neighbour called it lost, and it did not answer", actions);
+        }
     }
 
-    /// A worker says that it cannot go on, for its own reason or because it lost a neighbour.
-    fn fail(&mut self, id: WorkerId, failure: &Failure, actions: &mut Vec<Action>) {
-        if !self.workers.contains_key(&id) {
+    /// A worker is gone; unless it was done, the ring goes on without it.
+    fn lose(&mut self, id: WorkerId, cause: &str, actions: &mut Vec<Action>) {
+        if self.workers.get(&id).is_none_or(|worker| worker.finish.is_some()) {
             return;
         }
-        let places = self.formation.iter().flat_map(|formation| &formation.places);
-        let lost = failure.lost_rank.and_then(|rank| places.map(|place| place.worker).nth(rank as usize));
-        if let Some(lost) = lost.filter(|&lost| lost != id) {
-            self.accusations.insert(id, (lost, failure.text.clone()));
-            self.hearing.get_or_insert(self.now + self.config.timeout / HEARING);
-            return;
+        let member = self.is_member(id);
+        self.workers.remove(&id);
+        if member {
+            self.stale = Some(Stale { reason: format!("{id} was lost: {cause}"), ..Stale::default() });
         }
-        let outcome = if failure.bad_input { Outcome::BadInput } else { Outcome::Failed };
-        self.end(outcome, &format!("{id}: {}", failure.text), actions);
+        self.last_lost = Some((id, cause.to_owned()));
+        actions.push(Action::Lose(id, cause.to_owned()));
+    }
+}
+
+/// What is decided.
+impl Registry {
+    /// Forms a ring of those who are there, if they are enough; else waits, or ends the run where nobody comes.
+    fn gather(&mut self, actions: &mut Vec<Action>) {
+        if self.generation == 0 && self.stop {
+            return self.end(Outcome::Failed, "stopped before training began", actions);
+        }
+        self.release_leavers(actions);
+        let free: Vec<WorkerId> =
+            self.workers.iter().filter(|(_, worker)| worker.held().is_some()).map(|(id, _)| *id).collect();
+        if free.len() >= self.needed() {
+            return self.form(&free, actions);
+        }
+        match &self.abandoned {
+            Some(cause) if self.generation == 0 && self.workers.len() < self.needed() => {
+                let reason = format!("a worker ended before it joined: {cause}");
+                self.end(Outcome::Failed, &reason, actions);
+            }
+            Some(_) if self.workers.is_empty() => self.end_of_the_last(actions),
+            _ if self.stop && self.workers.is_empty() => {
+                let reason = "stopped while it had no worker: resume from its newest checkpoint";
+                self.end(Outcome::Failed, reason, actions);
+            }
+            _ => {}
+        }
     }
 
-    /// Where nothing better was heard, the accused is lost; but one that accuses another in turn only left because of it.
-    fn close_hearing(&mut self, actions: &mut Vec<Action>) {
-        if self.hearing.is_none_or(|until| until > self.now) {
-            return;
+    fn end_of_the_last(&mut self, actions: &mut Vec<Action>) {
+        match self.last_lost.take() {
+            Some((id, cause)) => {
+                let reason = format!("{id} was lost, and no worker is left: {cause}");
+                self.end(Outcome::WorkerLost(id), &reason, actions);
+            }
+            None => self.end(Outcome::Failed, "all workers have left", actions),
         }
-        self.hearing = None;
-        let mut accusations = std::mem::take(&mut self.accusations);
-        let mut next = accusations.pop_first();
-        while let Some((accuser, (lost, text))) = next {
-            next = accusations.remove_entry(&lost);
-            if next.is_none() {
-                self.end(Outcome::WorkerLost(lost), &format!("{accuser}: {text}"), actions);
+    }
+
+    /// How many workers the next ring takes.
+    fn needed(&self) -> usize {
+        match (self.generation, self.stop) {
+            (0, _) => self.config.quorum(),
+            // Somebody has to write the checkpoint.
+            (_, true) => 1,
+            (_, false) => self.config.min_workers.max(1) as usize,
+        }
+    }
+
+    /// Leavers are free to go once their ring is over.
+    fn release_leavers(&mut self, actions: &mut Vec<Action>) {
+        let leaves = |worker: &Worker| worker.leaving.clone().filter(|_| worker.held().is_some());
+        let leavers: Vec<(WorkerId, String)> =
+            self.workers.iter().filter_map(|(id, worker)| Some((*id, leaves(worker)?))).collect();
+        for (id, reason) in leavers {
+            self.workers.remove(&id);
+            actions.push(Action::Release(id, reason));
+        }
+    }
+
+    fn is_stale(&self) -> bool {
+        let comes = |worker: &Worker| worker.held().is_some();
+        let leaves = |worker: &Worker| worker.leaving.is_some() && worker.standing == Standing::Member;
+        let done = self.workers.values().any(|worker| worker.finish.is_some());
+        // Nobody is let in, or let go, when the run is all but over.
+        let moves = self.phase == Phase::Running && !done;
+        self.stale.is_some() || moves && self.workers.values().any(|worker| comes(worker) || leaves(worker))
+    }
+
+    /// Ends the ring there is: its members say what they hold.
+    fn recall(&mut self, actions: &mut Vec<Action>) {
+        let Stale { reason, broken_by, accused } =
+            self.stale.take().unwrap_or_else(|| self.coming_and_going());
+        self.breaks += u32::from(broken_by.is_some());
+        self.phase = Phase::Recalling;
+        let hearing = self.now + (self.config.timeout / HEARING).max(HEARING_MIN);
+        let mut members = Vec::new();
+        for (id, worker) in &mut self.workers {
+            if worker.standing == Standing::Member {
+                let until = accused.filter(|lost| lost == id).map(|_| hearing);
+                worker.standing = Standing::Recalled { until };
+                worker.finish = None;
+                members.push(*id);
             }
         }
+        actions.push(Action::Recall { generation: self.generation, members, reason: reason.clone() });
+        if let Some(id) = accused.or(broken_by).filter(|_| self.breaks > BREAKS_MAX) {
+            self.breaks = 0;
+            let cause = format!("{BREAKS_MAX} rings with it broke in a row; the last time, {reason}");
+            self.lose(id, &cause, actions);
+        }
+        self.close_recall(actions);
     }
 
-    /// A worker is gone. Nobody takes its place yet, so the run is over, unless it was done.
-    fn lose(&mut self, id: WorkerId, cause: &str, actions: &mut Vec<Action>) {
-        let Some(worker) = self.workers.get(&id) else { return };
-        let when = match self.phase {
-            Phase::Running if worker.finish.is_some() => return,
-            Phase::Running => format!("in generation {}", self.generation),
-            Phase::Gathering | Phase::Forming | Phase::Ended => "before training began".to_owned(),
+    fn coming_and_going(&self) -> Stale {
+        let name = |(id, worker): (&WorkerId, &Worker)| match (&worker.leaving, worker.held()) {
+            (Some(reason), _) => Some(format!("{id} leaves: {reason}")),
+            (None, Some(_)) => Some(format!("{id} joins")),
+            (None, None) => None,
         };
-        self.end(Outcome::WorkerLost(id), &format!("{id} was lost {when}: {cause}"), actions);
+        let reasons: Vec<String> = self.workers.iter().filter_map(name).collect();
+        Stale { reason: reasons.join(", "), ..Stale::default() }
+    }
+
+    /// When all have said what they hold, the next ring may be formed.
+    fn close_recall(&mut self, actions: &mut Vec<Action>) {
+        let owes = |worker: &Worker| matches!(worker.standing, Standing::Recalled { .. });
+        if self.workers.values().any(owes) {
+            return;
+        }
+        self.phase = Phase::Gathering;
+        self.gather(actions);
+        if self.phase == Phase::Gathering {
+            let ready = self.workers.values().filter(|worker| worker.held().is_some()).count();
+            actions.push(Action::Wait { ready, needed: self.needed() });
+        }
+    }
+
+    fn form(&mut self, free: &[WorkerId], actions: &mut Vec<Action>) {
+        let holdings: Vec<Holding> = free.iter().filter_map(|id| self.workers[id].held()).cloned().collect();
+        let Some(step) = holdings.iter().filter_map(|holding| holding.step).max() else {
+            return self.restore(free, actions);
+        };
+        if self.generation == 0 && holdings.iter().any(|holding| holding.step != Some(step)) {
+            let steps: BTreeSet<Option<u64>> = holdings.iter().map(|holding| holding.step).collect();
+            let reason = format!(
+                "workers start from different steps {steps:?}: another run writes the same checkpoints"
+            );
+            return self.end(Outcome::Failed, &reason, actions);
+        }
+        self.generation += 1;
+        let formation = self.formation_of(free, &holdings, step);
+        for id in free {
+            self.workers.entry(*id).and_modify(|worker| worker.standing = Standing::Member);
+        }
+        self.linked.clear();
+        self.stale = None;
+        self.phase = Phase::Forming;
+        self.formation = Some(formation.clone());
+        actions.push(Action::Form(formation));
+    }
+
+    fn formation_of(&self, free: &[WorkerId], holdings: &[Holding], step: u64) -> Formation {
+        let ranks = free.len() as u32;
+        let nothing = Holding::default();
+        let up_to_date = |holding: &Holding| holding.step == Some(step);
+        // What was computed of an older step counts for nothing.
+        let of_this_step: Vec<&Holding> =
+            holdings.iter().map(|holding| if up_to_date(holding) { holding } else { &nothing }).collect();
+        let steady = |rank| assigned(self.config.micro_batches, ranks, rank).collect::<Vec<u32>>();
+        let untouched =
+            of_this_step.iter().all(|holding| holding.done.is_empty() && holding.running.is_none());
+        let shares = match untouched {
+            true => (0..ranks).map(steady).collect(),
+            false => resumed(self.config.micro_batches, &of_this_step),
+        };
+        let places = (0..).zip(free).zip(shares);
+        let place = |((rank, id), first): ((u32, &WorkerId), Vec<u32>)| Place {
+            worker: *id,
+            address: self.workers[id].candidate.address.clone(),
+            micro_batches: steady(rank),
+            first,
+        };
+        let source = holdings.iter().position(up_to_date).map(|rank| rank as u32);
+        let behind = holdings.iter().any(|holding| !up_to_date(holding));
+        Formation {
+            generation: self.generation,
+            step,
+            source: source.filter(|_| behind),
+            places: places.map(place).collect(),
+        }
+    }
+
+    /// Whoever had the state is gone: those who are there load it from storage.
+    fn restore(&mut self, free: &[WorkerId], actions: &mut Vec<Action>) {
+        for id in free {
+            self.workers.entry(*id).and_modify(|worker| worker.standing = Standing::Loading);
+        }
+        actions.push(Action::Restore(free.to_vec()));
+    }
+
+    fn all_linked(&self) -> bool {
+        let places = self.formation.iter().flat_map(|formation| &formation.places);
+        places.map(|place| place.worker).all(|worker| self.linked.contains(&worker))
+    }
+
+    fn start(&mut self, actions: &mut Vec<Action>) {
+        self.phase = Phase::Running;
+        actions.extend(self.formation.clone().map(Action::Start));
+        if self.stop {
+            actions.push(Action::Stop);
+        }
+    }
+
+    fn members(&self) -> impl Iterator<Item = &Worker> {
+        self.workers.values().filter(|worker| worker.standing == Standing::Member)
+    }
+
+    fn all_finished(&self) -> bool {
+        self.members().all(|worker| worker.finish.is_some())
+    }
+
+    fn finish(&mut self, actions: &mut Vec<Action>) {
+        let finishes: Vec<&Finish> = self.members().filter_map(|worker| worker.finish.as_ref()).collect();
+        let Some(mut finish) = finishes.first().map(|&first| first.clone()) else { return };
+        if let Some(other) = finishes.iter().find(|other| other.state_hash != finish.state_hash) {
+            let (a, b) = (finish.state_hash, other.state_hash);
+            let reason = format!("workers ended with different states: {a:016x} and {b:016x}");
+            return self.end(Outcome::Failed, &reason, actions);
+        }
+        finish.held_out_loss = finishes.iter().find_map(|finish| finish.held_out_loss);
+        match finish.completed {
+            true => self.end(Outcome::Completed(finish), "all steps are done", actions),
+            false => self.end(Outcome::Stopped(finish), "stopped on request", actions),
+        }
     }
 
     fn end(&mut self, outcome: Outcome, reason: &str, actions: &mut Vec<Action>) {

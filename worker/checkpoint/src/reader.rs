@@ -23,6 +23,8 @@ use crate::store_error::StoreError;
 pub enum Which {
     /// The newest that is whole.
     Newest,
+    /// The newest that is whole of this step, or of those before.
+    UpTo(u64),
     /// That of this step, or none.
     Step(u64),
 }
@@ -172,10 +174,14 @@ async fn pick<T>(
     read: impl AsyncFn(Checkpoint<'_>) -> Result<T, ReadError>,
 ) -> Result<(T, Vec<Unusable>), LoadError> {
     let store = location.open(Patience::Medium)?;
-    let listing = list_store(&store).await?;
+    let mut listing = list_store(&store).await?;
+    if let Which::UpTo(step) = which {
+        listing.complete.retain(|summary| summary.step <= step);
+        listing.unusable.retain(|unusable| unusable.step <= step);
+    }
     reject_too_new(&listing, which)?;
     match which {
-        Which::Newest => newest(&store, listing, read).await,
+        Which::Newest | Which::UpTo(_) => newest(&store, listing, read).await,
         Which::Step(step) => one(&store, listing, step, read).await.map(|loaded| (loaded, Vec::new())),
     }
 }
@@ -238,7 +244,7 @@ fn flaw_or_stop(url: &str, error: ReadError) -> Result<Flaw, LoadError> {
 fn reject_too_new(listing: &Listing, which: Which) -> Result<(), LoadError> {
     let newest = listing.complete.first().map(|newest| newest.step);
     let asked_for = |unusable: &&Unusable| match which {
-        Which::Newest => Some(unusable.step) > newest,
+        Which::Newest | Which::UpTo(_) => Some(unusable.step) > newest,
         Which::Step(step) => unusable.step == step,
     };
     for Unusable { url, flaw, .. } in listing.unusable.iter().filter(asked_for) {

@@ -8,12 +8,15 @@
 //! # Invariants
 //! 1. State is written only after the commit point, so it is at step s or s + 1, never between.
 //! 2. Nothing here depends on rank or world size but which micro-batches are computed.
+//! 3. What was added up of a step outlives a ring that breaks: the next ring's first step begins with it.
 //!
 //! Deliberately absent: membership, checkpoints, reports. The session calls [`Trainer::step`] and does those.
 
 #[cfg(test)]
 mod tests;
+mod transfer;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use mattock_collectives::{Buffer, CollectiveError, Group, Rank, SaturatingSum};
@@ -22,6 +25,7 @@ use mattock_exact::{BLOCK, Exponents, block_maxima};
 use mattock_kernels::TrainBackend;
 
 use crate::commit::{Ballot, CommitError, Verdict};
+use crate::gate::{Gate, Recalled};
 use crate::gradients;
 use crate::params::{Space, attach};
 use crate::phases::{Clock, Phase};
@@ -40,9 +44,22 @@ pub enum StepError {
     /// The exchange failed; nothing was written, and the step can be run again.
     #[error(transparent)]
     Collective(#[from] CollectiveError),
+    /// The coordinator has ended the ring; nothing was written.
+    #[error(transparent)]
+    Recalled(#[from] Recalled),
     /// The total says that the step may not be written.
     #[error(transparent)]
     Commit(#[from] CommitError),
+    /// What came from another rank is not its state.
+    #[error("the state that came from rank {root} has hash {got:016x}, there it has {want:016x}")]
+    Transfer {
+        /// The rank.
+        root: u32,
+        /// Of what came.
+        got: u64,
+        /// Of what was sent.
+        want: u64,
+    },
 }
 
 /// What a step did.
@@ -74,6 +91,14 @@ pub struct Trainer<'a, B: TrainBackend, T: Task> {
     blocks: Vec<T::Block<B>>,
     lengths: Vec<usize>,
     sum: GradientSum,
+    /// The micro-batches of the next step that `sum` holds, with their losses.
+    counted: BTreeMap<u32, f32>,
+    /// Whether `sum` holds those only.
+    clean: bool,
+    /// Block maxima of the first micro-batch, from which the first exponents come.
+    maxima: Option<Vec<f32>>,
+    /// Under which `sum` rounds.
+    exponents: Exponents,
     gradient: Vec<f32>,
     scratch: Vec<f32>,
     clock: Clock,
@@ -94,6 +119,10 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
             blocks,
             lengths,
             sum,
+            counted: BTreeMap::new(),
+            clean: false,
+            maxima: None,
+            exponents: Exponents::default(),
             gradient,
             scratch: Vec::new(),
             clock: Clock::start(),
@@ -121,26 +150,53 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
         &mut self.clock
     }
 
-    /// Runs the next step: computes `assigned` micro-batches, sums over the group, updates.
+    /// Keeps what is added up of `share`, this worker's part of the next step, and returns which that is. Where anything
+    /// else was added up, all of it is forgotten.
+    pub fn resume(&mut self, share: &[u32]) -> Vec<u32> {
+        if !self.counted.keys().all(|index| share.contains(index)) {
+            self.forget();
+        }
+        self.counted.keys().copied().collect()
+    }
+
+    /// Forgets what was added up; the sums themselves only when they are needed again, for links may hold them still.
+    fn forget(&mut self) {
+        self.counted.clear();
+        self.clean = false;
+    }
+
+    /// Takes another state, from storage.
+    pub fn replace(&mut self, state: State) {
+        self.forget();
+        self.state = state;
+    }
+
+    /// The ring is over: time goes to what comes between rings.
+    pub fn pause(&mut self) {
+        self.clock.enter(Phase::Recovery);
+    }
+
+    /// Does one step together with the other ranks of the group, who compute the other micro-batches.
     ///
     /// `stop` asks all ranks to end after this step.
-    pub fn step(&mut self, group: &Group, assigned: &[u32], stop: bool) -> Result<StepDone, StepError> {
+    ///
+    /// # Errors
+    /// [`StepError`]; then nothing was written, and what was added up is kept for the next attempt.
+    pub fn step(
+        &mut self,
+        group: &Group,
+        share: &[u32],
+        gate: &Gate,
+        stop: bool,
+    ) -> Result<StepDone, StepError> {
         self.attach();
-        if self.state.exponents.is_empty() && self.sum.has_exponents() {
-            self.measure_exponents(group)?;
-        }
-        let mut ballot = Ballot::new(self.plan.batch.micro_batches() as usize);
-        self.compute(group, assigned, &mut ballot);
+        self.settle_exponents(group)?;
+        self.compute(group, share, gate)?;
 
         self.clock.enter(Phase::Exchange);
-        let summed = self.sum.finish(group, &self.state.exponents, &mut self.gradient)?;
-        if self.sum.nonfinite() {
-            ballot.nonfinite();
-        }
-        if stop {
-            ballot.stop();
-        }
-        let verdict = self.commit(group, ballot)?;
+        let summed = self.sum.finish(group, &self.exponents, &mut self.gradient)?;
+        let verdict = self.commit(group, self.ballot(stop))?;
+        gate.commit(self.state.step + 1)?;
 
         self.clock.enter(Phase::Update);
         Ok(self.write(&verdict, summed.exponents, summed.wide_blocks))
@@ -156,51 +212,73 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
             parts.map(|(block, range)| attach(block, &parameters[range.clone()], &self.device)).collect();
     }
 
-    /// The first step's exponents: from the maxima of micro-batch 0, as rank 0 measures them.
-    fn measure_exponents(&mut self, group: &Group) -> Result<(), StepError> {
-        let mut maxima = vec![0.0f32; self.space.len() / BLOCK];
+    /// The step's exponents: those of the state, or for the first step from the maxima of micro-batch 0, which rank 0
+    /// measures. Every rank takes part in that, whatever it measured in a ring before: some may be new.
+    fn settle_exponents(&mut self, group: &Group) -> Result<(), StepError> {
+        if !self.sum.has_exponents() || !self.state.exponents.is_empty() {
+            self.exponents.clone_from(&self.state.exponents);
+            return Ok(());
+        }
         let root = Rank(0);
-        if group.ring().rank() == root {
-            let firsts: Vec<usize> = self.space.buckets().iter().map(|range| range.start / BLOCK).collect();
-            self.gradients_of(0, |bucket, gradient, _| {
-                let measured = block_maxima(gradient);
-                maxima[firsts[bucket]..][..measured.len()].copy_from_slice(&measured);
-            });
+        let maxima = if group.ring().rank() == root {
+            let measured = self.maxima.take().unwrap_or_else(|| self.measure());
             self.clock.enter(Phase::Exchange);
-            let measured = Arc::new(Buffer::from(maxima));
-            group.broadcast(Arc::clone(&measured)).wait()?;
-            maxima = measured.to_vec();
+            self.maxima = Some(measured.clone());
+            group.broadcast(Arc::new(Buffer::from(measured.clone()))).wait()?;
+            measured
         } else {
             self.clock.enter(Phase::Exchange);
-            maxima = group.receive_broadcast(root, maxima.into()).wait()?.into_vec();
-        }
-        self.state.exponents = Exponents::from_maxima(&maxima, self.plan.batch.micro_batches());
+            let zeros = vec![0.0f32; self.space.len() / BLOCK];
+            group.receive_broadcast(root, zeros.into()).wait()?.into_vec()
+        };
+        self.exponents = Exponents::from_maxima(&maxima, self.plan.batch.micro_batches());
+        self.maxima = Some(maxima);
         Ok(())
     }
 
-    /// Computes the assigned micro-batches; buckets leave with the last one.
-    fn compute(&mut self, group: &Group, assigned: &[u32], ballot: &mut Ballot) {
-        self.sum.begin();
-        for (position, &index) in assigned.iter().enumerate() {
-            let last = position + 1 == assigned.len();
-            let exponents = std::mem::take(&mut self.state.exponents);
-            let loss = self.gradients_of(index, |bucket, gradient, sum| {
-                sum.add(bucket, gradient, &exponents);
+    /// The largest gradient of each block in micro-batch 0.
+    fn measure(&mut self) -> Vec<f32> {
+        let mut maxima = vec![0.0f32; self.space.len() / BLOCK];
+        let firsts: Vec<usize> = self.space.buckets().iter().map(|range| range.start / BLOCK).collect();
+        self.gradients_of(0, |bucket, gradient, _, _| {
+            let measured = block_maxima(gradient);
+            maxima[firsts[bucket]..][..measured.len()].copy_from_slice(&measured);
+        });
+        maxima
+    }
+
+    /// Computes what is missing of the share; buckets leave with the last micro-batch.
+    fn compute(&mut self, group: &Group, share: &[u32], gate: &Gate) -> Result<(), Recalled> {
+        let missing: Vec<u32> =
+            share.iter().copied().filter(|index| !self.counted.contains_key(index)).collect();
+        if !std::mem::replace(&mut self.clean, true) {
+            self.sum.begin();
+        }
+        for (position, &index) in missing.iter().enumerate() {
+            let last = position + 1 == missing.len();
+            gate.begin(index)?;
+            let loss = self.gradients_of(index, |bucket, gradient, sum, exponents| {
+                sum.add(bucket, gradient, exponents);
                 if last {
                     sum.send(bucket, group);
                 }
             });
-            self.state.exponents = exponents;
-            ballot.count(index as usize, loss);
+            self.counted.insert(index, loss);
+            gate.end(index);
         }
-        if assigned.is_empty() {
+        if missing.is_empty() {
             (0..self.lengths.len()).rev().for_each(|bucket| self.sum.send(bucket, group));
         }
+        Ok(())
     }
 
     /// Runs one micro-batch forward and backward; `sink` receives each bucket's gradient, the last block's first.
-    fn gradients_of(&mut self, index: u32, mut sink: impl FnMut(usize, &[f32], &mut GradientSum)) -> f32 {
-        let Self { task, plan, blocks, lengths, scratch, clock, sum, .. } = self;
+    fn gradients_of(
+        &mut self,
+        index: u32,
+        mut sink: impl FnMut(usize, &[f32], &mut GradientSum, &Exponents),
+    ) -> f32 {
+        let Self { task, plan, blocks, lengths, scratch, clock, sum, exponents, .. } = self;
         clock.enter(Phase::Data);
         let step = self.state.step;
         let batch = samples::micro_batch(*task, plan, step, index);
@@ -208,9 +286,22 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
         clock.enter(Phase::Compute);
         gradients::micro_batch::<B, T>(*task, blocks, lengths, &batch, pass, scratch, |bucket, gradient| {
             clock.enter(Phase::Round);
-            sink(bucket, gradient, sum);
+            sink(bucket, gradient, sum, exponents);
             clock.enter(Phase::Compute);
         })
+    }
+
+    /// What this rank contributes to the commit.
+    fn ballot(&self, stop: bool) -> Ballot {
+        let mut ballot = Ballot::new(self.plan.batch.micro_batches() as usize);
+        self.counted.iter().for_each(|(&index, &loss)| ballot.count(index as usize, loss));
+        if self.sum.nonfinite() {
+            ballot.nonfinite();
+        }
+        if stop {
+            ballot.stop();
+        }
+        ballot
     }
 
     /// The commit point: no state is written before this returns.
@@ -228,9 +319,11 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
             self.state.exponents = exponents;
             update::apply(&mut self.state, &self.space, &self.gradient, &self.plan.optimizer, lr, grad_norm)
         } else {
+            self.state.exponents.clone_from(&self.exponents);
             self.state.step += 1;
             self.state.hash()
         };
+        self.forget();
         let Verdict { loss, stop, .. } = *verdict;
         StepDone { step: self.state.step, loss, grad_norm, lr, state_hash, stop, wide_blocks }
     }

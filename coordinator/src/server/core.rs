@@ -1,0 +1,368 @@
+//! The one task that decides: messages in, the registry's actions out.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+
+use super::door::Inbound;
+use super::{Command, RunEnd, ServerConfig};
+use crate::event::{Event, StepRecord};
+use crate::ids::WorkerId;
+use crate::ledger::{Disagreement, Ledger};
+use crate::membership::{self, Action, Candidate, Outcome, Phase, Registry};
+use crate::protocol::{About, Blame, Failure, Formation, FromCoordinator, FromWorker, Holding, StepReport};
+use crate::recovery::Recovery;
+use crate::status::Status;
+
+/// Phases of a step whose times a worker may report.
+const PHASES_MAX: usize = 64;
+/// Of a phase's name.
+const PHASE_BYTES_MAX: usize = 64;
+
+/// A connected worker.
+#[derive(Debug)]
+struct Link {
+    outbox: mpsc::Sender<FromCoordinator>,
+    about: About,
+}
+
+/// The one task that decides.
+pub(super) struct Core {
+    config: ServerConfig,
+    pub(super) registry: Registry,
+    ledger: Option<Ledger>,
+    links: BTreeMap<WorkerId, Link>,
+    events: mpsc::Sender<Event>,
+    status: watch::Sender<Status>,
+    step: u64,
+    /// The change of rings that is under way.
+    recovery: Option<Recovery>,
+    /// How long it has waited for those who read events, all in all.
+    stalled: Duration,
+}
+
+impl Core {
+    pub(super) fn new(
+        config: ServerConfig,
+        registry: Registry,
+        events: mpsc::Sender<Event>,
+        status: watch::Sender<Status>,
+    ) -> Self {
+        let (ledger, links, recovery) = (None, BTreeMap::new(), None);
+        Self { config, registry, ledger, links, events, status, step: 0, recovery, stalled: Duration::ZERO }
+    }
+
+    /// The registry's time: it stands still while nobody reads the events, for then nobody listens to workers either,
+    /// and what was not heard is no silence.
+    pub(super) fn now(&self) -> Instant {
+        Instant::now() - self.stalled
+    }
+
+    /// How far the registry's time is behind.
+    pub(super) fn stalled(&self) -> Duration {
+        self.stalled
+    }
+
+    pub(super) async fn emit(&mut self, event: Event) {
+        let asked = Instant::now();
+        // Who does not read events does not want them.
+        let _ = self.events.send(event).await;
+        self.stalled += asked.elapsed();
+    }
+
+    /// From a message to what it means for membership.
+    pub(super) async fn absorb(&mut self, worker: WorkerId, message: Inbound) -> Vec<membership::Event> {
+        use membership::Event as Meaning;
+        let message = match message {
+            Inbound::Hello(about, outbox) => {
+                let candidate =
+                    Candidate { address: about.address.clone(), fingerprint: about.fingerprint.clone() };
+                self.links.insert(worker, Link { outbox, about });
+                return vec![Meaning::Joined(worker, candidate)];
+            }
+            Inbound::Gone(cause) => {
+                self.links.remove(&worker);
+                return vec![Meaning::Lost(worker, cause)];
+            }
+            // What is left in the queue of a worker that was sent away.
+            Inbound::Message(_) if !self.links.contains_key(&worker) => return Vec::new(),
+            Inbound::Message(message) => message,
+        };
+        vec![match message {
+            FromWorker::Ready { step } => Meaning::Ready(worker, step),
+            FromWorker::Linked { generation } => Meaning::Linked(worker, generation),
+            FromWorker::Held { generation, holding } => self.hold(worker, generation, holding),
+            FromWorker::Broken(broken) => Meaning::Broken(worker, broken),
+            FromWorker::Leaving { reason } => Meaning::Leaving(worker, reason),
+            FromWorker::Finished(finish) => Meaning::Finished(worker, finish),
+            FromWorker::Failed(failure) => Meaning::Failed(worker, failure),
+            FromWorker::Step(report) => return self.record(worker, report).await,
+            FromWorker::Checkpoint { step, url, bytes, seconds } => {
+                self.emit(Event::Checkpoint { step, url, bytes, seconds }).await;
+                Meaning::Heard(worker)
+            }
+            FromWorker::Notice { text } => {
+                self.emit(Event::Notice { message: text }).await;
+                Meaning::Heard(worker)
+            }
+            FromWorker::Hello(_) | FromWorker::Heartbeat => Meaning::Heard(worker),
+        }]
+    }
+
+    fn hold(&self, worker: WorkerId, generation: u64, holding: Holding) -> membership::Event {
+        let (held, micro_batches) = (holding.done.len(), self.config.membership.micro_batches);
+        if held > micro_batches as usize {
+            let text = format!("it holds {held} micro-batches of a step of {micro_batches}");
+            return membership::Event::Failed(worker, Failure { text, blame: Blame::Worker });
+        }
+        membership::Event::Held(worker, generation, holding)
+    }
+
+    async fn record(&mut self, worker: WorkerId, report: StepReport) -> Vec<membership::Event> {
+        let heard = membership::Event::Heard(worker);
+        let ring = self.registry.formation().filter(|ring| ring.generation == report.generation);
+        let Some(ring) = ring else { return vec![heard] };
+        if let Some(text) = misreport(ring, worker, &report, self.config.membership.micro_batches) {
+            return vec![membership::Event::Failed(worker, Failure { text, blame: Blame::Worker })];
+        }
+        match self.ledger.as_mut().map_or(Ok(None), |ledger| ledger.report(worker, report)) {
+            Ok(Some(record)) => {
+                self.commit(record).await;
+                vec![heard, membership::Event::Stepped]
+            }
+            Ok(None) => vec![heard],
+            Err(disagreement) => vec![disagree(worker, &disagreement)],
+        }
+    }
+
+    async fn commit(&mut self, record: StepRecord) {
+        self.step = record.step;
+        let first = self.registry.formation().is_some_and(|ring| ring.generation == record.generation);
+        let recovery = self.recovery.take_if(|_| first);
+        let recovered = recovery.map(|recovery| recovery.end(Instant::now(), &record));
+        self.emit(Event::Step(record)).await;
+        if let Some(recovered) = recovered {
+            self.emit(recovered).await;
+        }
+    }
+
+    pub(super) fn command(&self, command: Command) -> Vec<membership::Event> {
+        match command {
+            Command::Stop => vec![membership::Event::StopRequested],
+            Command::ProcessExited { pid, status, bad_input, replaced } => {
+                let link = self.links.iter().find(|(_, link)| link.about.pid == pid);
+                let lost = link.map(|(worker, _)| {
+                    membership::Event::Lost(*worker, format!("its process {pid} ended: {status}"))
+                });
+                let bad_input = bad_input && lost.is_none();
+                let abandoned =
+                    || membership::Event::Abandoned { cause: format!("process {pid}: {status}"), bad_input };
+                lost.into_iter().chain((!replaced).then(abandoned)).collect()
+            }
+        }
+    }
+
+    /// Decides, and does what was decided; returns the run's end if this was it.
+    pub(super) async fn decide(&mut self, events: Vec<membership::Event>) -> Option<RunEnd> {
+        let mut actions = Vec::new();
+        for event in events {
+            self.registry.step(self.now(), event, &mut actions);
+        }
+        let mut end = None;
+        for action in actions {
+            match action {
+                Action::Admit(worker) => self.admit(worker).await,
+                Action::Refuse(worker, reason) => self.refuse(worker, reason).await,
+                Action::Lose(worker, reason) => self.lose(worker, reason).await,
+                Action::Release(worker, reason) => self.release(worker, reason).await,
+                Action::Recall { generation, members, reason } => {
+                    self.recall(generation, &members, reason).await;
+                }
+                Action::Restore(workers) => {
+                    let message = FromCoordinator::Restore { up_to: self.step };
+                    workers.iter().for_each(|worker| self.tell(*worker, message.clone()));
+                }
+                Action::Wait { ready, needed } => self.emit(Event::Waiting { ready, needed }).await,
+                Action::Form(formation) => match self.form(formation).await {
+                    Ok(()) => {}
+                    Err(error) => end = Some(failed(&error)),
+                },
+                Action::Start(formation) => self.start(formation.generation),
+                Action::Stop => self.tell_all(&FromCoordinator::Stop),
+                Action::End(outcome, reason) => end = Some(RunEnd { outcome, reason }),
+            }
+        }
+        self.show();
+        end
+    }
+
+    async fn admit(&mut self, worker: WorkerId) {
+        self.tell(worker, self.config.welcome(self.ledger.is_some()));
+        if let Some(link) = self.links.get(&worker) {
+            let (host, pid) = (link.about.host.clone(), link.about.pid);
+            self.emit(Event::WorkerJoined { worker: worker.0, host, pid }).await;
+        }
+    }
+
+    async fn refuse(&mut self, worker: WorkerId, reason: String) {
+        self.tell(worker, FromCoordinator::Refused { reason: reason.clone() });
+        self.links.remove(&worker);
+        self.emit(Event::WorkerRefused { reason }).await;
+    }
+
+    /// Should it still be there, it hears that it is not needed any more; nothing that it says is heard.
+    async fn lose(&mut self, worker: WorkerId, reason: String) {
+        self.tell(
+            worker,
+            FromCoordinator::End { reason: format!("it goes on without this worker: {reason}") },
+        );
+        self.links.remove(&worker);
+        self.emit(Event::WorkerLost { worker: worker.0, reason }).await;
+    }
+
+    async fn release(&mut self, worker: WorkerId, reason: String) {
+        self.tell(worker, FromCoordinator::Released { reason: reason.clone() });
+        self.links.remove(&worker);
+        self.emit(Event::WorkerLeft { worker: worker.0, reason }).await;
+    }
+
+    async fn recall(&mut self, generation: u64, members: &[WorkerId], reason: String) {
+        let message = FromCoordinator::Recall { generation, reason: reason.clone() };
+        members.iter().for_each(|worker| self.tell(*worker, message.clone()));
+        match &mut self.recovery {
+            Some(recovery) => recovery.again(&reason),
+            None => self.recovery = Some(Recovery::begin(Instant::now(), &reason)),
+        }
+        self.emit(Event::RingRecalled { generation, reason }).await;
+    }
+
+    async fn form(&mut self, formation: Formation) -> Result<(), Disagreement> {
+        self.tell_all(&FromCoordinator::Form(formation.clone()));
+        if let Some(recovery) = &mut self.recovery {
+            recovery.form(Instant::now());
+        }
+        let (generation, world_size) = (formation.generation, formation.places.len() as u32);
+        let resumed_from = formation.step;
+        let fresh = self.ledger.is_none() || resumed_from < self.step;
+        let ledger = match self.ledger.take() {
+            Some(ledger) => {
+                let (ledger, settled) = ledger.reformed(formation)?;
+                for record in settled {
+                    self.step = record.step;
+                    self.emit(Event::Step(record)).await;
+                }
+                ledger
+            }
+            None => Ledger::new(self.config.membership.micro_batches, formation),
+        };
+        self.ledger = Some(ledger);
+        if fresh {
+            self.step = resumed_from;
+            self.emit(Event::RunStarted { steps: self.config.steps, resumed_from }).await;
+        }
+        self.emit(Event::RingFormed { generation, world_size }).await;
+        Ok(())
+    }
+
+    fn start(&mut self, generation: u64) {
+        if let Some(recovery) = &mut self.recovery {
+            recovery.start(Instant::now());
+        }
+        self.tell_all(&FromCoordinator::Start { generation });
+    }
+
+    /// A worker that does not take its messages is as good as silent, and will be noticed so.
+    fn tell(&self, worker: WorkerId, message: FromCoordinator) {
+        if let Some(link) = self.links.get(&worker)
+            && link.outbox.try_send(message).is_err()
+        {
+            tracing::warn!(%worker, "does not take its messages");
+        }
+    }
+
+    fn tell_all(&self, message: &FromCoordinator) {
+        self.links.keys().for_each(|worker| self.tell(*worker, message.clone()));
+    }
+
+    fn show(&self) {
+        let workers =
+            self.registry.workers().map(|(worker, silent)| (worker.0, silent.as_secs_f64())).collect();
+        let formation = self.registry.formation();
+        self.status.send_modify(|status| {
+            status.phase = match self.registry.phase() {
+                Phase::Gathering => "gathering",
+                Phase::Recalling => "recalling",
+                Phase::Forming => "forming",
+                Phase::Running => "running",
+                Phase::Ended => "ended",
+            };
+            status.generation = formation.map_or(0, |formation| formation.generation);
+            status.world_size = formation.map_or(0, |formation| formation.places.len());
+            status.step = self.step;
+            status.steps = self.config.steps;
+            status.workers = workers;
+        });
+    }
+
+    /// Says how the run ended, to the events and to all workers, and waits for them to leave.
+    pub(super) async fn farewell(
+        &mut self,
+        end: &RunEnd,
+        inbound: &mut mpsc::Receiver<(WorkerId, Inbound)>,
+        limit: Duration,
+    ) {
+        self.emit(Event::RunEnding).await;
+        self.tell_all(&FromCoordinator::End { reason: end.reason.clone() });
+        let leave = async {
+            while !self.links.is_empty() {
+                match inbound.recv().await {
+                    Some((worker, Inbound::Gone(_))) => drop(self.links.remove(&worker)),
+                    Some((_, Inbound::Hello(..) | Inbound::Message(_))) => {}
+                    None => return,
+                }
+            }
+        };
+        // Who does not leave in time is left behind.
+        let _ = timeout(limit.min(Duration::from_secs(2)), leave).await;
+        let (outcome, finish) = match &end.outcome {
+            Outcome::Completed(finish) => ("done", Some(finish)),
+            Outcome::Stopped(finish) => ("interrupted", Some(finish)),
+            Outcome::BadInput | Outcome::WorkerLost(_) | Outcome::Failed => ("failed", None),
+        };
+        let event = Event::RunEnded {
+            outcome,
+            error: finish.is_none().then(|| end.reason.clone()),
+            unigram_loss: finish.and_then(|finish| finish.unigram_loss),
+            held_out_loss: finish.and_then(|finish| finish.held_out_loss),
+            parameters: finish.map(|finish| finish.parameters),
+            state_hash: finish.map(|finish| format!("{:016x}", finish.state_hash)),
+        };
+        self.emit(event).await;
+    }
+}
+
+fn failed(error: &Disagreement) -> RunEnd {
+    RunEnd { outcome: Outcome::Failed, reason: error.to_string() }
+}
+
+fn disagree(worker: WorkerId, disagreement: &Disagreement) -> membership::Event {
+    let text = disagreement.to_string();
+    membership::Event::Failed(worker, Failure { text, blame: Blame::Run })
+}
+
+/// What is wrong with a report of this ring: in another's name, or larger than any that is true. Reports wait for each
+/// other, so each must be small.
+fn misreport(ring: &Formation, worker: WorkerId, report: &StepReport, micro_batches: u32) -> Option<String> {
+    if ring.places.get(report.rank as usize).is_none_or(|place| place.worker != worker) {
+        return Some(format!("it reported a step as rank {}, which it is not", report.rank));
+    }
+    let computed = report.micro_batches.len();
+    if computed > micro_batches as usize {
+        return Some(format!("it reported {computed} micro-batches in a step of {micro_batches}"));
+    }
+    let wordy = report.seconds.iter().any(|(phase, _)| phase.len() > PHASE_BYTES_MAX);
+    (wordy || report.seconds.len() > PHASES_MAX)
+        .then(|| format!("it reported more than {PHASES_MAX} phases of a step, or longer names than any has"))
+}

@@ -1,0 +1,102 @@
+//! The places of local workers: which process has which, and whether another takes it when that one has ended.
+//!
+//! A process that has ended is replaced, unless it did what it was there for, said that the user's input is at fault, or is
+//! the last of several in a row in whose time no step was done.
+
+use std::collections::BTreeSet;
+use std::process::ExitStatus;
+
+use tokio::process::ChildStdin;
+
+use crate::exit::Exit;
+
+/// Processes in a row that one place may lose without a step.
+const FRUITLESS_MAX: u32 = 3;
+
+/// The places, by number.
+pub(super) struct Slots {
+    respawn: bool,
+    slots: Vec<Slot>,
+}
+
+#[derive(Default)]
+struct Slot {
+    running: Option<Running>,
+    /// How the last one ended.
+    status: Option<ExitStatus>,
+    fruitless: u32,
+}
+
+struct Running {
+    pid: u32,
+    /// Its end tells the process to end.
+    stdin: Option<ChildStdin>,
+    /// Its id in the run, once it has joined.
+    worker: Option<u64>,
+}
+
+impl Slots {
+    /// Empty places.
+    pub(super) fn new(count: u32, respawn: bool) -> Self {
+        Self { respawn, slots: (0..count).map(|_| Slot::default()).collect() }
+    }
+
+    /// A process takes a place.
+    pub(super) fn fill(&mut self, number: u32, pid: u32, stdin: ChildStdin) {
+        if let Some(slot) = self.slots.get_mut(number as usize) {
+            slot.running = Some(Running { pid, stdin: Some(stdin), worker: None });
+        }
+    }
+
+    /// A process has joined the run.
+    pub(super) fn joined(&mut self, pid: u32, worker: u64) {
+        let mut running = self.slots.iter_mut().filter_map(|slot| slot.running.as_mut());
+        if let Some(running) = running.find(|running| running.pid == pid) {
+            running.worker = Some(worker);
+        }
+    }
+
+    /// These workers have done a step together.
+    pub(super) fn stepped(&mut self, workers: &BTreeSet<u64>) {
+        for slot in &mut self.slots {
+            let worker = slot.running.as_ref().and_then(|running| running.worker);
+            if worker.is_some_and(|worker| workers.contains(&worker)) {
+                slot.fruitless = 0;
+            }
+        }
+    }
+
+    /// The process of a worker, if it is still there.
+    pub(super) fn process_of(&self, worker: u64) -> Option<u32> {
+        let mut running = self.slots.iter().filter_map(|slot| slot.running.as_ref());
+        running.find(|running| running.worker == Some(worker)).map(|running| running.pid)
+    }
+
+    /// A process has ended; whether another is to take its place.
+    pub(super) fn ended(&mut self, number: u32, status: ExitStatus) -> bool {
+        let Some(slot) = self.slots.get_mut(number as usize) else { return false };
+        slot.running = None;
+        slot.status = Some(status);
+        slot.fruitless += 1;
+        let hopeless = status.success() || status.code() == Some(Exit::BadInput as i32);
+        self.respawn && !hopeless && slot.fruitless <= FRUITLESS_MAX
+    }
+
+    /// Tells all processes to end.
+    pub(super) fn close_stdins(&mut self) {
+        self.slots
+            .iter_mut()
+            .filter_map(|slot| slot.running.as_mut())
+            .for_each(|running| running.stdin = None);
+    }
+
+    /// The numbers of places with a process.
+    pub(super) fn living(&self) -> impl Iterator<Item = u32> {
+        (0..).zip(&self.slots).filter(|(_, slot)| slot.running.is_some()).map(|(number, _)| number)
+    }
+
+    /// How the last process of each place ended; none where there was none.
+    pub(super) fn statuses(&self) -> Vec<Option<ExitStatus>> {
+        self.slots.iter().map(|slot| slot.status).collect()
+    }
+}

@@ -1,0 +1,199 @@
+//! Between training and the coordinator's recall: what this worker holds, told at once and true from then on.
+//!
+//! The listening thread answers a recall while training computes. What it has told must stay true, so from that moment
+//! nothing more is begun and no state is written:
+//!
+//! ```text
+//! training   begin(m) ── compute ── end(m) ── begin(m') ── ... ── commit ══ write, report ══ reported
+//! listener              freeze: done, running ──> Held                      (waits until reported)
+//! ```
+//!
+//! # Invariants
+//! 1. After [`freeze`](Gate::freeze) of a generation, [`begin`](Gate::begin) and [`commit`](Gate::commit) in it fail.
+//! 2. A state whose step was told is written, and its step reported, before it is told.
+
+use std::collections::BTreeSet;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+use mattock_coordinator::protocol::Holding;
+
+/// The ring is over; what was held has been told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the ring was recalled")]
+pub struct Recalled;
+
+/// What is held, and whether it may still change.
+#[derive(Debug, Default)]
+pub struct Gate {
+    progress: Mutex<Progress>,
+    reported: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Progress {
+    /// Steps done, if there is a state.
+    step: Option<u64>,
+    done: BTreeSet<u32>,
+    running: Option<u32>,
+    /// The ring that training is in.
+    generation: u64,
+    /// The newest that was recalled.
+    recalled: Option<u64>,
+    /// A step is committed, but not yet reported.
+    writing: bool,
+}
+
+impl Progress {
+    fn check(&self) -> Result<(), Recalled> {
+        let over = self.recalled.is_some_and(|recalled| recalled >= self.generation);
+        if over { Err(Recalled) } else { Ok(()) }
+    }
+}
+
+impl Gate {
+    /// Holds a state, if any, and is in no ring yet.
+    pub(crate) fn ready(&self, step: Option<u64>) {
+        let mut progress = self.lock();
+        (progress.step, progress.running) = (step, None);
+        progress.done.clear();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether this ring is over.
+    pub fn is_recalled(&self, generation: u64) -> bool {
+        self.lock().recalled.is_some_and(|recalled| recalled >= generation)
+    }
+
+    /// Ends a ring, and says what is held; waits while a step is being written.
+    pub fn freeze(&self, generation: u64) -> Holding {
+        let mut progress = self.lock();
+        progress.recalled = progress.recalled.max(Some(generation));
+        while progress.writing {
+            progress = self.reported.wait(progress).unwrap_or_else(PoisonError::into_inner);
+        }
+        let Progress { step, done, running, .. } = &*progress;
+        Holding { step: *step, done: done.iter().copied().collect(), running: *running }
+    }
+
+    /// Enters a ring, holding this of the next step.
+    pub(crate) fn open(
+        &self,
+        generation: u64,
+        step: u64,
+        done: impl IntoIterator<Item = u32>,
+    ) -> Result<(), Recalled> {
+        let mut progress = self.lock();
+        progress.generation = generation;
+        progress.check()?;
+        (progress.step, progress.done, progress.running) = (Some(step), done.into_iter().collect(), None);
+        Ok(())
+    }
+
+    /// Enters a ring without a state: what there was is overwritten by that of others.
+    pub(crate) fn open_empty(&self, generation: u64) -> Result<(), Recalled> {
+        let mut progress = self.lock();
+        progress.generation = generation;
+        progress.check()?;
+        (progress.step, progress.running) = (None, None);
+        progress.done.clear();
+        Ok(())
+    }
+
+    /// A micro-batch is begun.
+    pub(crate) fn begin(&self, index: u32) -> Result<(), Recalled> {
+        let mut progress = self.lock();
+        progress.check()?;
+        progress.running = Some(index);
+        Ok(())
+    }
+
+    /// It is added up.
+    pub(crate) fn end(&self, index: u32) {
+        let mut progress = self.lock();
+        progress.running = None;
+        progress.done.insert(index);
+    }
+
+    /// The state is going to be that after `step`.
+    pub(crate) fn commit(&self, step: u64) -> Result<(), Recalled> {
+        let mut progress = self.lock();
+        progress.check()?;
+        progress.step = Some(step);
+        progress.done.clear();
+        progress.writing = true;
+        Ok(())
+    }
+
+    /// It is, and the coordinator was told.
+    pub(crate) fn reported(&self) {
+        self.lock().writing = false;
+        self.reported.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::mpsc;
+    use std::thread;
+
+    use super::*;
+
+    fn holding(step: u64, done: &[u32], running: Option<u32>) -> Holding {
+        Holding { step: Some(step), done: done.to_vec(), running }
+    }
+
+    #[test]
+    fn what_was_told_stays_true() {
+        let gate = Gate::default();
+        gate.open(1, 7, []).unwrap();
+        gate.begin(3).unwrap();
+        gate.end(3);
+        gate.begin(4).unwrap();
+        assert_eq!(gate.freeze(1), holding(7, &[3], Some(4)));
+        gate.end(4);
+        assert_eq!(gate.begin(5), Err(Recalled));
+        assert_eq!(gate.commit(8), Err(Recalled));
+        assert_eq!(gate.freeze(1), holding(7, &[3, 4], None), "what was running is done now");
+        gate.open(2, 7, [3, 4]).unwrap();
+        gate.begin(5).unwrap();
+    }
+
+    #[test]
+    fn a_recall_that_is_quicker_than_training_counts() {
+        let gate = Gate::default();
+        gate.freeze(2);
+        assert_eq!(gate.open(2, 7, []), Err(Recalled));
+        assert_eq!(gate.open_empty(2), Err(Recalled));
+        assert!(gate.is_recalled(1) && gate.is_recalled(2) && !gate.is_recalled(3));
+        gate.open(3, 7, []).unwrap();
+    }
+
+    #[test]
+    fn a_state_that_comes_from_others_is_none_until_it_is_there() {
+        let gate = Gate::default();
+        gate.open(1, 6, [2]).unwrap();
+        gate.open_empty(2).unwrap();
+        assert_eq!(gate.freeze(2), Holding::default());
+    }
+
+    #[test]
+    fn a_step_is_told_only_once_it_is_reported() {
+        let gate = Arc::new(Gate::default());
+        gate.open(1, 7, [0, 1]).unwrap();
+        gate.commit(8).unwrap();
+        let (told, answer) = mpsc::channel();
+        let asked = Arc::clone(&gate);
+        let listener = thread::spawn(move || told.send(asked.freeze(1)).unwrap());
+        while !gate.is_recalled(1) {
+            thread::yield_now();
+        }
+        assert!(answer.try_recv().is_err(), "the report is not out yet");
+        gate.reported();
+        assert_eq!(answer.recv().unwrap(), holding(8, &[], None));
+        listener.join().unwrap();
+    }
+}

@@ -1,0 +1,366 @@
+//! A worker with a trainer, following the coordinator from ring to ring.
+//!
+//! ```text
+//! Link ─> Linked ─> Train ─> [state from another rank] ─> steps ─> last checkpoint ─> Finished
+//!   ^                               │ a rank is lost, or the ring is recalled
+//!   └───────────────────────────────┘ what was added up of the step is kept
+//! ```
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use mattock_checkpoint::Outcome;
+use mattock_collectives::{
+    CollectiveError, Generation, Group, JoinError as RingError, Rank, Ring, RingSpec, WorldSize,
+};
+use mattock_coordinator::membership::Instruction;
+use mattock_coordinator::protocol::{Break, Finish, Formation, FromWorker, StepReport};
+use mattock_kernels::TrainBackend;
+
+use super::{SessionError, Worker};
+use crate::evaluate::held_out;
+use crate::phases::Phase;
+use crate::plan::Plan;
+use crate::settings::Settings;
+use crate::state::State;
+use crate::storage::{self, Saver};
+use crate::task::{Facts, Task};
+use crate::trainer::{StepDone, StepError, Trainer};
+
+/// How often a worker that links up looks whether the ring is still wanted.
+const LINK_PULSE: Duration = Duration::from_millis(5);
+
+/// A place in a ring whose links are up.
+struct Seat {
+    group: Arc<Group>,
+    formation: Formation,
+    rank: u32,
+}
+
+/// A worker with a trainer.
+pub(super) struct Training<'a, B: TrainBackend, T: Task> {
+    worker: &'a Worker<'a>,
+    task: &'a T,
+    plan: &'a Plan,
+    settings: &'a Settings,
+    trainer: Trainer<'a, B, T>,
+    facts: Facts,
+    /// Whether the trainer's state is that of some step, all of it.
+    whole: bool,
+    /// Of rank 0.
+    saver: Option<Saver>,
+    finish: Option<Finish>,
+}
+
+/// Why training in a ring ended.
+enum Interruption {
+    /// The coordinator knows, and will say what comes next.
+    Recalled,
+    /// The ring does not hold any more.
+    Broken(Break),
+    /// This worker cannot go on.
+    Fatal(SessionError),
+}
+
+impl<E: Into<SessionError>> From<E> for Interruption {
+    fn from(error: E) -> Self {
+        use CollectiveError::{Cancelled, Closed, PeerLost, TimedOut};
+        let broken = |generation: Generation, lost_rank, error: &CollectiveError| {
+            Self::Broken(Break { generation: generation.0, lost_rank, text: error.to_string() })
+        };
+        match error.into() {
+            SessionError::Step(StepError::Recalled(_)) => Self::Recalled,
+            SessionError::Step(StepError::Collective(Cancelled { .. } | Closed { .. })) => Self::Recalled,
+            SessionError::Step(StepError::Collective(
+                ref error @ (PeerLost { ref at, peer, .. } | TimedOut { ref at, peer, .. }),
+            )) => broken(at.generation, Some(peer.0), error),
+            error => Self::Fatal(error),
+        }
+    }
+}
+
+impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
+    pub(super) fn new(
+        worker: &'a Worker<'a>,
+        task: &'a T,
+        plan: &'a Plan,
+        settings: &'a Settings,
+        trainer: Trainer<'a, B, T>,
+    ) -> Self {
+        let (whole, facts) = (!worker.under_way, task.facts());
+        Self { worker, task, plan, settings, trainer, facts, whole, saver: None, finish: None }
+    }
+
+    /// Follows the coordinator until the run is over, or goes on without this worker.
+    pub(super) fn run(mut self) -> Result<(), SessionError> {
+        let control = &self.worker.control;
+        self.report_ready()?;
+        let mut seat: Option<Seat> = None;
+        loop {
+            match control.next(self.worker.limit) {
+                Some(Instruction::Link { rank, formation }) => {
+                    drop(seat.take());
+                    seat = self.sit_down(rank, formation)?;
+                }
+                Some(Instruction::Train(_)) => {
+                    let Some(seat) = &seat else {
+                        return Err(SessionError::Nonsense("a start without a ring".to_owned()));
+                    };
+                    self.take_part(seat)?;
+                }
+                Some(Instruction::Recall { .. }) => drop(seat.take()),
+                Some(Instruction::Restore { up_to }) => self.restore(up_to)?,
+                Some(Instruction::Leave { reason }) => {
+                    tracing::info!("this worker leaves: {reason}");
+                    let outcomes = self.saver.take().map(Saver::finish).transpose()?;
+                    return self.tell_outcomes(outcomes.unwrap_or_default());
+                }
+                Some(Instruction::End { reason }) => {
+                    return if self.is_done() { Ok(()) } else { Err(SessionError::Ended(reason)) };
+                }
+                Some(Instruction::Stop) | None => {}
+            }
+        }
+    }
+
+    /// Loads the state from storage, for nobody has it any more.
+    fn restore(&mut self, up_to: u64) -> Result<(), SessionError> {
+        let (space, initial) = State::initial(self.task, self.plan.seed);
+        let restored = storage::restore(self.settings, &space, initial, up_to)?;
+        self.trainer.replace(self.worker.told(restored)?);
+        self.whole = true;
+        self.finish = None;
+        self.report_ready()
+    }
+
+    fn report_ready(&self) -> Result<(), SessionError> {
+        let step = self.whole.then_some(self.trainer.state().step);
+        self.worker.control.gate().ready(step);
+        Ok(self.worker.control.report(FromWorker::Ready { step })?)
+    }
+
+    fn is_done(&self) -> bool {
+        self.trainer.state().step >= self.plan.steps || self.worker.control.stop_requested()
+    }
+
+    /// Links up with the neighbours, and says so.
+    fn sit_down(&self, rank: u32, formation: Formation) -> Result<Option<Seat>, SessionError> {
+        let control = &self.worker.control;
+        let generation = formation.generation;
+        let group = match self.link(rank, &formation)? {
+            Ok(Some(group)) => Arc::new(group),
+            Ok(None) => return Ok(None),
+            Err(error) => {
+                let text = error.to_string();
+                control.report(FromWorker::Broken(Break { generation, lost_rank: None, text }))?;
+                return Ok(None);
+            }
+        };
+        control.guard(&group);
+        if rank == 0 && generation == 1 && group.ring().world_size().get() > 1 {
+            let text = format!("gradients travel by {}", group.transport());
+            control.report(FromWorker::Notice { text })?;
+        }
+        control.report(FromWorker::Linked { generation })?;
+        Ok(Some(Seat { group, formation, rank }))
+    }
+
+    /// Brings up the links to both neighbours; nothing where the ring is recalled meanwhile.
+    fn link(
+        &self,
+        rank: u32,
+        formation: &Formation,
+    ) -> Result<Result<Option<Group>, RingError>, SessionError> {
+        let nonsense =
+            |what: &str| SessionError::Nonsense(format!("{what} in generation {}", formation.generation));
+        let places = &formation.places;
+        let world = WorldSize::new(places.len() as u32).ok_or_else(|| nonsense("an empty ring"))?;
+        let ring = Ring::new(Rank(rank), world, Generation(formation.generation))
+            .ok_or_else(|| nonsense("a rank outside the ring"))?;
+        let (next, prev) = (&places[ring.next().0 as usize], &places[ring.prev().0 as usize]);
+        let address = next.address.parse().map_err(|_| nonsense("an address that is none"))?;
+        let spec = RingSpec { ring, next: (address, next.worker.dns_name()), prev: prev.worker.dns_name() };
+        let mut joining = self.worker.node.begin_join(spec);
+        loop {
+            match joining.wait_for(LINK_PULSE) {
+                Ok(joined) => return Ok(joined.map(Some)),
+                Err(_) if self.worker.control.gate().is_recalled(formation.generation) => {
+                    return Ok(Ok(None));
+                }
+                Err(still) => joining = still,
+            }
+        }
+    }
+
+    /// Trains in a ring until it is over, and says how that ended.
+    fn take_part(&mut self, seat: &Seat) -> Result<(), SessionError> {
+        let trained = self.train(seat);
+        // Where a step was written, but could not be reported, nobody must wait for that report.
+        self.worker.control.gate().reported();
+        self.trainer.pause();
+        let report = match trained {
+            Ok(finish) => FromWorker::Finished(finish),
+            Err(Interruption::Recalled) => return Ok(()),
+            Err(Interruption::Broken(broken)) => FromWorker::Broken(broken),
+            Err(Interruption::Fatal(error)) => {
+                tell_history(&seat.group, &error);
+                return Err(error);
+            }
+        };
+        Ok(self.worker.control.report(report)?)
+    }
+
+    /// Trains to the last step, or until somebody stops the run.
+    fn train(&mut self, seat: &Seat) -> Result<Finish, Interruption> {
+        self.enter(seat)?;
+        let Seat { group, formation, rank } = seat;
+        let (control, rank) = (&self.worker.control, *rank);
+        if rank == 0 && self.saver.is_none() {
+            self.saver = Some(self.new_saver()?);
+        }
+        let mut state_hash = None;
+        while self.trainer.state().step < self.plan.steps {
+            let before = group.counters();
+            let share = formation.places[rank as usize].share(formation.step, self.trainer.state().step);
+            let done =
+                self.trainer.step(group, share, control.gate(), control.stop_requested()).map_err(wrapped)?;
+            state_hash = Some(done.state_hash);
+            self.checkpoint(&done)?;
+            let after = group.counters();
+            control.report(FromWorker::Step(StepReport {
+                generation: formation.generation,
+                step: done.step,
+                rank,
+                loss: done.loss,
+                grad_norm: done.grad_norm,
+                lr: done.lr,
+                state_hash: done.state_hash,
+                tokens: u64::from(self.plan.batch.size) * self.task.tokens_per_sample(),
+                wide_blocks: done.wide_blocks as u64,
+                micro_batches: share.to_vec(),
+                tx_bytes: after.sent_bytes - before.sent_bytes,
+                rx_bytes: after.received_bytes - before.received_bytes,
+                seconds: self.trainer.clock().lap(),
+            }))?;
+            control.gate().reported();
+            if done.stop {
+                break;
+            }
+        }
+        Ok(self.finish(rank, state_hash)?)
+    }
+
+    /// Brings this worker to where the ring starts: with the state of another rank, if its own is not that.
+    fn enter(&mut self, seat: &Seat) -> Result<(), Interruption> {
+        let Formation { generation, step, source, places } = &seat.formation;
+        let gate = self.worker.control.gate();
+        let outdated = !self.whole || self.trainer.state().step != *step;
+        if let Some(source) = source {
+            if outdated {
+                gate.open_empty(*generation).map_err(|error| wrapped(error.into()))?;
+                self.whole = false;
+                self.finish = None;
+            }
+            let root = Rank(*source);
+            self.trainer.receive_state(&seat.group, root, *step, outdated).map_err(wrapped)?;
+            self.whole = true;
+        } else if outdated {
+            let at = self.trainer.state().step;
+            let text = format!("a ring that starts after step {step} for a worker that is at {at}");
+            return Err(Interruption::Fatal(SessionError::Nonsense(text)));
+        }
+        let share = places[seat.rank as usize].share(*step, *step);
+        let kept = self.trainer.resume(share);
+        gate.open(*generation, *step, kept).map_err(|error| wrapped(error.into()))
+    }
+
+    fn new_saver(&self) -> Result<Saver, SessionError> {
+        let Worker { run, recipe, .. } = self.worker;
+        Ok(Saver::new(self.plan, self.settings, self.trainer.space(), &self.facts, run, recipe)?)
+    }
+
+    /// Copies the state out where a checkpoint is due, and reports what became of earlier ones.
+    fn checkpoint(&mut self, done: &StepDone) -> Result<(), SessionError> {
+        let Some(saver) = &mut self.saver else { return Ok(()) };
+        let every = self.plan.checkpoint.every;
+        if every > 0 && done.step.is_multiple_of(every) {
+            self.trainer.clock().enter(Phase::Checkpoint);
+            saver.save(self.trainer.state(), done.state_hash)?;
+        }
+        let outcomes = saver.outcomes();
+        self.tell_outcomes(outcomes)
+    }
+
+    fn tell_outcomes(&self, outcomes: Vec<Outcome>) -> Result<(), SessionError> {
+        for outcome in outcomes {
+            self.worker.control.report(match outcome {
+                Outcome::Saved(saved) => FromWorker::Checkpoint {
+                    step: saved.step,
+                    url: saved.url,
+                    bytes: saved.bytes,
+                    seconds: saved.took.as_secs_f64(),
+                },
+                Outcome::Superseded { step, by } => FromWorker::Notice {
+                    text: format!(
+                        "the checkpoint of step {step} was not written: that of step {by} took its place"
+                    ),
+                },
+                Outcome::Failed { step, error, .. } => FromWorker::Notice {
+                    text: format!("the checkpoint of step {step} was not written: {error}"),
+                },
+                other => FromWorker::Notice { text: format!("{other:?}") },
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The last checkpoint and the held-out loss, by the rank that writes. Where it is asked again, for a ring broke
+    /// meanwhile, the answer is the same.
+    fn finish(&mut self, rank: u32, state_hash: Option<u64>) -> Result<Finish, SessionError> {
+        let state = self.trainer.state();
+        let wrote = |finish: &Finish| rank != 0 || finish.held_out_loss.is_some() || !finish.completed;
+        if let Some(finish) = self.finish.clone().filter(|finish| finish.step == state.step && wrote(finish))
+        {
+            return Ok(finish);
+        }
+        let state_hash = state_hash.unwrap_or_else(|| state.hash());
+        let completed = state.step >= self.plan.steps;
+        let mut held_out_loss = None;
+        if rank == 0
+            && let Some(mut saver) = self.saver.take()
+        {
+            saver.save(state, state_hash)?;
+            if completed {
+                let (space, device) = (self.trainer.space(), self.trainer.device());
+                held_out_loss =
+                    held_out::<B::InnerBackend, T>(self.task, self.plan, space, &state.parameters, device);
+            }
+            self.tell_outcomes(saver.finish()?)?;
+        }
+        let finish = Finish {
+            step: state.step,
+            completed,
+            state_hash,
+            held_out_loss,
+            unigram_loss: self.facts.unigram_loss,
+            parameters: self.trainer.space().parameter_count() as u64,
+        };
+        self.finish = Some(finish.clone());
+        Ok(finish)
+    }
+}
+
+fn wrapped(error: StepError) -> Interruption {
+    SessionError::from(error).into()
+}
+
+/// Where the exchange has failed for another reason than a rank's end: what this rank did last, on standard error.
+fn tell_history(group: &Group, error: &SessionError) {
+    if let SessionError::Step(StepError::Collective(_)) = error {
+        let history = group.history();
+        let mut text = format!("the last operations of rank {}:\n", group.ring().rank());
+        text.extend(history.iter().map(|record| format!("  {record}\n")));
+        // In one piece: others may write to the same place.
+        eprint!("{text}");
+    }
+}
