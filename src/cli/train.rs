@@ -267,10 +267,14 @@ impl Watch {
 
 /// How the program should end.
 fn verdict(ended: &Ended, event: Option<&RunEnded>) -> Exit {
+    let code = ended.coordinator.code();
     match event.map(|event| event.outcome) {
         Some(RunOutcome::Done) if ended.coordinator.success() => Exit::Done,
-        Some(RunOutcome::Interrupted) if ended.stopped => Exit::Interrupted,
-        None if is_bad_input(ended.coordinator.code()) => Exit::BadInput,
+        // A worker that had to leave can stop a run too.
+        Some(RunOutcome::Interrupted) if ended.stopped || code == Some(Exit::Interrupted as i32) => {
+            Exit::Interrupted
+        }
+        None if is_bad_input(code) => Exit::BadInput,
         _ => Exit::RunFailed,
     }
 }
@@ -321,6 +325,7 @@ mod tests {
             (ended(0, false), Some(RunOutcome::Done), Exit::Done),
             (ended(0, true), Some(RunOutcome::Done), Exit::Done),
             (ended(0, true), Some(RunOutcome::Interrupted), Exit::Interrupted),
+            (ended(130, false), Some(RunOutcome::Interrupted), Exit::Interrupted),
             (ended(3, false), Some(RunOutcome::Failed), Exit::RunFailed),
             (ended(1, false), Some(RunOutcome::Done), Exit::RunFailed),
             (ended(2, false), None, Exit::BadInput),

@@ -19,6 +19,9 @@ use crate::recipe::Resolved;
 const TOKEN_VARIABLE: &str = "MATTOCK_TOKEN";
 
 const EXAMPLES: &str = "\
+SIGTERM, SIGUSR1 or Ctrl-C makes a worker leave after the step that it is in; the run goes on without it, or, with too few
+workers left, ends with a checkpoint.
+
 Examples:
   mattock worker --token-file run.token
   MATTOCK_TOKEN=$(cat run.token) mattock worker --device cuda:0
@@ -72,10 +75,11 @@ pub fn run<T: Task>(args: &WorkerArgs) -> Result<Exit, Failure> {
         local_rank: args.local_rank,
         transport: args.transport,
         congestion: args.congestion,
+        leave: launch::reasons_to_leave().map_err(Failure::internal)?,
         cache: crate::cache::folder(),
         resolve: &resolve,
     };
-    match session::run::<T>(&options) {
+    match session::run::<T>(options) {
         Ok(()) => Ok(Exit::Done),
         Err(error) if error.is_bad_input() => Err(Failure::bad_input(error)),
         Err(error) => Err(Failure::run(error)),

@@ -75,6 +75,40 @@ pub fn stop_signals() -> io::Result<mpsc::Receiver<()>> {
     Ok(receiver)
 }
 
+/// The signals that tell a worker to leave, each as a reason in words: SIGTERM (a pod's or a node's end), SIGUSR1 (Slurm's
+/// notice), Ctrl-C. A thread waits for them as long as the program lives.
+///
+/// # Errors
+/// Where the system refuses to install handlers, or a thread.
+pub fn reasons_to_leave() -> io::Result<std::sync::mpsc::Receiver<String>> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (mut terminate, mut notice, mut interrupt) = {
+        let _within = runtime.enter();
+        (
+            signal(SignalKind::terminate())?,
+            signal(SignalKind::user_defined1())?,
+            signal(SignalKind::interrupt())?,
+        )
+    };
+    let (sender, reasons) = std::sync::mpsc::channel();
+    std::thread::Builder::new().name("mattock-signals".to_owned()).spawn(move || {
+        runtime.block_on(async {
+            loop {
+                let name = tokio::select! {
+                    Some(()) = terminate.recv() => "SIGTERM",
+                    Some(()) = notice.recv() => "SIGUSR1",
+                    Some(()) = interrupt.recv() => "SIGINT",
+                    else => return,
+                };
+                if sender.send(format!("it received {name}")).is_err() {
+                    return;
+                }
+            }
+        });
+    })?;
+    Ok(reasons)
+}
+
 /// What the environment of each of `workers` says of threads and memory; what the user has set is left alone.
 fn worker_environment(workers: NonZeroU32) -> impl Iterator<Item = (&'static str, String)> {
     let wanted =

@@ -100,3 +100,50 @@ impl Slots {
         self.slots.iter().map(|slot| slot.status).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Stdio;
+
+    use super::*;
+
+    const DEAD: i32 = 9;
+
+    /// Fills place 0 with a process of this id.
+    fn fill(slots: &mut Slots, pid: u32) {
+        let mut child = tokio::process::Command::new("true").stdin(Stdio::piped()).spawn().unwrap();
+        slots.fill(0, pid, child.stdin.take().unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_step_makes_a_place_worth_another_try() {
+        let mut slots = Slots::new(1, true);
+        for pid in 1..=10 {
+            fill(&mut slots, pid);
+            slots.joined(pid, u64::from(pid) + 100);
+            assert_eq!(slots.process_of(u64::from(pid) + 100), Some(pid));
+            slots.stepped(&BTreeSet::from([u64::from(pid) + 100, 7]));
+            assert!(slots.ended(0, ExitStatus::from_raw(DEAD)), "process {pid}");
+        }
+        let tries = (11..).take_while(|&pid| {
+            fill(&mut slots, pid);
+            slots.joined(pid, 7);
+            slots.stepped(&BTreeSet::from([8]));
+            slots.ended(0, ExitStatus::from_raw(DEAD))
+        });
+        assert_eq!(tries.count() as u32, FRUITLESS_MAX - 1, "the last one that took part counts too");
+    }
+
+    #[tokio::test]
+    async fn an_id_is_that_of_the_process_that_has_it_now() {
+        let mut slots = Slots::new(1, true);
+        fill(&mut slots, 1);
+        slots.joined(1, 5);
+        slots.ended(0, ExitStatus::from_raw(DEAD));
+        fill(&mut slots, 2);
+        assert_eq!(slots.process_of(5), None);
+        assert_eq!(slots.living().collect::<Vec<u32>>(), [0]);
+        assert_eq!(slots.statuses(), [Some(ExitStatus::from_raw(DEAD))]);
+    }
+}

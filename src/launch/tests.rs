@@ -29,7 +29,7 @@ struct Outcome {
     said: Vec<(Role, String)>,
 }
 
-/// Supervises scripts; a line that contains `stop_on` makes the user press Ctrl-C `presses` times.
+/// Supervises scripts, and starts none again; a line that contains `stop_on` makes the user press Ctrl-C `presses` times.
 async fn supervise(
     coordinator: &str,
     workers: &[&str],
@@ -43,6 +43,7 @@ async fn supervise(
         worker: Box::new(move |number, listening| {
             sh(&scripts[number as usize]).with_env("COORDINATOR", listening.address.to_string())
         }),
+        respawn: false,
         deadlines,
     };
     let (sender, stops) = mpsc::channel(2);
@@ -86,6 +87,66 @@ async fn a_killed_worker_is_told_with_the_signal_while_the_others_live() {
     let ended = outcome.ended.unwrap();
     assert!(ended.killed.is_none(), "the end of standard input ended the other: {ended:?}");
     assert!(ended.workers[1].unwrap().success());
+}
+
+/// Supervises one worker that is started again, under a coordinator that says `after` once it was told of that many exits.
+async fn respawned(worker: &str, after: usize, coordinator: &str) -> Vec<serde_json::Value> {
+    let told = "until_told '*exited*'; ".repeat(after);
+    let run = LocalRun {
+        coordinator: sh(&format!("{ECHOES_UNTIL}\n{LISTENS}; {told} {coordinator}")),
+        workers: NonZeroU32::MIN,
+        worker: {
+            let worker = worker.to_owned();
+            Box::new(move |_, _| sh(&worker))
+        },
+        respawn: true,
+        deadlines: PATIENT,
+    };
+    let (_keep, stops) = mpsc::channel(1);
+    let mut exits = Vec::new();
+    let ended = run.supervise(stops, |line| {
+        if let Line::Event(text) = line {
+            let event: serde_json::Value = serde_json::from_str(text).unwrap();
+            exits.extend(event.get("exited").cloned());
+        }
+    });
+    ended.await.unwrap();
+    exits
+}
+
+#[tokio::test]
+async fn a_worker_that_dies_is_replaced_until_it_is_hopeless() {
+    let replaced = |exits: Vec<serde_json::Value>| {
+        exits.iter().map(|exit| exit["replaced"].as_bool().unwrap()).collect::<Vec<bool>>()
+    };
+    assert_eq!(replaced(respawned("exit 3", 4, "").await), [true, true, true, false]);
+    assert_eq!(replaced(respawned("exit 2", 1, "").await), [false], "bad input stays bad");
+    assert_eq!(replaced(respawned("exit 0", 1, "").await), [false], "it was done");
+}
+
+#[tokio::test]
+async fn nobody_is_started_once_the_run_is_over() {
+    let takes_part = r#"until_told '*exited*'; echo '{"event":"run_ending"}'; until_told '*exited*';"#;
+    let exits = respawned("exit 3", 0, takes_part).await;
+    assert_eq!(exits.len(), 2);
+    assert_eq!(exits[0]["replaced"], true);
+    assert_eq!(exits[1]["replaced"], false, "the run is over");
+}
+
+#[tokio::test]
+async fn a_worker_that_is_called_lost_is_killed_if_it_is_still_there() {
+    let coordinator = format!(
+        "{LISTENS}; echo running; read -r pid < \"$PIDS\"; echo '{{\"event\":\"worker_joined\",\"worker\":5,\"pid\":'$pid'}}'; \
+         echo '{{\"event\":\"worker_lost\",\"worker\":5}}'; until_told '*exited*'"
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let pids = folder.path().join("pid");
+    assert!(std::process::Command::new("mkfifo").arg(&pids).status().unwrap().success());
+    let coordinator = format!("PIDS='{}'; {coordinator}", pids.display());
+    let worker = format!("echo $$ > '{}'; exec sleep 600", pids.display());
+    let outcome = supervise(&coordinator, &[&worker], PATIENT, NEVER).await;
+    let said = outcome.events.last().unwrap();
+    assert!(said.contains("signal: 9"), "{:?}", outcome.events);
 }
 
 #[tokio::test]
@@ -151,6 +212,7 @@ async fn a_program_that_is_not_there_is_named() {
         coordinator: Program { path: "/nowhere/mattock".into(), ..sh("") },
         workers: NonZeroU32::MIN,
         worker: Box::new(|_, _| sh("")),
+        respawn: false,
         deadlines: PATIENT,
     };
     let (_keep, stops) = mpsc::channel(1);
@@ -167,6 +229,7 @@ async fn a_worker_that_cannot_be_started_ends_the_others() {
             0 => sh("exec sleep 600"),
             _ => Program { path: "/nowhere/mattock".into(), ..sh("") },
         }),
+        respawn: false,
         deadlines: PATIENT,
     };
     let (_keep, stops) = mpsc::channel(1);

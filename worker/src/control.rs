@@ -12,7 +12,7 @@ use std::time::Duration;
 use mattock_collectives::Group;
 use mattock_coordinator::membership::{Instruction, Member};
 use mattock_coordinator::protocol::FromWorker;
-use mattock_coordinator::{Client, ClientError, Report, Reporter};
+use mattock_coordinator::{Client, Report, Reporter};
 
 use crate::gate::Gate;
 
@@ -28,9 +28,15 @@ struct Shared {
     dismissed: AtomicBool,
     ring: Mutex<Option<Arc<Group>>>,
     gate: Gate,
+    /// Why this worker is to leave, until the coordinator is told.
+    leave: Mutex<Option<String>>,
 }
 
 impl Shared {
+    fn take_leave(&self) -> Option<String> {
+        self.leave.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
     fn cancel(&self, cause: &str) {
         let ring = self.ring.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(ring) = ring {
@@ -70,14 +76,40 @@ impl Control {
         &self.shared.gate
     }
 
+    /// Lets this worker leave the run when it hears of a reason: after the step that it is in, or after `patience` where that
+    /// takes longer. The thread ends when `reasons` does.
+    pub(crate) fn leave_on(&self, reasons: Receiver<String>, patience: Duration) -> std::io::Result<()> {
+        let (shared, reporter) = (Arc::clone(&self.shared), self.reporter.clone());
+        thread::Builder::new().name("mattock-leave".to_owned()).spawn(move || {
+            while let Ok(reason) = reasons.recv() {
+                *shared.leave.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
+                thread::sleep(patience);
+                if let Some(reason) = shared.take_leave() {
+                    // Where the coordinator is gone there is nothing to leave.
+                    let _ = reporter.send(FromWorker::Leaving { reason });
+                }
+            }
+        })?;
+        Ok(())
+    }
+
+    /// Between two steps: tells the coordinator if this worker is to leave.
+    pub(crate) fn leave_if_asked(&self) {
+        if let Some(reason) = self.shared.take_leave() {
+            self.report(FromWorker::Leaving { reason });
+        }
+    }
+
     /// Makes `ring` the one that is cancelled when the coordinator says so.
     pub(crate) fn guard(&self, ring: &Arc<Group>) {
         *self.shared.ring.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(ring));
     }
 
-    /// Reports something.
-    pub(crate) fn report(&self, report: Report) -> Result<(), ClientError> {
-        self.reporter.send(report)
+    /// Reports something. Where nobody listens any more, what comes next says so: [`next`](Self::next).
+    pub(crate) fn report(&self, report: Report) {
+        if let Err(error) = self.reporter.send(report) {
+            tracing::debug!(%error, "a report was not sent");
+        }
     }
 
     /// Waits for what to do next; `None` where nothing came in time, an end where the coordinator is gone.

@@ -350,8 +350,7 @@ impl Registry {
             return self.end(Outcome::Failed, "stopped before training began", actions);
         }
         self.release_leavers(actions);
-        let free: Vec<WorkerId> =
-            self.workers.iter().filter(|(_, worker)| worker.held().is_some()).map(|(id, _)| *id).collect();
+        let free = self.free();
         if free.len() >= self.needed() {
             return self.form(&free, actions);
         }
@@ -367,6 +366,17 @@ impl Registry {
             }
             _ => {}
         }
+    }
+
+    /// Who may be put into a ring, in the order of ranks: those who were in the last one keep theirs, others follow.
+    fn free(&self) -> Vec<WorkerId> {
+        let before: Vec<WorkerId> =
+            self.formation.iter().flat_map(|ring| &ring.places).map(|place| place.worker).collect();
+        let rank = |id: &WorkerId| before.iter().position(|worker| worker == id).unwrap_or(usize::MAX);
+        let free = self.workers.iter().filter(|(_, worker)| worker.held().is_some()).map(|(id, _)| *id);
+        let mut free: Vec<WorkerId> = free.collect();
+        free.sort_by_key(|id| (rank(id), *id));
+        free
     }
 
     fn end_of_the_last(&mut self, actions: &mut Vec<Action>) {

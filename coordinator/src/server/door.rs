@@ -268,7 +268,7 @@ async fn read(worker: WorkerId, receive: &mut RecvStream, door: &Door) -> Option
     }
 }
 
-/// Sends a worker its messages, and heartbeats between them; ends the connection when the last one is out.
+/// Sends a worker its messages, and heartbeats between them; ends the connection when the last one was read.
 async fn write(
     mut send: SendStream,
     mut messages: mpsc::Receiver<FromCoordinator>,
@@ -283,8 +283,9 @@ async fn write(
         };
         stream::send(&mut send, &message, limit).await?;
     }
+    // What has arrived, but was not read when the connection is closed, never will be: the worker closes it when it has.
     if send.finish().is_ok() {
-        let _ = timeout(limit, send.stopped()).await;
+        let _ = timeout(limit, connection.closed()).await;
     }
     connection.close(0u32.into(), b"dismissed");
     Ok(())

@@ -83,7 +83,13 @@ pub(crate) async fn save(
     }
     let written = write(store, snapshot, tuning, control).await;
     match &written {
-        Ok(_) | Err(SaveError::Taken { .. }) => {}
+        Ok(_) => {}
+        Err(SaveError::Taken { .. }) => {
+            // By a worker of the same run, perhaps, whose place this one took while it wrote the same state.
+            if let Ok(Found::Same(there)) = look(store, snapshot, control).await {
+                return Ok(there.bytes());
+            }
+        }
         Err(_) => clean_up(store, snapshot.step).await,
     }
     written
@@ -95,16 +101,39 @@ async fn already_there(
     snapshot: &Snapshot,
     control: &Control,
 ) -> Result<Option<Manifest>, SaveError> {
-    let name = format!("{}/{MANIFEST}", step_folder(snapshot.step));
-    let Some(bytes) = control.race(store.find(&name, MANIFEST_BYTES_MAX)).await?? else { return Ok(None) };
+    match look(store, snapshot, control).await? {
+        Found::Same(manifest) => return Ok(Some(manifest)),
+        Found::Other => control.race(store.delete(&manifest_of(snapshot.step))).await??,
+        Found::Nothing => {}
+    }
+    Ok(None)
+}
+
+/// What lies under the step of a snapshot.
+enum Found {
+    Nothing,
+    /// The same state, whole.
+    Same(Manifest),
+    /// Another, or one with a flaw.
+    Other,
+}
+
+async fn look(store: &Store, snapshot: &Snapshot, control: &Control) -> Result<Found, SaveError> {
+    let name = manifest_of(snapshot.step);
+    let Some(bytes) = control.race(store.find(&name, MANIFEST_BYTES_MAX)).await?? else {
+        return Ok(Found::Nothing);
+    };
     if let Ok(manifest) = Manifest::decode(&bytes) {
         let checkpoint = Checkpoint { store, manifest: &manifest };
         if is_of(&manifest, snapshot) && control.race(flaws(&checkpoint)).await??.is_empty() {
-            return Ok(Some(manifest));
+            return Ok(Found::Same(manifest));
         }
     }
-    control.race(store.delete(&name)).await??;
-    Ok(None)
+    Ok(Found::Other)
+}
+
+fn manifest_of(step: u64) -> String {
+    format!("{}/{MANIFEST}", step_folder(step))
 }
 
 fn is_of(manifest: &Manifest, snapshot: &Snapshot) -> bool {

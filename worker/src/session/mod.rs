@@ -12,7 +12,7 @@
 mod training;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use burn::backend::Autodiff;
@@ -37,6 +37,9 @@ use crate::trainer::{StepError, Trainer};
 /// A collective waits this many timeouts: a peer may compute for long, and whether one is dead the coordinator says.
 const COLLECTIVE_TIMEOUTS: u32 = 30;
 
+/// Who is to leave finishes the step that it is in, if that takes no longer than this part of a timeout.
+const LEAVE: u32 = 4;
+
 /// From where and as what a worker runs.
 pub struct Options<'a> {
     /// What lets it in.
@@ -51,6 +54,8 @@ pub struct Options<'a> {
     pub congestion: Congestion,
     /// Folder for what is built once and reused.
     pub cache: PathBuf,
+    /// Each message is a reason to leave the run, after the step that is under way.
+    pub leave: std::sync::mpsc::Receiver<String>,
     /// From the recipe's text to the plan.
     pub resolve: &'a dyn Fn(&str) -> Result<Plan, String>,
 }
@@ -127,7 +132,7 @@ impl SessionError {
 ///
 /// # Errors
 /// See [`SessionError`].
-pub fn run<T: Task>(options: &Options<'_>) -> Result<(), SessionError> {
+pub fn run<T: Task>(options: Options<'_>) -> Result<(), SessionError> {
     compute_on_this_thread();
     let device = Device::find(options.device, options.local_rank)?;
     let limit = options.token.timeout();
@@ -149,7 +154,9 @@ pub fn run<T: Task>(options: &Options<'_>) -> Result<(), SessionError> {
         (client.run().to_owned(), client.recipe().to_owned(), client.settings().to_owned());
     let under_way = client.under_way();
     let control = Control::start(client)?;
-    let worker = Worker { options, device, node, control, limit, run, recipe, under_way };
+    control.leave_on(options.leave, limit / LEAVE)?;
+    let (cache, resolve) = (options.cache.as_path(), options.resolve);
+    let worker = Worker { cache, resolve, device, node, control, limit, run, recipe, under_way };
     let ended = worker.work::<T>(&settings);
     let ended = worker.say_goodbye(ended);
     worker.control.close();
@@ -175,7 +182,8 @@ fn data_identity(identity: &Identity) -> mattock_collectives::Identity {
 
 /// A joined worker.
 struct Worker<'a> {
-    options: &'a Options<'a>,
+    cache: &'a Path,
+    resolve: &'a dyn Fn(&str) -> Result<Plan, String>,
     device: Device,
     node: Node,
     control: Control,
@@ -189,20 +197,20 @@ struct Worker<'a> {
 impl Worker<'_> {
     /// Opens what is trained, and trains it on the device that was found.
     fn work<T: Task>(&self, settings: &str) -> Result<(), SessionError> {
-        let plan = (self.options.resolve)(&self.recipe).map_err(SessionError::Recipe)?;
+        let plan = (self.resolve)(&self.recipe).map_err(SessionError::Recipe)?;
         let settings: Settings = serde_json::from_str(settings)
             .map_err(|error| SessionError::Nonsense(format!("settings: {error}")))?;
         let source = Source {
             model: &plan.model,
             data: &plan.data,
-            cache: &self.options.cache,
+            cache: self.cache,
             progress: &|text| tracing::info!("{text}"),
         };
         let task = T::open(&source)?;
         let (space, initial) = State::initial(&task, plan.seed);
         let state = match self.under_way {
             true => initial,
-            false => self.told(storage::start(&settings, &space, initial)?)?,
+            false => self.told(storage::start(&settings, &space, initial)?),
         };
         match self.device {
             Device::Cpu => {
@@ -219,11 +227,11 @@ impl Worker<'_> {
     }
 
     /// A state that was loaded, once the coordinator was told what was passed over to find it.
-    fn told(&self, (state, notices): (State, Vec<String>)) -> Result<State, SessionError> {
+    fn told(&self, (state, notices): (State, Vec<String>)) -> State {
         for text in notices {
-            self.control.report(FromWorker::Notice { text })?;
+            self.control.report(FromWorker::Notice { text });
         }
-        Ok(state)
+        state
     }
 
     /// Tells the coordinator of a failure, and waits until it has ended the run; its reason is the better one.
@@ -231,9 +239,7 @@ impl Worker<'_> {
         let Err(error) = ended else { return Ok(()) };
         if !error.is_known() {
             let failure = Failure { text: error.to_string(), blame: error.blame() };
-            if self.control.report(FromWorker::Failed(failure)).is_err() {
-                return Err(error);
-            }
+            self.control.report(FromWorker::Failed(failure));
         }
         while let Some(instruction) = self.control.next(self.limit) {
             if let Instruction::End { reason } = instruction {

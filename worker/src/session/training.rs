@@ -94,7 +94,7 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
     /// Follows the coordinator until the run is over, or goes on without this worker.
     pub(super) fn run(mut self) -> Result<(), SessionError> {
         let control = &self.worker.control;
-        self.report_ready()?;
+        self.report_ready();
         let mut seat: Option<Seat> = None;
         loop {
             match control.next(self.worker.limit) {
@@ -113,7 +113,8 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
                 Some(Instruction::Leave { reason }) => {
                     tracing::info!("this worker leaves: {reason}");
                     let outcomes = self.saver.take().map(Saver::finish).transpose()?;
-                    return self.tell_outcomes(outcomes.unwrap_or_default());
+                    self.tell_outcomes(outcomes.unwrap_or_default());
+                    return Ok(());
                 }
                 Some(Instruction::End { reason }) => {
                     return if self.is_done() { Ok(()) } else { Err(SessionError::Ended(reason)) };
@@ -127,16 +128,17 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
     fn restore(&mut self, up_to: u64) -> Result<(), SessionError> {
         let (space, initial) = State::initial(self.task, self.plan.seed);
         let restored = storage::restore(self.settings, &space, initial, up_to)?;
-        self.trainer.replace(self.worker.told(restored)?);
+        self.trainer.replace(self.worker.told(restored));
         self.whole = true;
         self.finish = None;
-        self.report_ready()
+        self.report_ready();
+        Ok(())
     }
 
-    fn report_ready(&self) -> Result<(), SessionError> {
+    fn report_ready(&self) {
         let step = self.whole.then_some(self.trainer.state().step);
         self.worker.control.gate().ready(step);
-        Ok(self.worker.control.report(FromWorker::Ready { step })?)
+        self.worker.control.report(FromWorker::Ready { step });
     }
 
     fn is_done(&self) -> bool {
@@ -152,16 +154,16 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
             Ok(None) => return Ok(None),
             Err(error) => {
                 let text = error.to_string();
-                control.report(FromWorker::Broken(Break { generation, lost_rank: None, text }))?;
+                control.report(FromWorker::Broken(Break { generation, lost_rank: None, text }));
                 return Ok(None);
             }
         };
         control.guard(&group);
         if rank == 0 && generation == 1 && group.ring().world_size().get() > 1 {
             let text = format!("gradients travel by {}", group.transport());
-            control.report(FromWorker::Notice { text })?;
+            control.report(FromWorker::Notice { text });
         }
-        control.report(FromWorker::Linked { generation })?;
+        control.report(FromWorker::Linked { generation });
         Ok(Some(Seat { group, formation, rank }))
     }
 
@@ -207,7 +209,8 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
                 return Err(error);
             }
         };
-        Ok(self.worker.control.report(report)?)
+        self.worker.control.report(report);
+        Ok(())
     }
 
     /// Trains to the last step, or until somebody stops the run.
@@ -225,7 +228,7 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
             let done =
                 self.trainer.step(group, share, control.gate(), control.stop_requested()).map_err(wrapped)?;
             state_hash = Some(done.state_hash);
-            self.checkpoint(&done)?;
+            self.checkpoint(rank, &done)?;
             let after = group.counters();
             control.report(FromWorker::Step(StepReport {
                 generation: formation.generation,
@@ -241,8 +244,9 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
                 tx_bytes: after.sent_bytes - before.sent_bytes,
                 rx_bytes: after.received_bytes - before.received_bytes,
                 seconds: self.trainer.clock().lap(),
-            }))?;
+            }));
             control.gate().reported();
+            control.leave_if_asked();
             if done.stop {
                 break;
             }
@@ -279,19 +283,21 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
         Ok(Saver::new(self.plan, self.settings, self.trainer.space(), &self.facts, run, recipe)?)
     }
 
-    /// Copies the state out where a checkpoint is due, and reports what became of earlier ones.
-    fn checkpoint(&mut self, done: &StepDone) -> Result<(), SessionError> {
+    /// Copies the state out where a checkpoint is due, if this rank is the one that writes, and reports what became of
+    /// earlier ones.
+    fn checkpoint(&mut self, rank: u32, done: &StepDone) -> Result<(), SessionError> {
         let Some(saver) = &mut self.saver else { return Ok(()) };
         let every = self.plan.checkpoint.every;
-        if every > 0 && done.step.is_multiple_of(every) {
+        if rank == 0 && every > 0 && done.step.is_multiple_of(every) {
             self.trainer.clock().enter(Phase::Checkpoint);
             saver.save(self.trainer.state(), done.state_hash)?;
         }
         let outcomes = saver.outcomes();
-        self.tell_outcomes(outcomes)
+        self.tell_outcomes(outcomes);
+        Ok(())
     }
 
-    fn tell_outcomes(&self, outcomes: Vec<Outcome>) -> Result<(), SessionError> {
+    fn tell_outcomes(&self, outcomes: Vec<Outcome>) {
         for outcome in outcomes {
             self.worker.control.report(match outcome {
                 Outcome::Saved(saved) => FromWorker::Checkpoint {
@@ -309,9 +315,8 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
                     text: format!("the checkpoint of step {step} was not written: {error}"),
                 },
                 other => FromWorker::Notice { text: format!("{other:?}") },
-            })?;
+            });
         }
-        Ok(())
     }
 
     /// The last checkpoint and the held-out loss, by the rank that writes. Where it is asked again, for a ring broke
@@ -335,7 +340,7 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
                 held_out_loss =
                     held_out::<B::InnerBackend, T>(self.task, self.plan, space, &state.parameters, device);
             }
-            self.tell_outcomes(saver.finish()?)?;
+            self.tell_outcomes(saver.finish()?);
         }
         let finish = Finish {
             step: state.step,

@@ -6,11 +6,12 @@ use burn::backend::Autodiff;
 use burn::module::{Module, Param};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData, activation};
-use mattock_collectives::{Group, GroupConfig, WorldSize, memory};
+use mattock_collectives::{Group, GroupConfig, Rank, WorldSize, memory};
 use mattock_data::keys::Stream;
 use mattock_kernels::{Cpu, Kernels};
 
-use super::Trainer;
+use super::{StepError, Trainer};
+use crate::gate::{Gate, Recalled};
 use crate::plan::{self, AdamW, Batch, NonFinite, Plan, Reduce, Schedule, Sum};
 use crate::state::State;
 use crate::task::{Carry, Facts, Output, Pass, Source, Task, TaskError};
@@ -119,15 +120,23 @@ fn plan(micro: u32, sum: Sum) -> Plan {
 /// Losses, last mean gradient and final state of a rank.
 type Trained = (Vec<f64>, Vec<f32>, State);
 
-fn rank(group: &Group, plan: &Plan, steps: u64, assigned: &[u32]) -> Trained {
+fn trainer(plan: &Plan) -> Trainer<'_, Autodiff<Cpu>, Toy> {
     let (space, state) = State::initial(&Toy, plan.seed);
-    let mut trainer = Trainer::<Autodiff<Cpu>, Toy>::new(&Toy, plan, space, state, Default::default());
-    let losses = (0..steps).map(|_| trainer.step(group, assigned, false).unwrap().loss).collect();
+    Trainer::new(&Toy, plan, space, state, Default::default())
+}
+
+fn rank(group: &Group, plan: &Plan, steps: u64, assigned: &[u32]) -> Trained {
+    let (mut trainer, gate) = (trainer(plan), Gate::default());
+    let losses = (0..steps).map(|_| trainer.step(group, assigned, &gate, false).unwrap().loss).collect();
     (losses, trainer.gradient.clone(), trainer.state.clone())
 }
 
+fn groups(world: u32) -> Vec<Group> {
+    memory::groups(WorldSize::new(world).unwrap(), GroupConfig::default()).unwrap()
+}
+
 fn train(plan: &Plan, world: u32, steps: u64) -> Vec<Trained> {
-    let groups = memory::groups(WorldSize::new(world).unwrap(), GroupConfig::default()).unwrap();
+    let groups = groups(world);
     let micro_batches = plan.batch.micro_batches();
     thread::scope(|scope| {
         let start = |(index, group): (usize, Group)| {
@@ -167,4 +176,121 @@ fn the_exact_sum_is_the_gradient_of_one_big_batch() {
 fn the_loss_falls() {
     let (losses, _, _) = train(&plan(2, Sum::Exact), 2, 5).remove(0);
     assert!(losses[4] < losses[0], "{losses:?}");
+}
+
+/// What each of three ranks computes while all are there, and what two do of a step that the third broke off.
+const SHARES: [[u32; 2]; 3] = [[0, 1], [2, 3], [4, 5]];
+const RESUMED: [[u32; 3]; 2] = [[0, 1, 5], [2, 3, 4]];
+
+/// A rank that goes from a ring of three to one of two in the middle of its step `breaks`; the last one breaks off.
+fn survive(plan: &Plan, rank: usize, three: Group, two: Option<Group>, breaks: u64) -> Option<State> {
+    let (mut trainer, gate) = (trainer(plan), Gate::default());
+    gate.open(1, 0, trainer.resume(&SHARES[rank])).unwrap();
+    for _ in 1..breaks {
+        trainer.step(&three, &SHARES[rank], &gate, false).unwrap();
+        gate.reported();
+    }
+    let Some(two) = two else {
+        three.cancel("killed");
+        return None;
+    };
+    let error = trainer.step(&three, &SHARES[rank], &gate, false).unwrap_err();
+    assert!(matches!(error, StepError::Collective(_)), "{error}");
+    let held = gate.freeze(1);
+    assert_eq!((held.step, held.running), (Some(breaks - 1), None));
+    let kept = trainer.resume(&RESUMED[rank]);
+    assert_eq!(kept, held.done);
+    gate.open(2, breaks - 1, kept).unwrap();
+    for _ in breaks..=5 {
+        trainer.step(&two, &RESUMED[rank], &gate, false).unwrap();
+        gate.reported();
+    }
+    Some(trainer.state.clone())
+}
+
+#[test]
+fn a_rank_that_breaks_off_leaves_no_trace() {
+    for sum in [Sum::Exact, Sum::Exact64] {
+        let plan = plan(2, sum);
+        let (_, _, reference) = train(&plan, 1, 5).remove(0);
+        for breaks in [1, 2, 4] {
+            let (three, two) = (groups(3), groups(2));
+            let states = thread::scope(|scope| {
+                let twos = two.into_iter().map(Some).chain([None]);
+                let start = |((rank, three), two): ((usize, Group), Option<Group>)| {
+                    let plan = &plan;
+                    scope.spawn(move || survive(plan, rank, three, two, breaks))
+                };
+                let ranks: Vec<_> = three.into_iter().enumerate().zip(twos).map(start).collect();
+                ranks.into_iter().filter_map(|rank| rank.join().unwrap()).collect::<Vec<State>>()
+            });
+            assert_eq!(states.len(), 2);
+            states.iter().for_each(|state| assert!(*state == reference, "{sum:?}, broken in step {breaks}"));
+        }
+    }
+}
+
+#[test]
+fn what_is_added_up_of_another_share_is_forgotten() {
+    let plan = plan(2, Sum::Exact);
+    let (mut trainer, gate) = (trainer(&plan), Gate::default());
+    let [alone] = &groups(1)[..] else { panic!("one rank") };
+    assert!(
+        matches!(trainer.step(alone, &[0, 1], &gate, false), Err(StepError::Commit(_))),
+        "four are missing"
+    );
+    assert_eq!(trainer.resume(&[0, 1, 2]), [0, 1]);
+    assert_eq!(trainer.resume(&[1, 2]), [0u32; 0]);
+    trainer.step(alone, &[0, 1, 2, 3, 4, 5], &gate, false).unwrap();
+    assert!(trainer.state == train(&plan, 1, 1).remove(0).2);
+}
+
+#[test]
+fn nothing_is_written_once_a_ring_is_recalled() {
+    let plan = plan(2, Sum::Exact);
+    let (mut trainer, gate) = (trainer(&plan), Gate::default());
+    let [alone] = &groups(1)[..] else { panic!("one rank") };
+    let all = [0, 1, 2, 3, 4, 5];
+    gate.open(1, 0, []).unwrap();
+    gate.freeze(1);
+    let before = trainer.state.clone();
+    assert!(matches!(trainer.step(alone, &all, &gate, false), Err(StepError::Recalled(Recalled))));
+    assert!(trainer.state == before && trainer.counted.is_empty());
+}
+
+#[test]
+fn a_rank_without_the_state_gets_it() {
+    let plan = plan(2, Sum::Exact);
+    let (_, _, reference) = train(&plan, 1, 5).remove(0);
+    // A state before the first step has no exponents; one after it has.
+    for before in [0, 3] {
+        let (alone, pair) = (groups(1).remove(0), groups(2));
+        thread::scope(|scope| {
+            let start = |(rank, group): (usize, Group)| {
+                let (plan, alone, reference) = (&plan, &alone, &reference);
+                scope.spawn(move || {
+                    let (mut trainer, gate) = (trainer(plan), Gate::default());
+                    let knows = rank == 1;
+                    for _ in 0..if knows { before } else { 0 } {
+                        trainer.step(alone, &[0, 1, 2, 3, 4, 5], &gate, false).unwrap();
+                    }
+                    // Whatever it held before.
+                    trainer
+                        .state
+                        .parameters
+                        .iter_mut()
+                        .filter(|_| !knows)
+                        .for_each(|value| *value = f32::NAN);
+                    trainer.receive_state(&group, Rank(1), before, !knows).unwrap();
+                    for _ in before..5 {
+                        let share = if knows { [1, 2, 4] } else { [0, 3, 5] };
+                        trainer.step(&group, &share, &gate, false).unwrap();
+                    }
+                    assert!(trainer.state == *reference, "rank {rank}, from step {before}");
+                })
+            };
+            let ranks: Vec<_> = pair.into_iter().enumerate().map(start).collect();
+            ranks.into_iter().for_each(|rank| rank.join().unwrap());
+        });
+    }
 }
