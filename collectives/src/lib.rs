@@ -49,7 +49,7 @@ pub use node::{Node, NodeConfig, NodeError, RingSpec, TransportChoice};
 pub use pending::Pending;
 pub use rank::{Generation, Rank, WorldSize};
 pub use recorder::{End, Record};
-pub use reduction::{Element, ElementKind, Max, Min, Reduction, ReductionKind, SaturatingSum, Sum};
+pub use reduction::{Element, ElementKind, Max, Mean, Min, Reduction, ReductionKind, SaturatingSum, Sum};
 pub use ring::Ring;
 pub use schedule::segment;
 pub use shm::arena::{Arena, ArenaError};

@@ -19,11 +19,11 @@ use crate::collective::Collective;
 use crate::error::{CollectiveError, Disagreement, Payload, Phase};
 use crate::frame::Header;
 use crate::pool::{ChunkBuffer, ChunkPool};
-use crate::reduction::{Element, ReductionKind};
+use crate::reduction::{Element, Last, ReductionKind};
 use crate::schedule::ring::{Chunk, Role, Schedule};
 
 /// How whole elements that arrived are combined with own ones, into a third place.
-pub(crate) type Kernel<E> = fn(own: &[E], arrived: &[u8], out: &mut [E]);
+pub(crate) type Kernel<E> = fn(own: &[E], arrived: &[u8], out: &mut [E], last: Last);
 
 /// A chunk to be sent: where it belongs, and its bytes in one or more pieces.
 #[derive(Debug)]
@@ -154,10 +154,10 @@ impl<E: Element> TypedTransfer<E> {
         let partial =
             incoming.partial.as_mut().map(|partial| &mut partial.elements_mut::<E>()[first..][..count]);
         match (incoming.role, partial) {
-            (Role::Reduce, Some(partial)) => kernel(own, arrived, partial),
+            (Role::Reduce, Some(partial)) => kernel(own, arrived, partial, None),
             (_, partial) => {
                 let output = &mut self.buffers.output[start - self.buffers.output_holds.start..][..count];
-                kernel(own, arrived, output);
+                kernel(own, arrived, output, Some(self.schedule.world_size()));
                 if let Some(partial) = partial {
                     partial.copy_from_slice(output);
                 }

@@ -9,8 +9,8 @@ use std::time::Duration;
 use half::{bf16, f16};
 use mattock_collectives::link::faulty::{Faults, Faulty};
 use mattock_collectives::{
-    Buffer, CollectiveError, Element, Group, GroupConfig, Max, Min, Pending, Rank, Reduction, SaturatingSum,
-    Sum, WorldSize, memory, segment,
+    Buffer, CollectiveError, Element, Group, GroupConfig, Max, Mean, Min, Pending, Rank, Reduction,
+    SaturatingSum, Sum, WorldSize, memory, segment,
 };
 use proptest::prelude::*;
 
@@ -73,7 +73,8 @@ impl Case {
         for s in 0..self.ranks {
             for i in segment(self.len, self.ranks, s) {
                 let order = (1..=self.ranks).map(|hop| inputs[((s + hop) % self.ranks) as usize][i]);
-                sums.push(order.reduce(|arrived, own| R::combine(own, arrived)).unwrap());
+                let combined = order.reduce(|arrived, own| R::combine(own, arrived)).unwrap();
+                sums.push(R::finish(combined, WorldSize::new(self.ranks).unwrap()));
             }
         }
         sums
@@ -166,6 +167,18 @@ proptest! {
     fn saturating_sums(case in cases()) { case.check_reductions::<SaturatingSum>(|bits| bits as u32 >> 2) }
 
     #[test]
+    fn means_of_f32(case in cases()) { case.check_reductions::<Mean<f32>>(float) }
+
+    #[test]
+    fn means_of_f64(case in cases()) { case.check_reductions::<Mean<f64>>(|bits| float(bits).into()) }
+
+    #[test]
+    fn means_of_bf16(case in cases()) { case.check_reductions::<Mean<bf16>>(|bits| bf16::from_f32(float(bits))) }
+
+    #[test]
+    fn means_of_f16(case in cases()) { case.check_reductions::<Mean<f16>>(|bits| f16::from_f32(float(bits & 0xffff))) }
+
+    #[test]
     fn segments_are_gathered(case in cases()) {
         let all: Vec<u8> = (0..case.len).map(|i| case.bits(0, i) as u8).collect();
         let groups = case.groups();
@@ -193,14 +206,14 @@ proptest! {
     }
 
     #[test]
-    fn the_root_receives_the_sum(case in cases(), root in any::<u32>()) {
+    fn the_root_receives_the_mean(case in cases(), root in any::<u32>()) {
         let root = Rank(root % case.ranks);
         let inputs = case.inputs(float);
-        let expected = case.reference::<Sum<f32>>(&inputs);
+        let expected = case.reference::<Mean<f32>>(&inputs);
         let groups = case.groups();
         let inputs = place(&groups, inputs);
         let reduce = |(group, input): (&Group, &Arc<Buffer<f32>>)| {
-            group.reduce::<Sum<f32>>(root, input.clone(), Buffer::default())
+            group.reduce::<Mean<f32>>(root, input.clone(), Buffer::default())
         };
         let reduced: Vec<_> = groups.iter().zip(&inputs).map(reduce).collect();
         for (rank, result) in (0..).zip(reduced) {

@@ -24,6 +24,7 @@ use std::ops::Range;
 
 use super::segment;
 use crate::collective::Collective;
+use crate::rank::WorldSize;
 use crate::ring::Ring;
 
 /// What one rank sends and receives in one collective.
@@ -68,6 +69,10 @@ impl Schedule {
 
     pub(crate) fn collective(&self) -> Collective {
         self.collective
+    }
+
+    pub(crate) fn world_size(&self) -> WorldSize {
+        self.ring.world_size()
     }
 
     /// Elements of the whole payload.
@@ -186,7 +191,7 @@ impl Schedule {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Generation, Rank, WorldSize};
+    use crate::{Generation, Rank};
     use proptest::prelude::*;
 
     fn schedule(rank: u32, ranks: u32, collective: Collective, len: usize) -> Schedule {

@@ -145,12 +145,13 @@ impl Engine {
         source: impl Fn(u32, Range<usize>) -> Result<&'a [u8], Fault>,
     ) -> Result<(), Fault> {
         let rank = |hop: u32| (segment + hop) % self.ranks();
+        let last = |hop: u32| (hop == self.ranks()).then_some(self.ring.world_size());
         for start in range.clone().step_by(BLOCK_BYTES) {
             let block = start..range.end.min(start + BLOCK_BYTES);
             let out = &mut out[block.start - range.start..block.end - range.start];
-            (fold.pair)(source(rank(1), block.clone())?, source(rank(2), block.clone())?, out);
+            (fold.pair)(source(rank(1), block.clone())?, source(rank(2), block.clone())?, out, last(2));
             for hop in 3..=self.ranks() {
-                (fold.add)(out, source(rank(hop), block.clone())?);
+                (fold.add)(out, source(rank(hop), block.clone())?, last(hop));
             }
         }
         Ok(())
