@@ -112,6 +112,31 @@ impl Case {
             inputs.iter().zip(&untouched).all(|(input, before)| **input == *before),
             "inputs are never modified"
         );
+        self.check_in_place::<R>(&groups, &inputs, &expected);
+    }
+
+    /// The same in place: inputs are given up, wherever they lie.
+    fn check_in_place<R: Reduction>(
+        &self,
+        groups: &[Group],
+        inputs: &[Arc<Buffer<R::Element>>],
+        expected: &[R::Element],
+    ) where
+        R::Element: PartialEq + Debug,
+    {
+        let ranks = || groups.iter().zip(inputs);
+        let reduced: Vec<_> = ranks().map(|(g, x)| g.all_reduce_in_place::<R>(Buffer::clone(x))).collect();
+        let scattered: Vec<_> =
+            ranks().map(|(g, x)| g.reduce_scatter_in_place::<R>(Buffer::clone(x))).collect();
+        for sum in reduced {
+            assert_eq!(sum.wait().unwrap(), *expected, "all-reduce in place, {self:?}");
+        }
+        for (rank, sum) in (0..).zip(scattered) {
+            let own = segment(self.len, self.ranks, rank);
+            let sum = sum.wait().unwrap();
+            assert_eq!(sum[own.clone()], expected[own], "reduce-scatter in place, {self:?}");
+            assert_eq!(sum.len(), self.len);
+        }
     }
 }
 
@@ -350,6 +375,26 @@ fn a_cut_link_is_a_typed_error_wherever_it_is_cut() {
             assert_eq!(at.rank, Rank(rank));
             assert!(peer == Rank((rank + 1) % 3) || peer == Rank((rank + 2) % 3), "a neighbour is named");
             assert!(at.bytes_done <= 160_000);
+        }
+    }
+}
+
+#[test]
+fn in_place_a_cut_link_is_a_typed_error_too() {
+    let config = GroupConfig { timeout: Duration::from_secs(20), chunk_bytes: 4096 };
+    for cut in [0, 4000, 50_000, 150_000] {
+        let faults = |rank| Faults { cut_after_bytes: (rank == Rank(1)).then_some(cut), ..Faults::default() };
+        let groups = memory::groups_with(WorldSize::new(3).unwrap(), config, |rank, link| {
+            Faulty::new(link, faults(rank))
+        });
+        let groups = groups.unwrap();
+        let sums: Vec<_> = groups
+            .iter()
+            .map(|group| group.all_reduce_in_place::<Sum<f32>>(vec![1.0; 30_000].into()))
+            .collect();
+        for sum in sums {
+            let outcome = sum.wait();
+            assert!(matches!(outcome, Err(CollectiveError::PeerLost { .. })), "cut at {cut}: {outcome:?}");
         }
     }
 }

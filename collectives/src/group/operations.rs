@@ -67,7 +67,7 @@ impl Group {
         }
         output.resize(len);
         output[own.clone()].copy_from_slice(&input);
-        let buffers = Buffers { input, input_holds: own, output, output_holds: 0..len };
+        let buffers = Buffers { input: Some(input), input_holds: own, output, output_holds: 0..len };
         self.submit(Order { collective: Collective::AllGather, len, reduction: None, buffers }, |output| {
             output
         })
@@ -76,7 +76,12 @@ impl Group {
     /// Sends this rank's input to everybody else, who calls [`receive_broadcast`](Self::receive_broadcast).
     pub fn broadcast<E: Element>(&self, input: Arc<Buffer<E>>) -> Pending<()> {
         let len = input.len();
-        let buffers = Buffers { input, input_holds: 0..len, output: Buffer::default(), output_holds: 0..0 };
+        let buffers = Buffers {
+            input: Some(input),
+            input_holds: 0..len,
+            output: Buffer::default(),
+            output_holds: 0..0,
+        };
         let collective = Collective::Broadcast { root: self.ring.rank() };
         self.submit(Order { collective, len, reduction: None, buffers }, |_| ())
     }
@@ -90,7 +95,8 @@ impl Group {
             return refused;
         }
         let len = output.len();
-        let buffers = Buffers { input: Arc::default(), input_holds: 0..0, output, output_holds: 0..len };
+        let buffers =
+            Buffers { input: Some(Arc::default()), input_holds: 0..0, output, output_holds: 0..len };
         self.submit(
             Order { collective: Collective::Broadcast { root }, len, reduction: None, buffers },
             |output| output,
@@ -135,7 +141,7 @@ impl Group {
         if !held.is_empty() {
             output[own.clone()].copy_from_slice(&input);
         }
-        let buffers = Buffers { input, input_holds: own, output, output_holds: held };
+        let buffers = Buffers { input: Some(input), input_holds: own, output, output_holds: held };
         let order = Order { collective: Collective::Gather { root }, len, reduction: None, buffers };
         self.submit(order, self.only_for(root))
     }
@@ -153,7 +159,7 @@ impl Group {
         let own = self.own_segment(len);
         let mut output = Buffer::zeroed(own.len());
         output.copy_from_slice(&input[own.clone()]);
-        let buffers = Buffers { input, input_holds: 0..len, output, output_holds: own };
+        let buffers = Buffers { input: Some(input), input_holds: 0..len, output, output_holds: own };
         let collective = Collective::Scatter { root: self.ring.rank() };
         self.submit(Order { collective, len, reduction: None, buffers }, |output| output)
     }
@@ -172,7 +178,7 @@ impl Group {
         let held = if self.is_ring() { 0..len } else { own.clone() };
         let part = own.start - held.start..own.end - held.start;
         output.resize(held.len());
-        let buffers = Buffers { input: Arc::default(), input_holds: 0..0, output, output_holds: held };
+        let buffers = Buffers { input: Some(Arc::default()), input_holds: 0..0, output, output_holds: held };
         let order = Order { collective: Collective::Scatter { root }, len, reduction: None, buffers };
         self.submit(order, move |output| output.keep(part))
     }
@@ -195,7 +201,7 @@ impl Group {
         if is_ring {
             output[own.clone()].copy_from_slice(&input);
         }
-        let buffers = Buffers { input, input_holds: own, output, output_holds: held };
+        let buffers = Buffers { input: Some(input), input_holds: own, output, output_holds: held };
         let order = Order { collective: Collective::AllToAll, len, reduction: None, buffers };
         let (part, rank) = (parts / ranks, self.ring.rank().0 as usize);
         self.submit(order, move |mut output| {
@@ -221,6 +227,39 @@ impl Group {
     ) -> Result<Buffer<R::Element>, CollectiveError> {
         let held = 0..input.len();
         self.run(self.reduction::<R>(Collective::AllReduce, input, output, held))
+    }
+
+    /// As [`all_reduce`](Self::all_reduce), with the result in the input's place: for who gives its input up, and has no second
+    /// buffer. Where it fails, what was in the buffer is lost, so it cannot be submitted again.
+    ///
+    /// Round a ring, a rank copies one segment of the buffer as it sends it; over shared memory nothing is copied that is not
+    /// out of place as well.
+    pub fn all_reduce_in_place<R: Reduction>(
+        &self,
+        buffer: Buffer<R::Element>,
+    ) -> Pending<Buffer<R::Element>> {
+        self.submit(in_place::<R>(Collective::AllReduce, buffer), |output| output)
+    }
+
+    /// As [`all_reduce_in_place`](Self::all_reduce_in_place), and waits for the result, as
+    /// [`all_reduce_now`](Self::all_reduce_now) does.
+    ///
+    /// # Errors
+    /// As [`all_reduce`](Self::all_reduce).
+    pub fn all_reduce_in_place_now<R: Reduction>(
+        &self,
+        buffer: Buffer<R::Element>,
+    ) -> Result<Buffer<R::Element>, CollectiveError> {
+        self.run(in_place::<R>(Collective::AllReduce, buffer))
+    }
+
+    /// As [`all_reduce_in_place`](Self::all_reduce_in_place), but only this rank's [`segment`] of the buffer, which keeps its
+    /// length, holds the result; what is beside it means nothing.
+    pub fn reduce_scatter_in_place<R: Reduction>(
+        &self,
+        buffer: Buffer<R::Element>,
+    ) -> Pending<Buffer<R::Element>> {
+        self.submit(in_place::<R>(Collective::ReduceScatter, buffer), |output| output)
     }
 
     /// Completes when every rank has called it.
@@ -261,7 +300,7 @@ impl Group {
         if self.ring.world_size().get() == 1 {
             output.copy_from_slice(&input);
         }
-        let buffers = Buffers { input, input_holds: 0..len, output, output_holds };
+        let buffers = Buffers { input: Some(input), input_holds: 0..len, output, output_holds };
         Order { collective, len, reduction: Some(Combine::by::<R>()), buffers }
     }
 
@@ -305,13 +344,12 @@ impl Group {
     }
 }
 
+fn in_place<R: Reduction>(collective: Collective, output: Buffer<R::Element>) -> Order<R::Element> {
+    let len = output.len();
+    let buffers = Buffers { input: None, input_holds: 0..len, output, output_holds: 0..len };
+    Order { collective, len, reduction: Some(Combine::by::<R>()), buffers }
+}
+
 fn barrier() -> Order<u32> {
-    let (input, output) = (Arc::new(vec![1].into()), vec![1].into());
-    let buffers = Buffers { input, input_holds: 0..1, output, output_holds: 0..1 };
-    Order {
-        collective: Collective::Barrier,
-        len: 1,
-        reduction: Some(Combine::by::<SaturatingSum>()),
-        buffers,
-    }
+    in_place::<SaturatingSum>(Collective::Barrier, vec![1].into())
 }
