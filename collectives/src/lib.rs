@@ -8,7 +8,8 @@
 //! transfer   one operation           |  schedule who sends what: pure arithmetic
 //! buffer     what is read and written |  shm      the ranks of one host, over memory that they share
 //! ```
-//! `schedule`, `transfer`, `exchange` and `frame` are pure: no clock, socket, thread or random number.
+//! `schedule`, `transfer`, `exchange`, `frame` and `topology` (which order of ranks suits their links) are pure: no clock,
+//! socket, thread or random number.
 //!
 //! Deliberately absent: models, recipes, coordinators. Here are slices, bytes and links.
 
@@ -36,6 +37,7 @@ mod reduction;
 mod ring;
 mod schedule;
 mod shm;
+pub mod topology;
 mod transfer;
 
 pub use buffer::Buffer;
