@@ -13,6 +13,11 @@ pub enum Collective {
     ReduceScatter,
     /// Everybody ends with all segments, each from its rank.
     AllGather,
+    /// As all-gather, of segments of any lengths.
+    AllGatherUneven {
+        /// A digest of the lengths, which are to be the same for all.
+        lengths: u32,
+    },
     /// Everybody ends with the root's input.
     Broadcast {
         /// Whose input is spread.
@@ -44,7 +49,7 @@ impl Collective {
     pub(crate) fn pattern(self) -> Self {
         match self {
             Self::Reduce { .. } => Self::AllReduce,
-            Self::Gather { .. } | Self::AllToAll => Self::AllGather,
+            Self::Gather { .. } | Self::AllToAll | Self::AllGatherUneven { .. } => Self::AllGather,
             Self::Scatter { root } => Self::Broadcast { root },
             other => other,
         }
@@ -57,6 +62,7 @@ impl fmt::Display for Collective {
             Self::AllReduce => f.write_str("all-reduce"),
             Self::ReduceScatter => f.write_str("reduce-scatter"),
             Self::AllGather => f.write_str("all-gather"),
+            Self::AllGatherUneven { lengths } => write!(f, "all-gather of uneven parts ({lengths:08x})"),
             Self::Broadcast { root } => write!(f, "broadcast from rank {root}"),
             Self::Barrier => f.write_str("barrier"),
             Self::Reduce { root } => write!(f, "reduce to rank {root}"),

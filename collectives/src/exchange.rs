@@ -178,6 +178,9 @@ impl Exchange {
         let active = &mut self.active[arriving];
         active.check(&header, &self.ring)?;
         active.transfer.begin(&header, &self.pool)?;
+        if header.length == 0 {
+            self.absorb_payload(Bytes::new());
+        }
         Ok(true)
     }
 

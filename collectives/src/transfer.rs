@@ -197,7 +197,7 @@ impl<E: Element> TypedTransfer<E> {
         let output: &mut [u8] = bytemuck::cast_slice_mut(&mut self.buffers.output[..]);
         output[start + incoming.filled..][..piece.len()].copy_from_slice(&piece);
         incoming.filled += piece.len();
-        if incoming.forward {
+        if incoming.forward && !piece.is_empty() {
             incoming.pieces.push(piece);
         }
     }
@@ -231,6 +231,9 @@ impl<E: Element> Transfer for TypedTransfer<E> {
         let offset = self.buffers.input_holds.start;
         let elements = chunk.elements.start - offset..chunk.elements.end - offset;
         let bytes = elements.start * size_of::<E>()..elements.end * size_of::<E>();
+        if elements.is_empty() {
+            return Some(Outgoing { chunk, pieces: Vec::new() });
+        }
         let payload = match &self.input_bytes {
             Some(input) => input.slice(bytes),
             None => {

@@ -217,6 +217,24 @@ proptest! {
     }
 
     #[test]
+    fn uneven_parts_are_gathered(case in cases(), weights in proptest::collection::vec(0usize..4, 9)) {
+        let lens: Vec<usize> = weights[..case.ranks as usize].iter().map(|weight| weight * case.len / 4).collect();
+        let inputs: Vec<Arc<Buffer<f64>>> = (0..case.ranks).zip(&lens).map(|(rank, &len)| {
+            Arc::new((0..len).map(|i| float(case.bits(rank, i)).into()).collect::<Vec<_>>().into())
+        }).collect();
+        let all: Vec<f64> = inputs.iter().flat_map(|input| input.to_vec()).collect();
+        let groups = case.groups();
+        let placed = place(&groups, inputs);
+        let gather = |(group, input): (&Group, &Arc<Buffer<f64>>)| {
+            (group.all_gather_uneven(input.clone(), &lens, Buffer::default()), group.barrier())
+        };
+        for (gathered, barrier) in groups.iter().zip(&placed).map(gather).collect::<Vec<_>>() {
+            prop_assert_eq!(&gathered.wait().unwrap(), &all);
+            barrier.wait().unwrap();
+        }
+    }
+
+    #[test]
     fn the_roots_input_reaches_everybody(case in cases(), root in any::<u32>()) {
         let root = Rank(root % case.ranks);
         let input = case.inputs(|bits| bits as i64).swap_remove(0);
@@ -376,6 +394,55 @@ fn a_cut_link_is_a_typed_error_wherever_it_is_cut() {
             assert!(peer == Rank((rank + 1) % 3) || peer == Rank((rank + 2) % 3), "a neighbour is named");
             assert!(at.bytes_done <= 160_000);
         }
+    }
+}
+
+/// Groups of so many ranks round a ring of links, and over shared memory.
+fn both_ways(ranks: u32) -> [Vec<Group>; 2] {
+    let config = GroupConfig { timeout: Duration::from_secs(60), ..GroupConfig::default() };
+    let ranks = WorldSize::new(ranks).unwrap();
+    [memory::groups(ranks, config).unwrap(), memory::host_groups(ranks, config).unwrap()]
+}
+
+/// Somebody sees that ranks do not do the same, and all others see that it has broken off.
+fn assert_mismatch<T: Debug>(outcomes: Vec<Result<T, CollectiveError>>) {
+    let is_told = |outcome: &Result<T, CollectiveError>| {
+        matches!(outcome, Err(CollectiveError::Mismatch { .. } | CollectiveError::PeerLost { .. }))
+    };
+    let finds =
+        |outcome: &Result<T, CollectiveError>| matches!(outcome, Err(CollectiveError::Mismatch { .. }));
+    assert!(outcomes.iter().all(is_told) && outcomes.iter().any(finds), "{outcomes:?}");
+}
+
+#[test]
+fn lengths_that_ranks_do_not_agree_on_are_a_mismatch() {
+    // Rank 2 believes other lengths than the rest: of the same sum, and so that it or another has nothing to send.
+    for (lens, believed) in
+        [([2, 2, 3], [4, 0, 3]), ([0, 4, 0], [4, 0, 0]), ([3000, 4000, 1], [4000, 3000, 1])]
+    {
+        for groups in both_ways(3) {
+            let gather = |group: &Group| {
+                let rank = group.ring().rank().0 as usize;
+                let lens = if rank == 2 { &believed } else { &lens };
+                group.all_gather_uneven::<f32>(
+                    Arc::new(vec![1.0; lens[rank]].into()),
+                    lens,
+                    Buffer::default(),
+                )
+            };
+            let gathered: Vec<_> = groups.iter().map(gather).collect();
+            assert_mismatch(gathered.into_iter().map(Pending::wait).collect());
+        }
+    }
+}
+
+#[test]
+fn lengths_that_make_no_sense_are_refused() {
+    let groups = memory::groups(WorldSize::new(2).unwrap(), GroupConfig::default()).unwrap();
+    for lens in [&[2][..], &[2, 2, 2], &[usize::MAX, 1], &[3, 2]] {
+        let outcome =
+            groups[0].all_gather_uneven::<u8>(Arc::new(vec![0; 2].into()), lens, Buffer::default()).wait();
+        assert!(matches!(outcome, Err(CollectiveError::InvalidInput { rank: Rank(0), .. })), "{outcome:?}");
     }
 }
 

@@ -11,7 +11,7 @@ use crate::error::CollectiveError;
 use crate::pending::Pending;
 use crate::rank::Rank;
 use crate::reduction::{Element, Reduction, SaturatingSum};
-use crate::schedule::segment;
+use crate::schedule::{Parts, digest, segment};
 use crate::transfer::Buffers;
 
 impl Group {
@@ -55,22 +55,30 @@ impl Group {
         &self,
         input: Arc<Buffer<E>>,
         len: usize,
-        mut output: Buffer<E>,
+        output: Buffer<E>,
     ) -> Pending<Buffer<E>> {
-        let own = self.own_segment(len);
-        if input.len() != own.len() {
-            return self.invalid(format!(
-                "all-gather of {len} elements takes {} of this rank, not {}",
-                own.len(),
-                input.len()
-            ));
-        }
-        output.resize(len);
-        output[own.clone()].copy_from_slice(&input);
-        let buffers = Buffers { input: Some(input), input_holds: own, output, output_holds: 0..len };
-        self.submit(Order { collective: Collective::AllGather, len, reduction: None, buffers }, |output| {
-            output
-        })
+        self.gather_parts(Collective::AllGather, self.even(len), input, output)
+    }
+
+    /// As [`all_gather`](Self::all_gather), of parts of any lengths: rank `r` has `lens[r]` elements, which all ranks know.
+    ///
+    /// # Errors
+    /// [`CollectiveError::InvalidInput`] where the lengths are not one for each rank, or the input is not as long as this rank's;
+    /// [`CollectiveError::Mismatch`] where ranks know different lengths.
+    pub fn all_gather_uneven<E: Element>(
+        &self,
+        input: Arc<Buffer<E>>,
+        lens: &[usize],
+        output: Buffer<E>,
+    ) -> Pending<Buffer<E>> {
+        let parts = match Parts::uneven(lens) {
+            Some(parts) if lens.len() == self.ranks() => parts,
+            _ => {
+                return self
+                    .invalid(format!("{lens:?} are no lengths of the parts of {} ranks", self.ranks()));
+            }
+        };
+        self.gather_parts(Collective::AllGatherUneven { lengths: digest(lens) }, parts, input, output)
     }
 
     /// Sends this rank's input to everybody else, who calls [`receive_broadcast`](Self::receive_broadcast).
@@ -83,7 +91,7 @@ impl Group {
             output_holds: 0..0,
         };
         let collective = Collective::Broadcast { root: self.ring.rank() };
-        self.submit(Order { collective, len, reduction: None, buffers }, |_| ())
+        self.submit(Order { collective, parts: self.even(len), reduction: None, buffers }, |_| ())
     }
 
     /// Receives what `root` broadcasts: exactly as many elements as `output` is long.
@@ -98,7 +106,12 @@ impl Group {
         let buffers =
             Buffers { input: Some(Arc::default()), input_holds: 0..0, output, output_holds: 0..len };
         self.submit(
-            Order { collective: Collective::Broadcast { root }, len, reduction: None, buffers },
+            Order {
+                collective: Collective::Broadcast { root },
+                parts: self.even(len),
+                reduction: None,
+                buffers,
+            },
             |output| output,
         )
     }
@@ -142,7 +155,12 @@ impl Group {
             output[own.clone()].copy_from_slice(&input);
         }
         let buffers = Buffers { input: Some(input), input_holds: own, output, output_holds: held };
-        let order = Order { collective: Collective::Gather { root }, len, reduction: None, buffers };
+        let order = Order {
+            collective: Collective::Gather { root },
+            parts: self.even(len),
+            reduction: None,
+            buffers,
+        };
         self.submit(order, self.only_for(root))
     }
 
@@ -161,7 +179,7 @@ impl Group {
         output.copy_from_slice(&input[own.clone()]);
         let buffers = Buffers { input: Some(input), input_holds: 0..len, output, output_holds: own };
         let collective = Collective::Scatter { root: self.ring.rank() };
-        self.submit(Order { collective, len, reduction: None, buffers }, |output| output)
+        self.submit(Order { collective, parts: self.even(len), reduction: None, buffers }, |output| output)
     }
 
     /// Receives this rank's part of what `root` scatters: exactly as many elements as `output` is long.
@@ -179,7 +197,12 @@ impl Group {
         let part = own.start - held.start..own.end - held.start;
         output.resize(held.len());
         let buffers = Buffers { input: Some(Arc::default()), input_holds: 0..0, output, output_holds: held };
-        let order = Order { collective: Collective::Scatter { root }, len, reduction: None, buffers };
+        let order = Order {
+            collective: Collective::Scatter { root },
+            parts: self.even(len),
+            reduction: None,
+            buffers,
+        };
         self.submit(order, move |output| output.keep(part))
     }
 
@@ -202,7 +225,8 @@ impl Group {
             output[own.clone()].copy_from_slice(&input);
         }
         let buffers = Buffers { input: Some(input), input_holds: own, output, output_holds: held };
-        let order = Order { collective: Collective::AllToAll, len, reduction: None, buffers };
+        let order =
+            Order { collective: Collective::AllToAll, parts: self.even(len), reduction: None, buffers };
         let (part, rank) = (parts / ranks, self.ring.rank().0 as usize);
         self.submit(order, move |mut output| {
             if is_ring {
@@ -238,7 +262,7 @@ impl Group {
         &self,
         buffer: Buffer<R::Element>,
     ) -> Pending<Buffer<R::Element>> {
-        self.submit(in_place::<R>(Collective::AllReduce, buffer), |output| output)
+        self.submit(self.in_place::<R>(Collective::AllReduce, buffer), |output| output)
     }
 
     /// As [`all_reduce_in_place`](Self::all_reduce_in_place), and waits for the result, as
@@ -250,7 +274,7 @@ impl Group {
         &self,
         buffer: Buffer<R::Element>,
     ) -> Result<Buffer<R::Element>, CollectiveError> {
-        self.run(in_place::<R>(Collective::AllReduce, buffer))
+        self.run(self.in_place::<R>(Collective::AllReduce, buffer))
     }
 
     /// As [`all_reduce_in_place`](Self::all_reduce_in_place), but only this rank's [`segment`] of the buffer, which keeps its
@@ -259,12 +283,12 @@ impl Group {
         &self,
         buffer: Buffer<R::Element>,
     ) -> Pending<Buffer<R::Element>> {
-        self.submit(in_place::<R>(Collective::ReduceScatter, buffer), |output| output)
+        self.submit(self.in_place::<R>(Collective::ReduceScatter, buffer), |output| output)
     }
 
     /// Completes when every rank has called it.
     pub fn barrier(&self) -> Pending<()> {
-        self.submit(barrier(), |_| ())
+        self.submit(self.barrier_order(), |_| ())
     }
 
     /// As [`barrier`](Self::barrier), and waits for it.
@@ -272,7 +296,7 @@ impl Group {
     /// # Errors
     /// As [`barrier`](Self::barrier).
     pub fn barrier_now(&self) -> Result<(), CollectiveError> {
-        self.run(barrier()).map(|_| ())
+        self.run(self.barrier_order()).map(|_| ())
     }
 }
 
@@ -301,7 +325,33 @@ impl Group {
             output.copy_from_slice(&input);
         }
         let buffers = Buffers { input: Some(input), input_holds: 0..len, output, output_holds };
-        Order { collective, len, reduction: Some(Combine::by::<R>()), buffers }
+        Order { collective, parts: self.even(len), reduction: Some(Combine::by::<R>()), buffers }
+    }
+
+    fn gather_parts<E: Element>(
+        &self,
+        collective: Collective,
+        parts: Parts,
+        input: Arc<Buffer<E>>,
+        mut output: Buffer<E>,
+    ) -> Pending<Buffer<E>> {
+        let (len, own) = (parts.len(), parts.segment(self.ring.rank().0));
+        if input.len() != own.len() {
+            return self.invalid(format!(
+                "all-gather of {len} elements takes {} of this rank, not {}",
+                own.len(),
+                input.len()
+            ));
+        }
+        output.resize(len);
+        output[own.clone()].copy_from_slice(&input);
+        let buffers = Buffers { input: Some(input), input_holds: own, output, output_holds: 0..len };
+        self.submit(Order { collective, parts, reduction: None, buffers }, |output| output)
+    }
+
+    /// So many elements, divided evenly.
+    fn even(&self, len: usize) -> Parts {
+        Parts::Even { len, ranks: self.ring.world_size() }
     }
 
     fn ranks(&self) -> usize {
@@ -342,14 +392,18 @@ impl Group {
     fn own_segment(&self, len: usize) -> Range<usize> {
         segment(len, self.ring.world_size().get(), self.ring.rank().0)
     }
-}
 
-fn in_place<R: Reduction>(collective: Collective, output: Buffer<R::Element>) -> Order<R::Element> {
-    let len = output.len();
-    let buffers = Buffers { input: None, input_holds: 0..len, output, output_holds: 0..len };
-    Order { collective, len, reduction: Some(Combine::by::<R>()), buffers }
-}
+    fn in_place<R: Reduction>(
+        &self,
+        collective: Collective,
+        output: Buffer<R::Element>,
+    ) -> Order<R::Element> {
+        let len = output.len();
+        let buffers = Buffers { input: None, input_holds: 0..len, output, output_holds: 0..len };
+        Order { collective, parts: self.even(len), reduction: Some(Combine::by::<R>()), buffers }
+    }
 
-fn barrier() -> Order<u32> {
-    in_place::<SaturatingSum>(Collective::Barrier, vec![1].into())
+    fn barrier_order(&self) -> Order<u32> {
+        self.in_place::<SaturatingSum>(Collective::Barrier, vec![1].into())
+    }
 }

@@ -32,7 +32,7 @@ use crate::fault::Fault;
 use crate::frame;
 use crate::rank::Rank;
 use crate::reduction::Fold;
-use crate::schedule::segment;
+use crate::schedule::Parts;
 
 /// Reduced at once from all ranks; fits into a first-level cache.
 const BLOCK_BYTES: usize = 8 << 10;
@@ -51,6 +51,7 @@ const LAG: usize = 6;
 pub(crate) struct Call<'a> {
     pub(crate) op: OpId,
     pub(crate) payload: Payload,
+    pub(crate) parts: Parts,
     /// How elements are combined, if they are.
     pub(crate) fold: Option<Fold>,
     /// `None` where it lies in the output, and is given up.
@@ -98,9 +99,10 @@ impl Engine {
     /// What a rank has to share at most.
     fn shared_bytes(&self, call: &Call<'_>) -> usize {
         match call.op.collective {
-            Collective::AllGather | Collective::Gather { .. } | Collective::AllToAll => {
-                self.bytes_of(call, 0).len()
-            }
+            Collective::AllGather
+            | Collective::AllGatherUneven { .. }
+            | Collective::Gather { .. }
+            | Collective::AllToAll => call.parts.longest() * call.payload.element.bytes(),
             _ => call.payload.total_bytes as usize,
         }
     }
@@ -112,7 +114,7 @@ impl Engine {
     /// The bytes of a rank's segment.
     fn bytes_of(&self, call: &Call<'_>, rank: u32) -> Range<usize> {
         let size = call.payload.element.bytes();
-        let range = segment(call.payload.total_bytes as usize / size, self.ranks(), rank);
+        let range = call.parts.segment(rank);
         range.start * size..range.end * size
     }
 
@@ -236,7 +238,7 @@ impl Engine {
                 let out = if in_place { &mut call.output[segment.clone()] } else { &mut *call.output };
                 self.fold(fold, own, segment, out, source)?;
             }
-            (Collective::AllGather, _) => self.collect(call, source)?,
+            (Collective::AllGather | Collective::AllGatherUneven { .. }, _) => self.collect(call, source)?,
             (Collective::Gather { root }, _) if root.0 == own => self.collect(call, source)?,
             (Collective::Broadcast { root }, _) if root.0 != own => {
                 call.output.copy_from_slice(source(root.0, 0..call.output.len())?);
@@ -295,7 +297,7 @@ impl Engine {
         match call.op.collective {
             Collective::AllReduce => (total * others, total * others),
             Collective::ReduceScatter => (total - own, own * others),
-            Collective::AllGather => (own * others, total - own),
+            Collective::AllGather | Collective::AllGatherUneven { .. } => (own * others, total - own),
             Collective::Broadcast { root } => at(root, (total * others, 0), (0, total)),
             Collective::Barrier => (0, 0),
             Collective::Reduce { root } => at(root, (0, total * others), (total, 0)),
