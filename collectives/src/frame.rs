@@ -181,6 +181,7 @@ fn code_of(collective: Collective) -> (u8, u32) {
         Collective::Scatter { root } => (8, root.0),
         Collective::AllToAll => (9, NO_ROOT),
         Collective::AllGatherUneven { lengths } => (10, lengths),
+        Collective::AllReduceBatch { lengths } => (11, lengths),
     }
 }
 
@@ -196,6 +197,7 @@ fn collective(code: u8, root: u32) -> Result<Collective, FrameError> {
         (8, root) => Ok(Collective::Scatter { root: Rank(root) }),
         (9, NO_ROOT) => Ok(Collective::AllToAll),
         (10, lengths) => Ok(Collective::AllGatherUneven { lengths }),
+        (11, lengths) => Ok(Collective::AllReduceBatch { lengths }),
         (1..=9, root) => Err(unknown("root", root.into())),
         (code, _) => Err(unknown("collective", code.into())),
     }
@@ -313,6 +315,7 @@ mod tests {
             any::<u32>().prop_map(|root| Collective::Gather { root: Rank(root) }),
             any::<u32>().prop_map(|root| Collective::Scatter { root: Rank(root) }),
             any::<u32>().prop_map(|lengths| Collective::AllGatherUneven { lengths }),
+            any::<u32>().prop_map(|lengths| Collective::AllReduceBatch { lengths }),
         ];
         let elements = proptest::sample::select(ElementKind::ALL.to_vec());
         let reductions = proptest::option::of(proptest::sample::select(ReductionKind::ALL.to_vec()));

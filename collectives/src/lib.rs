@@ -43,7 +43,7 @@ mod transfer;
 pub use buffer::Buffer;
 pub use collective::{Collective, OpId};
 pub use error::{CollectiveError, Disagreement, JoinError, Payload, Phase, Place, TransportError};
-pub use group::{Counters, Group, GroupConfig, PENDING_MAX, Transport};
+pub use group::{Batch, Counters, FUSED_BYTES_MAX, Group, GroupConfig, PENDING_MAX, Transport};
 pub use io_thread::IoThread;
 pub use link::quic::tuning::Congestion;
 pub use link::quic::{Identity, IdentityError};

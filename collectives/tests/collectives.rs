@@ -9,8 +9,8 @@ use std::time::Duration;
 use half::{bf16, f16};
 use mattock_collectives::link::faulty::{Faults, Faulty};
 use mattock_collectives::{
-    Buffer, CollectiveError, Element, Group, GroupConfig, Max, Mean, Min, Pending, Rank, Reduction,
-    SaturatingSum, Sum, WorldSize, memory, segment,
+    Batch, Buffer, CollectiveError, Element, FUSED_BYTES_MAX, Group, GroupConfig, Max, Mean, Min, Pending,
+    Rank, Reduction, SaturatingSum, Sum, WorldSize, memory, segment,
 };
 use proptest::prelude::*;
 
@@ -309,6 +309,42 @@ proptest! {
         }
     }
 
+    /// Small and large ones, also where there is none or only one of a kind; waited for and at once.
+    #[test]
+    fn batches_come_back_as_separate_sums(case in cases(), lens in proptest::collection::vec(0usize..6, 0..7)) {
+        let large = FUSED_BYTES_MAX / size_of::<i64>();
+        let lens: Vec<usize> = lens.iter().map(|&len| if len == 5 { large + case.len } else { len * case.len / 8 }).collect();
+        let groups = case.groups();
+        let value = |rank: u32, which: usize, i: usize| case.bits(rank, i + 7 * which) as i64;
+        let inputs = |group: &Group| -> Vec<Buffer<i64>> {
+            let rank = group.ring().rank().0;
+            let input = |(which, &len): (usize, &usize)| {
+                let mut input = if which % 2 == 0 { group.buffer(len) } else { Buffer::zeroed(len) };
+                input.iter_mut().enumerate().for_each(|(i, x)| *x = value(rank, which, i));
+                input
+            };
+            lens.iter().enumerate().map(input).collect()
+        };
+        let expected: Vec<Vec<i64>> = lens.iter().enumerate().map(|(which, &len)| {
+            (0..len).map(|i| (0..case.ranks).fold(0, |sum: i64, rank| sum.wrapping_add(value(rank, which, i)))).collect()
+        }).collect();
+        let batches: Vec<_> = groups.iter().map(|group| group.all_reduce_many::<Sum<i64>>(inputs(group))).collect();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        for (rank, batch) in batches.into_iter().enumerate() {
+            let sums = if rank % 2 == 0 { batch.wait() } else { runtime.block_on(batch) };
+            prop_assert_eq!(&sums.unwrap(), &expected);
+        }
+        let at_once = std::thread::scope(|scope| {
+            let inputs = &inputs;
+            let now = |group: &Group| group.all_reduce_many_now::<Sum<i64>>(inputs(group)).unwrap();
+            let threads: Vec<_> = groups.iter().map(|group| scope.spawn(move || now(group))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+        });
+        for sums in at_once {
+            prop_assert_eq!(&sums, &expected);
+        }
+    }
+
     /// Many operations of different kinds, all submitted before any is waited for, by one rank long before the next.
     #[test]
     fn operations_run_pipelined_in_order(case in cases()) {
@@ -432,6 +468,20 @@ fn lengths_that_ranks_do_not_agree_on_are_a_mismatch() {
             };
             let gathered: Vec<_> = groups.iter().map(gather).collect();
             assert_mismatch(gathered.into_iter().map(Pending::wait).collect());
+        }
+    }
+}
+
+#[test]
+fn batches_that_ranks_divide_differently_are_a_mismatch() {
+    for (lens, believed) in [([3, 5], [4, 4]), ([3000, 5000], [5000, 3000])] {
+        for groups in both_ways(3) {
+            let batch = |group: &Group| {
+                let lens = if group.ring().rank().0 == 1 { &believed } else { &lens };
+                group.all_reduce_many::<Sum<f32>>(lens.iter().map(|&len| Buffer::zeroed(len)).collect())
+            };
+            let batches: Vec<_> = groups.iter().map(batch).collect();
+            assert_mismatch(batches.into_iter().map(Batch::wait).collect());
         }
     }
 }

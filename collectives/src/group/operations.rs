@@ -393,7 +393,7 @@ impl Group {
         segment(len, self.ring.world_size().get(), self.ring.rank().0)
     }
 
-    fn in_place<R: Reduction>(
+    pub(super) fn in_place<R: Reduction>(
         &self,
         collective: Collective,
         output: Buffer<R::Element>,

@@ -197,7 +197,7 @@ impl Engine {
         let [mut staged_input, mut staged_output] = std::mem::take(&mut turn.staged);
         let done = self.stage_input(call, &mut staged_input).and_then(|places| {
             match (call.op.collective, call.fold) {
-                (Collective::AllReduce, Some(fold)) => {
+                (Collective::AllReduce | Collective::AllReduceBatch { .. }, Some(fold)) => {
                     self.all_reduce(turn, call, fold, places, &mut staged_output)
                 }
                 (Collective::ReduceScatter, Some(fold)) if call.input.is_none() => {
@@ -228,7 +228,9 @@ impl Engine {
     ) -> Result<(), Fault> {
         let (own, ranks) = (self.ring.rank().0, self.ranks());
         match (call.op.collective, call.fold) {
-            (Collective::AllReduce, Some(fold)) => self.reduce_all(call, fold, source)?,
+            (Collective::AllReduce | Collective::AllReduceBatch { .. }, Some(fold)) => {
+                self.reduce_all(call, fold, source)?
+            }
             (Collective::Reduce { root }, Some(fold)) if root.0 == own => {
                 self.reduce_all(call, fold, source)?
             }
@@ -295,7 +297,7 @@ impl Engine {
             if root == rank { there } else { elsewhere }
         };
         match call.op.collective {
-            Collective::AllReduce => (total * others, total * others),
+            Collective::AllReduce | Collective::AllReduceBatch { .. } => (total * others, total * others),
             Collective::ReduceScatter => (total - own, own * others),
             Collective::AllGather | Collective::AllGatherUneven { .. } => (own * others, total - own),
             Collective::Broadcast { root } => at(root, (total * others, 0), (0, total)),
