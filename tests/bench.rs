@@ -11,12 +11,12 @@ fn bench(arguments: &[&str]) -> Output {
 }
 
 /// Samples of an operation between three processes.
-fn samples(operation: &str, transport: &str) -> Vec<Value> {
+fn samples(operation: &[&str], transport: &str) -> Vec<Value> {
     let size = ["--min", "12B", "--max", "192KiB", "--factor", "128", "--runs", "1"];
     let output =
-        bench(&[&[operation, "--ranks", "3", "--transport", transport, "--json"], &size[..]].concat());
+        bench(&[operation, &["--ranks", "3", "--transport", transport, "--json"], &size].concat());
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{operation} over {transport}: {said}");
+    assert!(output.status.success(), "{operation:?} over {transport}: {said}");
     let lines = String::from_utf8(output.stdout).unwrap();
     lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
@@ -27,12 +27,29 @@ fn every_operation_is_right_between_processes() {
         ["allreduce", "reducescatter", "allgather", "broadcast", "reduce", "gather", "scatter", "alltoall"];
     for operation in operations {
         for (transport, named) in [("shm", "shared memory"), ("quic", "QUIC")] {
-            let samples = samples(operation, transport);
+            let samples = samples(&[operation], transport);
             assert_eq!(samples.len(), 3, "{operation} over {transport}");
             for sample in samples {
                 assert_eq!(sample["errors"], 0, "{operation}: {sample}");
                 assert_eq!(sample["transport"], named, "{operation}: {sample}");
                 assert!(sample["time_us"].as_f64().unwrap() > 0.0 && sample["bytes"].as_u64().unwrap() >= 12);
+            }
+        }
+    }
+}
+
+#[test]
+fn results_in_place_and_means_are_right() {
+    for operation in [
+        &["allreduce", "--in-place"][..],
+        &["allreduce", "--in-place", "--sum", "exact"],
+        &["allreduce", "--sum", "mean"],
+        &["reducescatter", "--in-place"],
+    ] {
+        for transport in ["shm", "quic"] {
+            for sample in samples(operation, transport) {
+                assert_eq!(sample["errors"], 0, "{operation:?} over {transport}: {sample}");
+                assert_eq!(sample["in_place"], operation.contains(&"--in-place"), "{operation:?}: {sample}");
             }
         }
     }
@@ -53,6 +70,7 @@ fn sizes_that_make_no_sense_are_refused() {
         (["--min", "2GiB"], "above --max"),
         (["--min", "0"], "no elements"),
         (["--bind", "nowhere"], "nowhere"),
+        (["--sum=copy", "--in-place"], "two buffers"),
     ] {
         let output = bench(&[&["allreduce"], &arguments[..]].concat());
         let errors = String::from_utf8_lossy(&output.stderr).into_owned();

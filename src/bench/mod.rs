@@ -36,6 +36,8 @@ pub(crate) struct Work {
     pub(crate) sizes: Vec<u64>,
     /// Measurements of each.
     pub(crate) runs: u32,
+    /// Whether results replace inputs.
+    pub(crate) in_place: bool,
 }
 
 /// What is repeated and timed.
@@ -44,6 +46,8 @@ pub(crate) struct Work {
 pub enum Operation {
     /// Sums of f32 over all ranks
     F32,
+    /// Means of f32 over all ranks
+    Mean,
     /// The trainer's exact sums: i32, and a bound for every 256 elements
     Exact,
     /// No exchange: every rank copies its input, as fast as memory allows
@@ -84,7 +88,7 @@ impl Operation {
     fn count(self, bytes: u64, ranks: u32) -> u64 {
         let (count, ranks) = (bytes / size_of::<f32>() as u64, u64::from(ranks));
         match self {
-            Self::F32 | Self::Exact | Self::Copy | Self::Broadcast | Self::Reduce => count,
+            Self::F32 | Self::Mean | Self::Exact | Self::Copy | Self::Broadcast | Self::Reduce => count,
             _ => (count / ranks).max(1) * ranks,
         }
     }
@@ -93,7 +97,7 @@ impl Operation {
     fn bus_factor(self, ranks: u32) -> f64 {
         let others = f64::from(ranks - 1) / f64::from(ranks);
         match self {
-            Self::F32 | Self::Exact => 2.0 * others,
+            Self::F32 | Self::Mean | Self::Exact => 2.0 * others,
             Self::Copy | Self::Broadcast | Self::Reduce => 1.0,
             Self::ReduceScatter | Self::AllGather | Self::Gather | Self::Scatter | Self::AllToAll => others,
         }
@@ -145,6 +149,8 @@ pub(crate) struct Sample {
     pub(crate) ranks: u32,
     /// Measurements.
     pub(crate) runs: u32,
+    /// Whether the results replaced the inputs.
+    pub(crate) in_place: bool,
 }
 
 impl Sample {

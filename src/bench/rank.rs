@@ -12,7 +12,7 @@ use mattock_collectives::{
 };
 use mattock_coordinator::WorkerId;
 
-use super::{Assignment, Operation, Sample, work};
+use super::{Assignment, Operation, Sample, Work, work};
 use crate::exit::Failure;
 use crate::launch;
 
@@ -36,7 +36,7 @@ fn serve(out: &mut impl Write) -> anyhow::Result<()> {
     let group = node.join_ring(spec(&assignment, &addresses)?)?;
     for &bytes in &assignment.work.sizes {
         let sample =
-            measure(&group, assignment.work.operation, bytes, assignment.work.runs).inspect_err(|_| {
+            measure(&group, &assignment.work, bytes).inspect_err(|_| {
                 let history: String = group.history().iter().map(|record| format!("  {record}\n")).collect();
                 eprint!("{history}");
             })?;
@@ -78,11 +78,12 @@ fn spec(assignment: &Assignment, addresses: &[SocketAddr]) -> anyhow::Result<Rin
 }
 
 /// Measures one payload on all ranks.
-fn measure(group: &Group, operation: Operation, bytes: u64, runs: u32) -> anyhow::Result<Sample> {
+fn measure(group: &Group, work: &Work, bytes: u64) -> anyhow::Result<Sample> {
+    let &Work { operation, runs, in_place, .. } = work;
     let ranks = group.ring().world_size().get();
     let count = operation.count(bytes, ranks);
     let bytes = count * size_of::<f32>() as u64;
-    let (seconds, errors) = work::run(group, operation, count as usize, runs)?;
+    let (seconds, errors) = work::run(group, work, count as usize)?;
     let errors = group.all_reduce_now::<SaturatingSum>(Arc::new(vec![errors].into()), Buffer::default())?[0];
     let algbw = bytes as f64 / seconds / 1e9;
     let (transport, algorithm) = match operation {
@@ -101,5 +102,6 @@ fn measure(group: &Group, operation: Operation, bytes: u64, runs: u32) -> anyhow
         algorithm,
         ranks,
         runs,
+        in_place,
     })
 }

@@ -12,7 +12,7 @@ use crate::exit::{EXIT_CODES, Exit, Failure};
 
 const EXAMPLES: &str = "\
 Examples:
-  mattock bench allreduce --ranks 2
+  mattock bench allreduce --ranks 2 --in-place
   mattock bench allreduce --ranks 4 --transport quic --min 1MiB --max 64MiB --json
   mattock bench allreduce --ranks 2 --via 'ip netns exec dt{}' --bind '10.99.0.{}'
 ";
@@ -28,12 +28,12 @@ pub struct BenchArgs {
 /// What `mattock bench` measures.
 #[derive(Debug, Subcommand)]
 pub enum BenchAction {
-    /// Sums over all ranks, out of place and verified
+    /// Sums over all ranks, verified
     #[command(after_help = format!("{EXAMPLES}\n{EXIT_CODES}"))]
     Allreduce(AllReduceArgs),
     /// Each rank receives its part of the sum
     #[command(after_help = EXIT_CODES)]
-    Reducescatter(RunArgs),
+    Reducescatter(ReduceScatterArgs),
     /// Everybody receives everybody's part
     #[command(after_help = EXIT_CODES)]
     Allgather(RunArgs),
@@ -63,6 +63,20 @@ pub struct AllReduceArgs {
     /// What to sum
     #[arg(long, value_name = "SUM", default_value = "f32")]
     pub sum: Operation,
+    /// Results replace inputs
+    #[arg(long)]
+    pub in_place: bool,
+    /// How it is measured.
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// Arguments of `mattock bench reducescatter`.
+#[derive(Debug, Args)]
+pub struct ReduceScatterArgs {
+    /// Results replace inputs
+    #[arg(long)]
+    pub in_place: bool,
     /// How it is measured.
     #[command(flatten)]
     pub run: RunArgs,
@@ -112,20 +126,30 @@ pub struct RunArgs {
 /// Bad input where sizes or addresses make no sense; a failed run where a rank fails or a sum is wrong.
 pub fn run(args: &BenchArgs, out: &mut impl Write) -> Result<Exit, Failure> {
     match &args.action {
-        BenchAction::Allreduce(args) => measure(&args.run, args.sum, out),
-        BenchAction::Reducescatter(args) => measure(args, Operation::ReduceScatter, out),
-        BenchAction::Allgather(args) => measure(args, Operation::AllGather, out),
-        BenchAction::Broadcast(args) => measure(args, Operation::Broadcast, out),
-        BenchAction::Reduce(args) => measure(args, Operation::Reduce, out),
-        BenchAction::Gather(args) => measure(args, Operation::Gather, out),
-        BenchAction::Scatter(args) => measure(args, Operation::Scatter, out),
-        BenchAction::Alltoall(args) => measure(args, Operation::AllToAll, out),
+        BenchAction::Allreduce(AllReduceArgs { sum: Operation::Copy, in_place: true, .. }) => {
+            Err(Failure::bad_input(anyhow::anyhow!("--sum copy has two buffers: leave --in-place out")))
+        }
+        BenchAction::Allreduce(args) => measure(&args.run, args.sum, args.in_place, out),
+        BenchAction::Reducescatter(args) => {
+            measure(&args.run, Operation::ReduceScatter, args.in_place, out)
+        }
+        BenchAction::Allgather(args) => measure(args, Operation::AllGather, false, out),
+        BenchAction::Broadcast(args) => measure(args, Operation::Broadcast, false, out),
+        BenchAction::Reduce(args) => measure(args, Operation::Reduce, false, out),
+        BenchAction::Gather(args) => measure(args, Operation::Gather, false, out),
+        BenchAction::Scatter(args) => measure(args, Operation::Scatter, false, out),
+        BenchAction::Alltoall(args) => measure(args, Operation::AllToAll, false, out),
         BenchAction::Rank => bench::serve_rank(out).map(|()| Exit::Done),
     }
 }
 
-fn measure(args: &RunArgs, operation: Operation, out: &mut impl Write) -> Result<Exit, Failure> {
-    let work = Work { operation, sizes: args.sizes()?, runs: args.runs };
+fn measure(
+    args: &RunArgs,
+    operation: Operation,
+    in_place: bool,
+    out: &mut impl Write,
+) -> Result<Exit, Failure> {
+    let work = Work { operation, sizes: args.sizes()?, runs: args.runs, in_place };
     let launch = Launch {
         ranks: args.ranks.get(),
         transport: args.transport,
