@@ -7,8 +7,13 @@
 //!   all addresses   -- stdin line -->  joins, measures
 //!        <-- rank 0: a line a sample --
 //! ```
+//!
+//! Where links are to be measured, every rank writes a line a round, and waits for one before the next.
 
+mod links;
+mod pair;
 mod rank;
+mod tournament;
 mod work;
 
 use std::fmt;
@@ -25,6 +30,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::exit::Failure;
 
+pub(crate) use links::{Survey, survey};
 pub(crate) use rank::serve_rank;
 
 /// What is measured.
@@ -104,6 +110,15 @@ impl Operation {
     }
 }
 
+/// What ranks are started for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+enum Task {
+    /// To measure an operation.
+    Operation(Work),
+    /// To measure the links between them.
+    Links,
+}
+
 /// Where and how ranks are started.
 #[derive(Debug, Clone)]
 pub(crate) struct Launch {
@@ -113,9 +128,11 @@ pub(crate) struct Launch {
     pub(crate) transport: TransportChoice,
     /// How fast to send between hosts.
     pub(crate) congestion: Congestion,
-    /// The command before the program's own, `{}` being the rank's number from 1.
+    /// Each rank's place, which `{}` stands for below, counted from 1; by rank.
+    pub(crate) places: Vec<u32>,
+    /// The command before the program's own.
     pub(crate) via: Option<String>,
-    /// Where ranks listen, `{}` being the rank's number from 1.
+    /// Where ranks listen.
     pub(crate) bind: String,
     /// How long nothing may move.
     pub(crate) timeout: Duration,
@@ -186,7 +203,7 @@ struct Assignment {
     transport: String,
     congestion: String,
     timeout_s: u64,
-    work: Work,
+    task: Task,
 }
 
 /// Measures an operation; `sink` receives a sample for each payload.
@@ -198,27 +215,27 @@ pub(crate) fn measure(
     work: &Work,
     mut sink: impl FnMut(&Sample) -> io::Result<()>,
 ) -> Result<(), Failure> {
-    let mut ranks = launch.start(work)?;
+    let mut ranks = launch.start(&Task::Operation(work.clone()))?;
     let outcome = ranks.run(&mut sink);
     ranks.end(outcome)
 }
 
 impl Launch {
-    fn start(&self, work: &Work) -> Result<Ranks, Failure> {
+    fn start(&self, task: &Task) -> Result<Ranks, Failure> {
         let authority = Authority::new("bench").map_err(Failure::internal)?;
         let mut ranks = Ranks(Vec::new());
         for rank in 0..self.ranks {
-            let assignment = self.assignment(&authority, rank, work)?;
+            let assignment = self.assignment(&authority, rank, task)?;
             ranks.0.push(RankProcess::start(self.command(rank)?, &assignment).map_err(Failure::run)?);
         }
         Ok(ranks)
     }
 
-    fn assignment(&self, authority: &Authority, rank: u32, work: &Work) -> Result<Assignment, Failure> {
+    fn assignment(&self, authority: &Authority, rank: u32, task: &Task) -> Result<Assignment, Failure> {
         let (worker, request) = (WorkerId(rank.into()), Request::new().map_err(Failure::internal)?);
         let certificate = authority.sign(worker, request.der()).map_err(Failure::internal)?;
         let identity = request.into_identity(worker, certificate, authority.certificate().to_vec());
-        let bind = numbered(&self.bind, rank);
+        let bind = self.numbered(&self.bind, rank);
         let bind = bind.parse().map_err(|error| Failure::bad_input(anyhow!("--bind {bind}: {error}")))?;
         Ok(Assignment {
             rank,
@@ -230,13 +247,13 @@ impl Launch {
             transport: self.transport.to_string(),
             congestion: self.congestion.to_string(),
             timeout_s: self.timeout.as_secs(),
-            work: work.clone(),
+            task: task.clone(),
         })
     }
 
     fn command(&self, rank: u32) -> Result<Command, Failure> {
         let program = std::env::current_exe().map_err(Failure::internal)?;
-        let via = self.via.as_ref().map(|via| numbered(via, rank)).unwrap_or_default();
+        let via = self.via.as_ref().map(|via| self.numbered(via, rank)).unwrap_or_default();
         let mut words = via.split_whitespace();
         let mut command = match words.next() {
             None => Command::new(program),
@@ -249,10 +266,11 @@ impl Launch {
         command.args(["bench", "rank"]).stdin(Stdio::piped()).stdout(Stdio::piped());
         Ok(command)
     }
-}
 
-fn numbered(template: &str, rank: u32) -> String {
-    template.replace("{}", &(rank + 1).to_string())
+    fn numbered(&self, template: &str, rank: u32) -> String {
+        let place = self.places.get(rank as usize).copied().unwrap_or(rank);
+        template.replace("{}", &(place + 1).to_string())
+    }
 }
 
 /// All ranks; killed where they are let go of.
@@ -285,14 +303,19 @@ impl RankProcess {
 }
 
 impl Ranks {
-    fn run(&mut self, sink: &mut impl FnMut(&Sample) -> io::Result<()>) -> anyhow::Result<()> {
+    /// Hears where all listen, and tells all.
+    fn introduce(&mut self) -> anyhow::Result<()> {
         let mut addresses: Vec<SocketAddr> = Vec::new();
         for rank in &mut self.0 {
             let line = rank.line()?.context("a rank has ended before it listened")?;
             addresses.push(serde_json::from_str(&line)?);
         }
         let addresses = serde_json::to_string(&addresses)?;
-        self.0.iter_mut().try_for_each(|rank| rank.tell(&addresses))?;
+        self.0.iter_mut().try_for_each(|rank| rank.tell(&addresses))
+    }
+
+    fn run(&mut self, sink: &mut impl FnMut(&Sample) -> io::Result<()>) -> anyhow::Result<()> {
+        self.introduce()?;
         while let Some(line) = self.0[0].line()? {
             sink(&serde_json::from_str(&line)?)?;
         }
@@ -300,7 +323,7 @@ impl Ranks {
     }
 
     /// Waits for all, whose own words are on standard error.
-    fn end(mut self, outcome: anyhow::Result<()>) -> Result<(), Failure> {
+    fn end<T>(mut self, outcome: anyhow::Result<T>) -> Result<T, Failure> {
         if outcome.is_err() {
             self.0.iter_mut().for_each(|rank| drop(rank.child.kill()));
         }
@@ -311,9 +334,9 @@ impl Ranks {
                 failed.push(format!("rank {number}: {status}"));
             }
         }
-        outcome.map_err(Failure::run)?;
+        let outcome = outcome.map_err(Failure::run)?;
         match failed.is_empty() {
-            true => Ok(()),
+            true => Ok(outcome),
             false => Err(Failure::run(anyhow!("ranks have failed: {}", failed.join(", ")))),
         }
     }

@@ -4,10 +4,10 @@ use std::io::Write;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use mattock_collectives::{Congestion, TransportChoice};
 
-use crate::bench::{self, Launch, Operation, Sample, Work};
+use crate::bench::{self, Launch, Operation, Sample, Survey, Work};
 use crate::exit::{EXIT_CODES, Exit, Failure};
 
 const EXAMPLES: &str = "\
@@ -16,6 +16,15 @@ Examples:
   mattock bench allreduce --ranks 4 --transport quic --min 1MiB --max 64MiB --json
   mattock bench allreduce --ranks 2 --via 'ip netns exec dt{}' --bind '10.99.0.{}'
 ";
+
+const LINKS_EXAMPLES: &str = "\
+Examples:
+  mattock bench links --ranks 3 --via 'ssh host{}' --bind '10.0.0.{}'
+  mattock bench allreduce --ranks 3 --via 'ssh host{}' --bind '10.0.0.{}' --order auto
+";
+
+/// Another order must be predicted to be faster by this factor.
+const WORTH_IT: f64 = 1.1;
 
 /// Measure collectives between processes
 #[derive(Debug, Args)]
@@ -52,6 +61,9 @@ pub enum BenchAction {
     /// Each rank receives its part of everybody's input
     #[command(after_help = EXIT_CODES)]
     Alltoall(RunArgs),
+    /// Latency and bandwidth between all ranks, and the order that suits them
+    #[command(after_help = format!("{LINKS_EXAMPLES}\n{EXIT_CODES}"))]
+    Links(LinksArgs),
     /// One rank: reads what to do from standard input
     #[command(hide = true)]
     Rank,
@@ -85,12 +97,6 @@ pub struct ReduceScatterArgs {
 /// How an operation is measured.
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// Processes to start
-    #[arg(long, value_name = "N", default_value = "2")]
-    pub ranks: NonZeroU32,
-    /// What carries the bytes: auto (shared memory where all ranks are on one host, else QUIC), quic or shm
-    #[arg(long, value_name = "TRANSPORT", default_value = "auto")]
-    pub transport: TransportChoice,
     /// Smallest payload
     #[arg(long, value_name = "SIZE", default_value = "4B", value_parser = parse_size)]
     pub min: u64,
@@ -103,6 +109,49 @@ pub struct RunArgs {
     /// Measurements of each payload; their median counts
     #[arg(long, value_name = "N", default_value = "10", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub runs: u32,
+    /// Which rank is next to which: given, or auto, which measures all links first and crosses slow ones least
+    #[arg(long, value_name = "ORDER", default_value = "given")]
+    pub order: Order,
+    /// Where and how ranks run.
+    #[command(flatten)]
+    pub launch: LaunchArgs,
+    /// Print one JSON object per payload
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `mattock bench links`.
+#[derive(Debug, Args)]
+pub struct LinksArgs {
+    /// Payload of the all-reduce to plan
+    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = parse_size)]
+    pub bytes: u64,
+    /// Where and how ranks run.
+    #[command(flatten)]
+    pub launch: LaunchArgs,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Which rank is next to which.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Order {
+    /// By number
+    Given,
+    /// As is best for the links between them
+    Auto,
+}
+
+/// Where and how ranks run.
+#[derive(Debug, Args)]
+pub struct LaunchArgs {
+    /// Processes to start
+    #[arg(long, value_name = "N", default_value = "2")]
+    pub ranks: NonZeroU32,
+    /// What carries the bytes: auto (shared memory where all ranks are on one host, else QUIC), quic or shm
+    #[arg(long, value_name = "TRANSPORT", default_value = "auto")]
+    pub transport: TransportChoice,
     /// Starts each rank by this command, {} being its number from 1: 'ssh host{}', say
     #[arg(long, value_name = "COMMAND")]
     pub via: Option<String>,
@@ -115,9 +164,6 @@ pub struct RunArgs {
     /// How long nothing may move
     #[arg(long, value_name = "SECONDS", default_value = "20", value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub timeout: u64,
-    /// Print one JSON object per payload
-    #[arg(long)]
-    pub json: bool,
 }
 
 /// Runs `mattock bench`; `out` is standard output.
@@ -130,15 +176,14 @@ pub fn run(args: &BenchArgs, out: &mut impl Write) -> Result<Exit, Failure> {
             Err(Failure::bad_input(anyhow::anyhow!("--sum copy has two buffers: leave --in-place out")))
         }
         BenchAction::Allreduce(args) => measure(&args.run, args.sum, args.in_place, out),
-        BenchAction::Reducescatter(args) => {
-            measure(&args.run, Operation::ReduceScatter, args.in_place, out)
-        }
+        BenchAction::Reducescatter(args) => measure(&args.run, Operation::ReduceScatter, args.in_place, out),
         BenchAction::Allgather(args) => measure(args, Operation::AllGather, false, out),
         BenchAction::Broadcast(args) => measure(args, Operation::Broadcast, false, out),
         BenchAction::Reduce(args) => measure(args, Operation::Reduce, false, out),
         BenchAction::Gather(args) => measure(args, Operation::Gather, false, out),
         BenchAction::Scatter(args) => measure(args, Operation::Scatter, false, out),
         BenchAction::Alltoall(args) => measure(args, Operation::AllToAll, false, out),
+        BenchAction::Links(args) => survey(args, out),
         BenchAction::Rank => bench::serve_rank(out).map(|()| Exit::Done),
     }
 }
@@ -150,14 +195,15 @@ fn measure(
     out: &mut impl Write,
 ) -> Result<Exit, Failure> {
     let work = Work { operation, sizes: args.sizes()?, runs: args.runs, in_place };
-    let launch = Launch {
-        ranks: args.ranks.get(),
-        transport: args.transport,
-        congestion: args.congestion,
-        via: args.via.clone(),
-        bind: args.bind.clone(),
-        timeout: Duration::from_secs(args.timeout),
-    };
+    let mut launch = args.launch.launch();
+    if args.order == Order::Auto && launch.ranks > 2 {
+        let Survey { plan, .. } = bench::survey(&launch, args.max)?;
+        // What is less may be chance.
+        let better = plan.ring.seconds * WORTH_IT < plan.given.seconds;
+        let chosen = if better { &plan.ring } else { &plan.given };
+        eprintln!("{plan}\nranks are numbered in the order of {chosen}");
+        launch.places = chosen.order.iter().map(|rank| rank.0).collect();
+    }
     let mut errors = 0;
     if !args.json {
         writeln!(out, "{}", Sample::HEADING).map_err(Failure::internal)?;
@@ -173,6 +219,31 @@ fn measure(
     match errors {
         0 => Ok(Exit::Done),
         _ => Err(Failure::run(anyhow::anyhow!("{errors} elements of the results are wrong; this is a bug"))),
+    }
+}
+
+fn survey(args: &LinksArgs, out: &mut impl Write) -> Result<Exit, Failure> {
+    let survey = bench::survey(&args.launch.launch(), args.bytes)?;
+    match args.json {
+        true => writeln!(out, "{}", survey.json()),
+        false => writeln!(out, "{survey}"),
+    }
+    .map_err(Failure::internal)?;
+    Ok(Exit::Done)
+}
+
+impl LaunchArgs {
+    /// Ranks at the places of their numbers.
+    fn launch(&self) -> Launch {
+        Launch {
+            ranks: self.ranks.get(),
+            transport: self.transport,
+            congestion: self.congestion,
+            places: (0..self.ranks.get()).collect(),
+            via: self.via.clone(),
+            bind: self.bind.clone(),
+            timeout: Duration::from_secs(self.timeout),
+        }
     }
 }
 

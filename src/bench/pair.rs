@@ -1,0 +1,111 @@
+//! One rank's half of measuring a link: how long a byte takes to the other and back, and how fast many arrive.
+//!
+//! ```text
+//! sender    -- length -->             -- payload -->
+//! receiver             <-- ready --                 <-- got it --
+//!                         clock starts                 clock ends
+//! ```
+//!
+//! The receiver has asked for the payload before it says that it is ready, so nothing waits for it. Payloads grow until one takes
+//! long enough, and by then the congestion controller knows the path. Clocks of two hosts are not compared: a latency is
+//! half of the way there and back.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use mattock_collectives::{Buffer, Group, Rank};
+use serde::{Deserialize, Serialize};
+
+/// A payload that takes this long says how fast the link is; and several times its latency, where that is longer.
+const LONG_ENOUGH: Duration = Duration::from_millis(300);
+const LATENCIES: u32 = 16;
+/// The first of the growing payloads.
+const FIRST_BYTES: usize = 64 << 10;
+/// No payload is larger.
+const BYTES_MAX: usize = 128 << 20;
+/// Single bytes that are sent; the median counts.
+const PINGS: usize = 21;
+
+/// A link as its sender measured it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct Measured {
+    /// Who receives.
+    pub(super) to: u32,
+    /// Seconds for one byte, one way.
+    pub(super) latency_s: f64,
+    /// Bytes per second of the largest payload.
+    pub(super) bytes_per_s: f64,
+    /// What carried them.
+    pub(super) transport: String,
+}
+
+/// Measures both links of a group of two, one after the other, and says what this rank's is like. `to` is the other.
+pub(super) fn measure(group: &Group, to: u32) -> anyhow::Result<Measured> {
+    let mut own = None;
+    for sender in [Rank(0), Rank(1)] {
+        match sender == group.ring().rank() {
+            true => own = Some(send_all(group)?),
+            false => while receive(group, sender)? {},
+        }
+    }
+    let (round_trip, bytes_per_s) = own.context("a rank is one of two")?;
+    let latency_s = round_trip.as_secs_f64() / 2.0;
+    Ok(Measured { to, latency_s, bytes_per_s, transport: group.transport().to_string() })
+}
+
+/// The time for a byte there and back, and the bytes per second of the largest payload.
+fn send_all(group: &Group) -> anyhow::Result<(Duration, f64)> {
+    let byte = Arc::new(group.buffer(1));
+    let mut pings = (0..PINGS).map(|_| send(group, &byte)).collect::<anyhow::Result<Vec<Duration>>>()?;
+    pings.sort();
+    let round_trip = pings[PINGS / 2];
+    let long_enough = LONG_ENOUGH.max(round_trip * LATENCIES);
+    let mut bytes = FIRST_BYTES;
+    loop {
+        let payload = Arc::new(group.buffer(bytes));
+        let time = send(group, &payload)?;
+        if time >= long_enough || bytes == BYTES_MAX {
+            tell(group, 0)?;
+            // A payload's last byte is heard of half a round trip later, and its first half a round trip before.
+            let moving = time.saturating_sub(round_trip).max(time / 2);
+            return Ok((round_trip, bytes as f64 / moving.as_secs_f64()));
+        }
+        bytes = (bytes * 2).min(BYTES_MAX);
+    }
+}
+
+/// Sends a payload, and says how long it took until the other had it.
+fn send(group: &Group, payload: &Arc<Buffer<u8>>) -> anyhow::Result<Duration> {
+    let other = Rank(1 - group.ring().rank().0);
+    tell(group, payload.len())?;
+    group.receive_broadcast(other, Buffer::<u8>::zeroed(1)).wait()?;
+    let start = Instant::now();
+    let sent = group.broadcast(Arc::clone(payload));
+    group.receive_broadcast(other, Buffer::<u8>::zeroed(1)).wait()?;
+    let time = start.elapsed();
+    sent.wait()?;
+    Ok(time)
+}
+
+/// Says how many bytes come next; nothing comes after 0.
+fn tell(group: &Group, bytes: usize) -> anyhow::Result<()> {
+    Ok(group.broadcast(Arc::new(vec![bytes as i64].into())).wait()?)
+}
+
+/// Receives a payload. False where none comes any more.
+fn receive(group: &Group, sender: Rank) -> anyhow::Result<bool> {
+    let length = group.receive_broadcast(sender, Buffer::<i64>::zeroed(1)).wait()?[0];
+    let length = usize::try_from(length)?;
+    ensure!(length <= BYTES_MAX, "rank {sender} wants to send {length} bytes, more than {BYTES_MAX}");
+    if length == 0 {
+        return Ok(false);
+    }
+    let byte = || Arc::new(vec![0u8].into());
+    let ready = group.broadcast(byte());
+    let payload = group.receive_broadcast(sender, group.buffer::<u8>(length));
+    let got = payload.wait().and_then(|_| group.broadcast(byte()).wait());
+    ready.wait()?;
+    got?;
+    Ok(true)
+}
