@@ -29,8 +29,8 @@ use crate::rank::Rank;
 
 /// Up to so many ranks, all orders are tried.
 pub const EXHAUSTIVE_MAX: usize = 8;
-/// Orders that a local search looks at in all.
-const LOOKS_MAX: usize = 1_000_000;
+/// Links that a local search looks at in all, so that it ends within a second or so for any number of ranks.
+const LOOKS_MAX: usize = 1 << 25;
 /// Orders that a local search begins with.
 const STARTS_MAX: usize = 16;
 /// Parts that a local search moves are shorter.
@@ -317,7 +317,7 @@ impl Search<'_> {
     /// Improves a few orders, step by step, and takes the best.
     fn best_of_some(&self) -> Vec<usize> {
         let ranks = self.links.ranks;
-        let mut looks = LOOKS_MAX;
+        let mut looks = LOOKS_MAX / ranks;
         let mut best: Vec<usize> = (0..ranks).collect();
         let mut key = self.key(&best);
         let starts = (0..ranks).step_by(ranks.div_ceil(STARTS_MAX)).map(|start| self.nearest_first(start));
@@ -346,7 +346,7 @@ impl Search<'_> {
         order
     }
 
-    /// Changes the order step by step while that makes it better.
+    /// Changes the order step by step while that makes it better, and so many orders may be looked at.
     fn improve(&self, order: &mut Vec<usize>, looks: &mut usize) -> Key {
         let mut key = self.key(order);
         loop {

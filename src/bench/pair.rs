@@ -26,6 +26,8 @@ const FIRST_BYTES: usize = 64 << 10;
 const BYTES_MAX: usize = 128 << 20;
 /// Single bytes that are sent; the median counts.
 const PINGS: usize = 21;
+/// Payloads that take long enough; the median counts.
+const LONG_ONES: usize = 3;
 
 /// A link as its sender measured it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -54,25 +56,27 @@ pub(super) fn measure(group: &Group, to: u32) -> anyhow::Result<Measured> {
     Ok(Measured { to, latency_s, bytes_per_s, transport: group.transport().to_string() })
 }
 
-/// The time for a byte there and back, and the bytes per second of the largest payload.
+/// The time for a byte there and back, and the bytes per second of the largest payloads.
 fn send_all(group: &Group) -> anyhow::Result<(Duration, f64)> {
-    let byte = Arc::new(group.buffer(1));
-    let mut pings = (0..PINGS).map(|_| send(group, &byte)).collect::<anyhow::Result<Vec<Duration>>>()?;
-    pings.sort();
-    let round_trip = pings[PINGS / 2];
+    let median = |payload: &Arc<Buffer<u8>>, times: usize| {
+        let mut times =
+            (0..times).map(|_| send(group, payload)).collect::<anyhow::Result<Vec<Duration>>>()?;
+        times.sort();
+        anyhow::Ok(times[times.len() / 2])
+    };
+    let round_trip = median(&Arc::new(group.buffer(1)), PINGS)?;
     let long_enough = LONG_ENOUGH.max(round_trip * LATENCIES);
     let mut bytes = FIRST_BYTES;
-    loop {
-        let payload = Arc::new(group.buffer(bytes));
-        let time = send(group, &payload)?;
-        if time >= long_enough || bytes == BYTES_MAX {
-            tell(group, 0)?;
-            // A payload's last byte is heard of half a round trip later, and its first half a round trip before.
-            let moving = time.saturating_sub(round_trip).max(time / 2);
-            return Ok((round_trip, bytes as f64 / moving.as_secs_f64()));
-        }
-        bytes = (bytes * 2).min(BYTES_MAX);
+    let mut payload = Arc::new(group.buffer(bytes));
+    while send(group, &payload)? < long_enough && bytes < BYTES_MAX {
+        bytes *= 2;
+        payload = Arc::new(group.buffer(bytes));
     }
+    let time = median(&payload, LONG_ONES)?;
+    tell(group, 0)?;
+    // The last byte is heard of a round trip after it was sent. Where that is all the time, the clock is too coarse.
+    let moving = time.saturating_sub(round_trip).max(time / 2);
+    Ok((round_trip, bytes as f64 / moving.as_secs_f64()))
 }
 
 /// Sends a payload, and says how long it took until the other had it.
