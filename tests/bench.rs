@@ -66,7 +66,7 @@ fn the_trainers_sums_are_right() {
 #[test]
 fn links_are_measured_both_ways() {
     for (transport, named) in [("auto", "shared memory"), ("quic", "QUIC")] {
-        let output = bench(&["links", "--ranks", "3", "--transport", transport, "--json"]);
+        let output = bench(&["links", "--ranks", "3", "--transport", transport, "--probe", "5", "--json"]);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let survey: Value = serde_json::from_slice(&output.stdout).unwrap();
         let links = survey["links"].as_array().unwrap();

@@ -4,6 +4,7 @@
 //! last. What is not measured: whether links share a wire that carries less than the sum of them.
 
 use std::fmt;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow, ensure};
 use mattock_collectives::topology::{Link, Links, Plan, Route, plan};
@@ -24,15 +25,15 @@ pub(crate) struct Survey {
     pub(crate) plan: Plan,
 }
 
-/// Measures all links of a launch, and plans all-reduces of so many bytes.
+/// Measures all links of a launch by payloads that take at least so long, and plans all-reduces of so many bytes.
 ///
 /// # Errors
 /// Bad input where there is one rank only; a failed run where a rank fails.
-pub(crate) fn survey(launch: &Launch, bytes: u64) -> Result<Survey, Failure> {
+pub(crate) fn survey(launch: &Launch, long_enough: Duration, bytes: u64) -> Result<Survey, Failure> {
     if launch.ranks < 2 {
         return Err(Failure::bad_input(anyhow!("one rank has no links: give --ranks 2 or more")));
     }
-    let mut ranks = launch.start(&Task::Links)?;
+    let mut ranks = launch.start(&Task::Links { long_enough })?;
     let outcome = collect(&mut ranks);
     let links = ranks.end(outcome)?;
     let measured = |from: Rank, to: Rank| {
@@ -66,7 +67,12 @@ fn collect(ranks: &mut Ranks) -> anyhow::Result<Vec<Vec<Measured>>> {
 }
 
 /// One rank's part.
-pub(super) fn serve(node: &Node, assignment: &Assignment, lines: &mut Lines<'_>) -> anyhow::Result<()> {
+pub(super) fn serve(
+    node: &Node,
+    assignment: &Assignment,
+    long_enough: Duration,
+    lines: &mut Lines<'_>,
+) -> anyhow::Result<()> {
     let addresses = lines.addresses()?;
     let ranks = assignment.ranks;
     for round in 0..rounds(ranks) {
@@ -76,7 +82,7 @@ pub(super) fn serve(node: &Node, assignment: &Assignment, lines: &mut Lines<'_>)
                 let mut pair = [assignment.rank, other];
                 pair.sort_unstable();
                 let group = node.join_ring(spec(assignment.rank, &pair, u64::from(round), &addresses)?)?;
-                let measured = pair::measure(&group, other)?;
+                let measured = pair::measure(&group, other, long_enough)?;
                 group.close();
                 Some(measured)
             }

@@ -116,7 +116,10 @@ enum Task {
     /// To measure an operation.
     Operation(Work),
     /// To measure the links between them.
-    Links,
+    Links {
+        /// By payloads that take at least so long.
+        long_enough: Duration,
+    },
 }
 
 /// Where and how ranks are started.

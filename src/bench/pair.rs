@@ -17,13 +17,12 @@ use anyhow::{Context, ensure};
 use mattock_collectives::{Buffer, Group, Rank};
 use serde::{Deserialize, Serialize};
 
-/// A payload that takes this long says how fast the link is; and several times its latency, where that is longer.
-const LONG_ENOUGH: Duration = Duration::from_millis(300);
+/// A payload says how fast the link is where it takes several times its latency.
 const LATENCIES: u32 = 16;
 /// The first of the growing payloads.
 const FIRST_BYTES: usize = 64 << 10;
 /// No payload is larger.
-const BYTES_MAX: usize = 128 << 20;
+const BYTES_MAX: usize = 64 << 20;
 /// Single bytes that are sent; the median counts.
 const PINGS: usize = 21;
 /// Payloads that take long enough; the median counts.
@@ -42,12 +41,13 @@ pub(super) struct Measured {
     pub(super) transport: String,
 }
 
-/// Measures both links of a group of two, one after the other, and says what this rank's is like. `to` is the other.
-pub(super) fn measure(group: &Group, to: u32) -> anyhow::Result<Measured> {
+/// Measures both links of a group of two, one after the other, by payloads that take at least so long, and says what this
+/// rank's is like. `to` is the other.
+pub(super) fn measure(group: &Group, to: u32, long_enough: Duration) -> anyhow::Result<Measured> {
     let mut own = None;
     for sender in [Rank(0), Rank(1)] {
         match sender == group.ring().rank() {
-            true => own = Some(send_all(group)?),
+            true => own = Some(send_all(group, long_enough)?),
             false => while receive(group, sender)? {},
         }
     }
@@ -57,7 +57,7 @@ pub(super) fn measure(group: &Group, to: u32) -> anyhow::Result<Measured> {
 }
 
 /// The time for a byte there and back, and the bytes per second of the largest payloads.
-fn send_all(group: &Group) -> anyhow::Result<(Duration, f64)> {
+fn send_all(group: &Group, long_enough: Duration) -> anyhow::Result<(Duration, f64)> {
     let median = |payload: &Arc<Buffer<u8>>, times: usize| {
         let mut times =
             (0..times).map(|_| send(group, payload)).collect::<anyhow::Result<Vec<Duration>>>()?;
@@ -65,7 +65,7 @@ fn send_all(group: &Group) -> anyhow::Result<(Duration, f64)> {
         anyhow::Ok(times[times.len() / 2])
     };
     let round_trip = median(&Arc::new(group.buffer(1)), PINGS)?;
-    let long_enough = LONG_ENOUGH.max(round_trip * LATENCIES);
+    let long_enough = long_enough.max(round_trip * LATENCIES);
     let mut bytes = FIRST_BYTES;
     let mut payload = Arc::new(group.buffer(bytes));
     while send(group, &payload)? < long_enough && bytes < BYTES_MAX {

@@ -33,7 +33,7 @@ fn serve(out: &mut impl Write) -> anyhow::Result<()> {
     lines.say(&node.local_addr())?;
     match &assignment.task {
         Task::Operation(work) => serve_operation(&node, &assignment, work, &mut lines),
-        Task::Links => links::serve(&node, &assignment, &mut lines),
+        Task::Links { long_enough } => links::serve(&node, &assignment, *long_enough, &mut lines),
     }
 }
 

@@ -25,6 +25,8 @@ Examples:
 
 /// Another order must be predicted to be faster by this factor.
 const WORTH_IT: f64 = 1.1;
+/// Payloads that take so long say how fast a link is.
+const LONG_ENOUGH: Duration = Duration::from_millis(200);
 
 /// Measure collectives between processes
 #[derive(Debug, Args)]
@@ -126,6 +128,9 @@ pub struct LinksArgs {
     /// Payload of the all-reduce to plan
     #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = parse_size)]
     pub bytes: u64,
+    /// How long a payload takes at least that says how fast a link is
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = LONG_ENOUGH.as_millis() as u64, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    pub probe: u64,
     /// Where and how ranks run.
     #[command(flatten)]
     pub launch: LaunchArgs,
@@ -197,7 +202,7 @@ fn measure(
     let work = Work { operation, sizes: args.sizes()?, runs: args.runs, in_place };
     let mut launch = args.launch.launch();
     if args.order == Order::Auto && launch.ranks > 2 {
-        let Survey { plan, .. } = bench::survey(&launch, args.max)?;
+        let Survey { plan, .. } = bench::survey(&launch, LONG_ENOUGH, args.max)?;
         // What is less may be chance.
         let better = plan.ring.seconds * WORTH_IT < plan.given.seconds;
         let chosen = if better { &plan.ring } else { &plan.given };
@@ -223,7 +228,8 @@ fn measure(
 }
 
 fn survey(args: &LinksArgs, out: &mut impl Write) -> Result<Exit, Failure> {
-    let survey = bench::survey(&args.launch.launch(), args.bytes)?;
+    let long_enough = Duration::from_millis(args.probe);
+    let survey = bench::survey(&args.launch.launch(), long_enough, args.bytes)?;
     match args.json {
         true => writeln!(out, "{}", survey.json()),
         false => writeln!(out, "{survey}"),
