@@ -11,12 +11,11 @@ fn bench(arguments: &[&str]) -> Output {
 }
 
 /// Samples of an operation between three processes.
-fn samples(operation: &str, transport: &str) -> Vec<Value> {
+fn samples(operation: &[&str], transport: &str) -> Vec<Value> {
     let size = ["--min", "12B", "--max", "192KiB", "--factor", "128", "--runs", "1"];
-    let output =
-        bench(&[&[operation, "--ranks", "3", "--transport", transport, "--json"], &size[..]].concat());
+    let output = bench(&[operation, &["--ranks", "3", "--transport", transport, "--json"], &size].concat());
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "{operation} over {transport}: {said}");
+    assert!(output.status.success(), "{operation:?} over {transport}: {said}");
     let lines = String::from_utf8(output.stdout).unwrap();
     lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
@@ -27,12 +26,29 @@ fn every_operation_is_right_between_processes() {
         ["allreduce", "reducescatter", "allgather", "broadcast", "reduce", "gather", "scatter", "alltoall"];
     for operation in operations {
         for (transport, named) in [("shm", "shared memory"), ("quic", "QUIC")] {
-            let samples = samples(operation, transport);
+            let samples = samples(&[operation], transport);
             assert_eq!(samples.len(), 3, "{operation} over {transport}");
             for sample in samples {
                 assert_eq!(sample["errors"], 0, "{operation}: {sample}");
                 assert_eq!(sample["transport"], named, "{operation}: {sample}");
                 assert!(sample["time_us"].as_f64().unwrap() > 0.0 && sample["bytes"].as_u64().unwrap() >= 12);
+            }
+        }
+    }
+}
+
+#[test]
+fn results_in_place_and_means_are_right() {
+    for operation in [
+        &["allreduce", "--in-place"][..],
+        &["allreduce", "--in-place", "--sum", "exact"],
+        &["allreduce", "--sum", "mean"],
+        &["reducescatter", "--in-place"],
+    ] {
+        for transport in ["shm", "quic"] {
+            for sample in samples(operation, transport) {
+                assert_eq!(sample["errors"], 0, "{operation:?} over {transport}: {sample}");
+                assert_eq!(sample["in_place"], operation.contains(&"--in-place"), "{operation:?}: {sample}");
             }
         }
     }
@@ -46,6 +62,45 @@ fn the_trainers_sums_are_right() {
     assert_eq!((&sample["errors"], &sample["type"]), (&0.into(), &"i32".into()), "{sample}");
 }
 
+/// Every pair is measured, and a plan made of it. What the plan is depends on the machine.
+#[test]
+fn links_are_measured_both_ways() {
+    for (transport, named) in [("auto", "shared memory"), ("quic", "QUIC")] {
+        let output = bench(&["links", "--ranks", "3", "--transport", transport, "--probe", "5", "--json"]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let survey: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let links = survey["links"].as_array().unwrap();
+        let pairs: Vec<_> = links.iter().map(|link| (link["from"].as_u64(), link["to"].as_u64())).collect();
+        let wanted = [(0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1)];
+        assert_eq!(pairs, wanted.map(|(from, to)| (Some(from), Some(to))));
+        for link in links {
+            assert_eq!(link["transport"], named);
+            assert!(
+                link["latency_us"].as_f64().unwrap() > 0.0 && link["bandwidth_GBps"].as_f64().unwrap() > 0.0
+            );
+        }
+        assert_eq!(survey["ring"]["order"].as_array().unwrap().len(), 3);
+        assert!(survey["reason"].as_str().unwrap().contains("slowest link"), "{survey}");
+    }
+}
+
+#[test]
+fn an_order_is_found_before_the_measurement() {
+    let size = ["--min", "64KiB", "--max", "64KiB", "--runs", "1", "--json"];
+    let output = bench(&[&["allreduce", "--ranks", "3", "--order", "auto"], &size[..]].concat());
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && said.contains("numbered in the order of ring 0 > "), "{said}");
+    let sample: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(sample["errors"], 0, "{sample}");
+}
+
+#[test]
+fn one_rank_has_no_links() {
+    let output = bench(&["links", "--ranks", "1"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("no links"));
+}
+
 #[test]
 fn sizes_that_make_no_sense_are_refused() {
     for (arguments, said) in [
@@ -53,6 +108,7 @@ fn sizes_that_make_no_sense_are_refused() {
         (["--min", "2GiB"], "above --max"),
         (["--min", "0"], "no elements"),
         (["--bind", "nowhere"], "nowhere"),
+        (["--sum=copy", "--in-place"], "two buffers"),
     ] {
         let output = bench(&[&["allreduce"], &arguments[..]].concat());
         let errors = String::from_utf8_lossy(&output.stderr).into_owned();

@@ -9,10 +9,20 @@ use crate::Rank;
 pub enum Collective {
     /// Everybody ends with the reduction of all inputs.
     AllReduce,
+    /// As all-reduce, of several buffers at once.
+    AllReduceBatch {
+        /// A digest of the buffers' lengths, which are to be the same for all.
+        lengths: u32,
+    },
     /// Rank `r` ends with segment `r` of the reduction of all inputs.
     ReduceScatter,
     /// Everybody ends with all segments, each from its rank.
     AllGather,
+    /// As all-gather, of segments of any lengths.
+    AllGatherUneven {
+        /// A digest of the lengths, which are to be the same for all.
+        lengths: u32,
+    },
     /// Everybody ends with the root's input.
     Broadcast {
         /// Whose input is spread.
@@ -43,8 +53,8 @@ impl Collective {
     /// The collective whose chunks travel a ring the same way: who does not need the result passes it on all the same.
     pub(crate) fn pattern(self) -> Self {
         match self {
-            Self::Reduce { .. } => Self::AllReduce,
-            Self::Gather { .. } | Self::AllToAll => Self::AllGather,
+            Self::Reduce { .. } | Self::AllReduceBatch { .. } => Self::AllReduce,
+            Self::Gather { .. } | Self::AllToAll | Self::AllGatherUneven { .. } => Self::AllGather,
             Self::Scatter { root } => Self::Broadcast { root },
             other => other,
         }
@@ -57,6 +67,8 @@ impl fmt::Display for Collective {
             Self::AllReduce => f.write_str("all-reduce"),
             Self::ReduceScatter => f.write_str("reduce-scatter"),
             Self::AllGather => f.write_str("all-gather"),
+            Self::AllReduceBatch { lengths } => write!(f, "all-reduce of a batch ({lengths:08x})"),
+            Self::AllGatherUneven { lengths } => write!(f, "all-gather of uneven parts ({lengths:08x})"),
             Self::Broadcast { root } => write!(f, "broadcast from rank {root}"),
             Self::Barrier => f.write_str("barrier"),
             Self::Reduce { root } => write!(f, "reduce to rank {root}"),

@@ -95,7 +95,8 @@ impl fmt::Display for Phase {
     }
 }
 
-/// Why a collective did not complete. Inputs are never modified: keep them, form a new ring, submit them again.
+/// Why a collective did not complete. Inputs are never modified, except by operations in place: keep them, form a new ring,
+/// submit them again.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CollectiveError {

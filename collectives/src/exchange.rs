@@ -127,7 +127,7 @@ impl Exchange {
     /// What to send next, header first; acknowledge it with [`sent`](Self::sent) before asking again.
     pub(crate) fn next_outgoing(&mut self) -> Option<Vec<Bytes>> {
         let active = self.active.iter_mut().find(|active| active.sends_left > 0)?;
-        let outgoing = active.forwards.pop_front().or_else(|| active.transfer.next_own())?;
+        let outgoing = active.forwards.pop_front().or_else(|| active.transfer.next_own(&self.pool))?;
         let header = active.header(&self.ring, &outgoing).encode();
         let mut pieces = outgoing.pieces;
         pieces.insert(0, header);
@@ -178,6 +178,9 @@ impl Exchange {
         let active = &mut self.active[arriving];
         active.check(&header, &self.ring)?;
         active.transfer.begin(&header, &self.pool)?;
+        if header.length == 0 {
+            self.absorb_payload(Bytes::new());
+        }
         Ok(true)
     }
 

@@ -3,14 +3,15 @@
 //! ```text
 //!  0  3  magic "MTK"            8  8  generation          32  8  offset, bytes into the payload
 //!  3  1  version                16 8  sequence            40  4  length, bytes that follow
-//!  4  1  collective             24 4  pass                44  4  root of a broadcast, else all ones
+//!  4  1  collective             24 4  pass                44  4  root, or digest of lengths, else all ones
 //!  5  1  element                28 4  index               48  8  total, bytes of the payload
 //!  6  1  reduction, 0 for none
 //!  7  1  zero
 //! ```
 //!
 //! All numbers are little-endian. The header repeats what both sides should know already: a peer that runs something
-//! else is found out by its first chunk, before anything is allocated or added.
+//! else is found out by its first chunk, before anything is allocated or added. Where lengths are uneven, an empty segment has
+//! one chunk too, without bytes: so each rank hears of the lengths that the others know.
 //!
 //! Deliberately absent: a checksum. Links are authenticated and reliable.
 
@@ -142,7 +143,8 @@ impl Header {
         let end = offset.checked_add(length.into());
         let inside = end.is_some_and(|end| end <= total_bytes);
         let whole = (length as usize).is_multiple_of(element.bytes());
-        if length == 0 || length > length_max || !inside || !whole {
+        let may_be_empty = matches!(self.op.collective, Collective::AllGatherUneven { .. });
+        if (length == 0 && !may_be_empty) || length > length_max || !inside || !whole {
             return Err(FrameError::Bounds { offset, length, length_max, total: total_bytes });
         }
         Ok(())
@@ -178,6 +180,8 @@ fn code_of(collective: Collective) -> (u8, u32) {
         Collective::Gather { root } => (7, root.0),
         Collective::Scatter { root } => (8, root.0),
         Collective::AllToAll => (9, NO_ROOT),
+        Collective::AllGatherUneven { lengths } => (10, lengths),
+        Collective::AllReduceBatch { lengths } => (11, lengths),
     }
 }
 
@@ -192,6 +196,8 @@ fn collective(code: u8, root: u32) -> Result<Collective, FrameError> {
         (7, root) => Ok(Collective::Gather { root: Rank(root) }),
         (8, root) => Ok(Collective::Scatter { root: Rank(root) }),
         (9, NO_ROOT) => Ok(Collective::AllToAll),
+        (10, lengths) => Ok(Collective::AllGatherUneven { lengths }),
+        (11, lengths) => Ok(Collective::AllReduceBatch { lengths }),
         (1..=9, root) => Err(unknown("root", root.into())),
         (code, _) => Err(unknown("collective", code.into())),
     }
@@ -281,6 +287,16 @@ mod tests {
     }
 
     #[test]
+    fn only_uneven_parts_may_be_empty() {
+        let empty = |collective| {
+            let op = OpId { sequence: 0, collective };
+            parse(&Header { op, length: 0, ..example() }.encode())
+        };
+        assert!(matches!(empty(Collective::AllGather), Err(FrameError::Bounds { length: 0, .. })));
+        assert_eq!(empty(Collective::AllGatherUneven { lengths: 7 }).unwrap().length, 0);
+    }
+
+    #[test]
     fn another_version_is_named() {
         let mut wire = example().encode().to_vec();
         wire[3] = 9;
@@ -298,6 +314,8 @@ mod tests {
             any::<u32>().prop_map(|root| Collective::Reduce { root: Rank(root) }),
             any::<u32>().prop_map(|root| Collective::Gather { root: Rank(root) }),
             any::<u32>().prop_map(|root| Collective::Scatter { root: Rank(root) }),
+            any::<u32>().prop_map(|lengths| Collective::AllGatherUneven { lengths }),
+            any::<u32>().prop_map(|lengths| Collective::AllReduceBatch { lengths }),
         ];
         let elements = proptest::sample::select(ElementKind::ALL.to_vec());
         let reductions = proptest::option::of(proptest::sample::select(ReductionKind::ALL.to_vec()));

@@ -3,8 +3,11 @@
 //! Ranks must submit the same operations in the same order. Operations are queued and run pipelined: the next one
 //! starts to travel while the last chunks of the one before are on their way.
 
+mod batch;
 mod operations;
 mod order;
+
+pub use batch::{Batch, FUSED_BYTES_MAX};
 
 use std::any::Any;
 use std::sync::Arc;

@@ -8,7 +8,8 @@
 //! transfer   one operation           |  schedule who sends what: pure arithmetic
 //! buffer     what is read and written |  shm      the ranks of one host, over memory that they share
 //! ```
-//! `schedule`, `transfer`, `exchange` and `frame` are pure: no clock, socket, thread or random number.
+//! `schedule`, `transfer`, `exchange`, `frame` and `topology` (which order of ranks suits their links) are pure: no clock,
+//! socket, thread or random number.
 //!
 //! Deliberately absent: models, recipes, coordinators. Here are slices, bytes and links.
 
@@ -36,12 +37,13 @@ mod reduction;
 mod ring;
 mod schedule;
 mod shm;
+pub mod topology;
 mod transfer;
 
 pub use buffer::Buffer;
 pub use collective::{Collective, OpId};
 pub use error::{CollectiveError, Disagreement, JoinError, Payload, Phase, Place, TransportError};
-pub use group::{Counters, Group, GroupConfig, PENDING_MAX, Transport};
+pub use group::{Batch, Counters, FUSED_BYTES_MAX, Group, GroupConfig, PENDING_MAX, Transport};
 pub use io_thread::IoThread;
 pub use link::quic::tuning::Congestion;
 pub use link::quic::{Identity, IdentityError};
@@ -49,7 +51,7 @@ pub use node::{Node, NodeConfig, NodeError, RingSpec, TransportChoice};
 pub use pending::Pending;
 pub use rank::{Generation, Rank, WorldSize};
 pub use recorder::{End, Record};
-pub use reduction::{Element, ElementKind, Max, Min, Reduction, ReductionKind, SaturatingSum, Sum};
+pub use reduction::{Element, ElementKind, Max, Mean, Min, Reduction, ReductionKind, SaturatingSum, Sum};
 pub use ring::Ring;
 pub use schedule::segment;
 pub use shm::arena::{Arena, ArenaError};

@@ -5,12 +5,15 @@
 //! what arrived is bytes at any address.
 //!
 //! Integer reductions do not care about order. Floating-point sums do: a ring adds in the order of ranks, so their
-//! bits are a function of the world size, and of nothing else.
+//! bits are a function of the world size, and of nothing else. What a reduction does once at the end, as [`Mean`] does, it
+//! does in the last combination of each element: there is no further pass over memory.
 
 use std::cmp::Ordering;
 use std::marker::PhantomData;
 
 use half::{bf16, f16};
+
+use crate::rank::WorldSize;
 
 #[cfg(target_endian = "big")]
 compile_error!("elements travel as they lie in memory, which must be little-endian");
@@ -64,10 +67,12 @@ pub enum ReductionKind {
     Min = 3,
     /// [`Max`].
     Max = 4,
+    /// [`Mean`].
+    Mean = 5,
 }
 
 impl ReductionKind {
-    pub(crate) const ALL: [Self; 4] = [Self::Sum, Self::SaturatingSum, Self::Min, Self::Max];
+    pub(crate) const ALL: [Self; 5] = [Self::Sum, Self::SaturatingSum, Self::Min, Self::Max, Self::Mean];
 }
 
 /// Plain data that can travel: its bytes in memory are its bytes on the wire.
@@ -80,7 +85,7 @@ pub trait Element: bytemuck::Pod + Send + Sync {
     fn from_wire(wire: Self::Wire) -> Self;
 }
 
-/// How two elements become one.
+/// How two elements become one, and what becomes of the one that all have been combined to.
 pub trait Reduction: Send + Sync + 'static {
     /// What is combined.
     type Element: Element;
@@ -88,11 +93,24 @@ pub trait Reduction: Send + Sync + 'static {
     const KIND: ReductionKind;
     /// Combines this rank's element with the one that arrived.
     fn combine(own: Self::Element, arrived: Self::Element) -> Self::Element;
+
+    /// Whether [`finish`](Self::finish) does anything.
+    const FINISHES: bool = false;
+    /// Makes the result of what the elements of all `ranks` were combined to: once, at the end. A rank that is alone has
+    /// nothing to combine, and nothing to finish.
+    fn finish(combined: Self::Element, ranks: WorldSize) -> Self::Element {
+        let _ = ranks;
+        combined
+    }
 }
 
 /// Addition: wrapping for integers, rounding once per addition for floating point (`bf16` and `f16` add as `f32`).
 #[derive(Clone, Copy, Debug)]
 pub struct Sum<E>(PhantomData<E>);
+
+/// The [`Sum`] of floats, divided by the number of ranks: rounded once for each addition, and once for the division.
+#[derive(Clone, Copy, Debug)]
+pub struct Mean<E>(PhantomData<E>);
 
 /// The smallest of all ranks, whatever the order: of floats in IEEE 754's total order, in which -0 is below 0 and NaN, by its
 /// sign, below or above everything else.
@@ -140,6 +158,30 @@ sums!(
     i64 => |own, arrived| own.wrapping_add(arrived),
     u32 => |own, arrived| own.wrapping_add(arrived),
     u8 => |own, arrived| own.wrapping_add(arrived),
+);
+
+macro_rules! means {
+    ($($element:ty => |$sum:ident, $ranks:ident| $mean:expr),+ $(,)?) => {
+        $(impl Reduction for Mean<$element> {
+            type Element = $element;
+            const KIND: ReductionKind = ReductionKind::Mean;
+            const FINISHES: bool = true;
+            #[inline(always)]
+            fn combine(own: $element, arrived: $element) -> $element { Sum::<$element>::combine(own, arrived) }
+            #[inline(always)]
+            fn finish($sum: $element, ranks: WorldSize) -> $element {
+                let $ranks = ranks.get();
+                $mean
+            }
+        })+
+    };
+}
+
+means!(
+    f32 => |sum, ranks| sum / ranks as f32,
+    f64 => |sum, ranks| sum / f64::from(ranks),
+    bf16 => |sum, ranks| round_to_bf16(widen(sum) / ranks as f32),
+    f16 => |sum, ranks| f16::from_f32(sum.to_f32() / ranks as f32),
 );
 
 macro_rules! extremes {
@@ -192,22 +234,33 @@ fn round_to_bf16(x: f32) -> bf16 {
     bf16::from_bits(if x.is_nan() { quiet_nan } else { rounded } as u16)
 }
 
+/// As [`combine_into`].
 #[inline(always)]
-fn combine_loop<R: Reduction>(own: &[R::Element], arrived: &[u8], out: &mut [R::Element]) {
+fn combine_loop<R: Reduction>(own: &[R::Element], arrived: &[u8], out: &mut [R::Element], last: Last) {
     let arrived: &[<R::Element as Element>::Wire] = bytemuck::cast_slice(arrived);
     assert_eq!((own.len(), arrived.len()), (out.len(), out.len()));
-    for ((out, own), arrived) in out.iter_mut().zip(own).zip(arrived) {
-        *out = R::combine(*own, R::Element::from_wire(*arrived));
+    let elements = out.iter_mut().zip(own).zip(arrived);
+    let combine = |own: &R::Element, arrived: &<R::Element as Element>::Wire| {
+        R::combine(*own, R::Element::from_wire(*arrived))
+    };
+    match last.filter(|_| R::FINISHES) {
+        None => elements.for_each(|((out, own), arrived)| *out = combine(own, arrived)),
+        Some(ranks) => {
+            elements.for_each(|((out, own), arrived)| *out = R::finish(combine(own, arrived), ranks));
+        }
     }
 }
+
+/// Whether a combination is the last of its element, and then over how many ranks.
+pub(crate) type Last = Option<WorldSize>;
 
 /// A reduction with its type forgotten, over whole elements that are aligned.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Fold {
     /// `out[i] = combine(own[i], arrived[i])`, in the order (arrived, own, out).
-    pub(crate) pair: fn(&[u8], &[u8], &mut [u8]),
+    pub(crate) pair: fn(&[u8], &[u8], &mut [u8], Last),
     /// `sum[i] = combine(own[i], sum[i])`, in the order (sum, own).
-    pub(crate) add: fn(&mut [u8], &[u8]),
+    pub(crate) add: fn(&mut [u8], &[u8], Last),
 }
 
 impl Fold {
@@ -216,17 +269,19 @@ impl Fold {
     }
 }
 
-fn pair<R: Reduction>(arrived: &[u8], own: &[u8], out: &mut [u8]) {
-    combine_into::<R>(bytemuck::cast_slice(own), arrived, bytemuck::cast_slice_mut(out));
+fn pair<R: Reduction>(arrived: &[u8], own: &[u8], out: &mut [u8], last: Last) {
+    combine_into::<R>(bytemuck::cast_slice(own), arrived, bytemuck::cast_slice_mut(out), last);
 }
 
 #[inline(always)]
-fn add<R: Reduction>(sum: &mut [u8], own: &[u8]) {
+fn add<R: Reduction>(sum: &mut [u8], own: &[u8], last: Last) {
     let (sum, own): (&mut [R::Element], &[R::Element]) =
         (bytemuck::cast_slice_mut(sum), bytemuck::cast_slice(own));
     assert_eq!(sum.len(), own.len());
-    for (sum, own) in sum.iter_mut().zip(own) {
-        *sum = R::combine(*own, *sum);
+    let elements = sum.iter_mut().zip(own);
+    match last.filter(|_| R::FINISHES) {
+        None => elements.for_each(|(sum, own)| *sum = R::combine(*own, *sum)),
+        Some(ranks) => elements.for_each(|(sum, own)| *sum = R::finish(R::combine(*own, *sum), ranks)),
     }
 }
 
@@ -261,11 +316,14 @@ macro_rules! widest {
 }
 
 widest! {
-    /// `out[i] = combine(own[i], arrived[i])`, where `arrived` holds as many elements at any alignment.
-    pub(crate) fn combine_into<R>(own: &[R::Element], arrived: &[u8], out: &mut [R::Element]) = combine_loop
+    /// `out[i] = combine(own[i], arrived[i])`, where `arrived` holds as many elements at any alignment. In the `last`
+    /// combination of all those ranks' elements, the result is finished.
+    pub(crate) fn combine_into<R>(
+        own: &[R::Element], arrived: &[u8], out: &mut [R::Element], last: Last
+    ) = combine_loop
 }
 widest! {
-    fn add_widest<R>(sum: &mut [u8], own: &[u8]) = add
+    fn add_widest<R>(sum: &mut [u8], own: &[u8], last: Last) = add
 }
 
 #[cfg(test)]
@@ -286,7 +344,7 @@ mod tests {
         let mut bytes = vec![0u8];
         bytes.extend_from_slice(bytemuck::cast_slice(arrived));
         let mut out = vec![bytemuck::Zeroable::zeroed(); own.len()];
-        combine_into::<R>(own, &bytes[1..], &mut out);
+        combine_into::<R>(own, &bytes[1..], &mut out, WorldSize::new(2));
         out
     }
 
@@ -320,5 +378,15 @@ mod tests {
         let half_step = bf16::from_f32(2f32.powi(-8));
         assert_eq!(combined::<Sum<bf16>>(&[one], &[half_step]), [one]);
         assert_eq!(combined::<Sum<bf16>>(&[one], &[one]), [bf16::from_f32(2.0)]);
+    }
+
+    #[test]
+    fn means_divide_once_and_round_as_their_element_does() {
+        assert_eq!(combined::<Mean<f32>>(&[1.0, f32::MAX], &[2.0, f32::MAX]), [1.5, f32::INFINITY]);
+        assert_eq!(combined::<Mean<f16>>(&[f16::MAX], &[-f16::ONE]), [f16::from_f32(32752.0)]);
+        let third = |sum| Mean::<bf16>::finish(bf16::from_f32(sum), WorldSize::new(3).unwrap());
+        assert_eq!(third(1.0), bf16::from_f32(1.0 / 3.0));
+        assert_eq!(Mean::<f64>::finish(0.3, WorldSize::new(3).unwrap()), 0.3 / 3.0);
+        assert_eq!(Sum::<f32>::finish(3.0, WorldSize::new(3).unwrap()), 3.0);
     }
 }

@@ -4,8 +4,12 @@
 //! from the arrived bytes and the input into a pooled buffer, and that buffer is what travels on; results are written
 //! once into the output, and what arrived travels on as it came.
 //!
+//! In place, the input lies in the output. Own chunks are then copied as they are sent, for a link may send them again when
+//! their place holds the result already; that is one segment. Nothing else is copied: a sum is formed in the buffer that
+//! travels on, and stored where the own input was, which nobody needs any more.
+//!
 //! # Invariants
-//! 1. The input is never written.
+//! 1. The input is never written, except in place.
 //! 2. A chunk is taken only if the schedule says that it is the next of its pass; so no element is added twice.
 //! 3. Pieces may cut a chunk anywhere, also within an element.
 
@@ -19,11 +23,11 @@ use crate::collective::Collective;
 use crate::error::{CollectiveError, Disagreement, Payload, Phase};
 use crate::frame::Header;
 use crate::pool::{ChunkBuffer, ChunkPool};
-use crate::reduction::{Element, ReductionKind};
+use crate::reduction::{Element, Last, ReductionKind};
 use crate::schedule::ring::{Chunk, Role, Schedule};
 
 /// How whole elements that arrived are combined with own ones, into a third place.
-pub(crate) type Kernel<E> = fn(own: &[E], arrived: &[u8], out: &mut [E]);
+pub(crate) type Kernel<E> = fn(own: &[E], arrived: &[u8], out: &mut [E], last: Last);
 
 /// A chunk to be sent: where it belongs, and its bytes in one or more pieces.
 #[derive(Debug)]
@@ -51,7 +55,7 @@ pub(crate) trait Transfer: Send {
     /// How many chunks arrive in all.
     fn arrivals(&self) -> u64;
     /// The next chunk that this rank sends unasked.
-    fn next_own(&mut self) -> Option<Outgoing>;
+    fn next_own(&mut self, pool: &ChunkPool) -> Option<Outgoing>;
     /// Announces a chunk.
     fn begin(&mut self, header: &Header, pool: &ChunkPool) -> Result<(), Disagreement>;
     /// Takes bytes of the announced chunk, never more than are missing.
@@ -65,7 +69,8 @@ pub(crate) type Resolve<E> = Box<dyn FnOnce(Result<Buffer<E>, CollectiveError>) 
 
 /// What an operation works on: ranges are elements within the payload.
 pub(crate) struct Buffers<E> {
-    pub(crate) input: Arc<Buffer<E>>,
+    /// `None` where it lies in the output, and is given up.
+    pub(crate) input: Option<Arc<Buffer<E>>>,
     /// Which elements of the payload the input holds.
     pub(crate) input_holds: Range<usize>,
     pub(crate) output: Buffer<E>,
@@ -78,7 +83,8 @@ pub(crate) struct TypedTransfer<E: Element> {
     schedule: Schedule,
     reduction: Option<(ReductionKind, Kernel<E>)>,
     buffers: Buffers<E>,
-    input_bytes: Bytes,
+    /// `None` in place.
+    input_bytes: Option<Bytes>,
     own_sent: u32,
     /// By pass: the index of the chunk that is due.
     due: Vec<u32>,
@@ -96,7 +102,7 @@ struct Incoming<E> {
     filled: usize,
     /// The beginning of an element that a piece's end cut through.
     carry: Vec<u8>,
-    /// Where the partial sum is formed, if that is what travels on.
+    /// Where the sum is formed, if it travels on or would overwrite the input.
     partial: Option<ChunkBuffer>,
     /// What arrived, if that is what travels on.
     pieces: Vec<Bytes>,
@@ -118,9 +124,10 @@ impl<E: Element> TypedTransfer<E> {
         buffers: Buffers<E>,
         resolve: Resolve<E>,
     ) -> Self {
-        debug_assert_eq!(buffers.input.len(), buffers.input_holds.len());
+        let input = buffers.input.as_deref().unwrap_or(&buffers.output);
+        debug_assert_eq!(input.len(), buffers.input_holds.len());
         debug_assert_eq!(buffers.output.len(), buffers.output_holds.len());
-        let input_bytes = Bytes::from_owner(SharedInput(buffers.input.clone()));
+        let input_bytes = buffers.input.clone().map(|input| Bytes::from_owner(SharedInput(input)));
         let due = vec![0; schedule.arriving_passes().end as usize];
         Self {
             schedule,
@@ -150,18 +157,17 @@ impl<E: Element> TypedTransfer<E> {
         let Some((_, kernel)) = self.reduction else { return };
         let (first, count) = (at / size_of::<E>(), arrived.len() / size_of::<E>());
         let start = incoming.chunk.elements.start + first;
-        let own = &self.buffers.input[start - self.buffers.input_holds.start..][..count];
-        let partial =
-            incoming.partial.as_mut().map(|partial| &mut partial.elements_mut::<E>()[first..][..count]);
-        match (incoming.role, partial) {
-            (Role::Reduce, Some(partial)) => kernel(own, arrived, partial),
-            (_, partial) => {
-                let output = &mut self.buffers.output[start - self.buffers.output_holds.start..][..count];
-                kernel(own, arrived, output);
-                if let Some(partial) = partial {
-                    partial.copy_from_slice(output);
-                }
-            }
+        let last = (incoming.role == Role::Complete).then(|| self.schedule.world_size());
+        let Buffers { input, input_holds, output, output_holds } = &mut self.buffers;
+        let own = start - input_holds.start..start - input_holds.start + count;
+        let Some(partial) = &mut incoming.partial else {
+            let input = input.as_ref().expect("in place, a sum is formed elsewhere");
+            return kernel(&input[own], arrived, &mut output[start - output_holds.start..][..count], last);
+        };
+        let partial = &mut partial.elements_mut::<E>()[first..][..count];
+        kernel(&input.as_deref().unwrap_or(output)[own], arrived, partial, last);
+        if last.is_some() {
+            output[start - output_holds.start..][..count].copy_from_slice(partial);
         }
     }
 
@@ -191,7 +197,7 @@ impl<E: Element> TypedTransfer<E> {
         let output: &mut [u8] = bytemuck::cast_slice_mut(&mut self.buffers.output[..]);
         output[start + incoming.filled..][..piece.len()].copy_from_slice(&piece);
         incoming.filled += piece.len();
-        if incoming.forward {
+        if incoming.forward && !piece.is_empty() {
             incoming.pieces.push(piece);
         }
     }
@@ -219,12 +225,23 @@ impl<E: Element> Transfer for TypedTransfer<E> {
         self.schedule.arrivals()
     }
 
-    fn next_own(&mut self) -> Option<Outgoing> {
+    fn next_own(&mut self, pool: &ChunkPool) -> Option<Outgoing> {
         let chunk = self.schedule.own_chunk(self.own_sent)?;
         self.own_sent += 1;
         let offset = self.buffers.input_holds.start;
-        let bytes = |element: usize| (element - offset) * size_of::<E>();
-        let payload = self.input_bytes.slice(bytes(chunk.elements.start)..bytes(chunk.elements.end));
+        let elements = chunk.elements.start - offset..chunk.elements.end - offset;
+        let bytes = elements.start * size_of::<E>()..elements.end * size_of::<E>();
+        if elements.is_empty() {
+            return Some(Outgoing { chunk, pieces: Vec::new() });
+        }
+        let payload = match &self.input_bytes {
+            Some(input) => input.slice(bytes),
+            None => {
+                let mut copy = pool.lend(bytes.len());
+                copy.elements_mut().copy_from_slice(&self.buffers.output[elements]);
+                copy.into_bytes()
+            }
+        };
         Some(Outgoing { chunk, pieces: vec![payload] })
     }
 
@@ -238,7 +255,8 @@ impl<E: Element> Transfer for TypedTransfer<E> {
             Role::Reduce | Role::Complete => Phase::Reducing { pass },
             Role::Store => Phase::Copying { pass },
         };
-        let partial = (forward && role != Role::Store).then(|| pool.lend(length as usize));
+        let elsewhere = forward || self.buffers.input.is_none();
+        let partial = (elsewhere && role != Role::Store).then(|| pool.lend(length as usize));
         self.current = Some(Incoming {
             chunk,
             role,

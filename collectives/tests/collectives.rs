@@ -9,8 +9,8 @@ use std::time::Duration;
 use half::{bf16, f16};
 use mattock_collectives::link::faulty::{Faults, Faulty};
 use mattock_collectives::{
-    Buffer, CollectiveError, Element, Group, GroupConfig, Max, Min, Pending, Rank, Reduction, SaturatingSum,
-    Sum, WorldSize, memory, segment,
+    Buffer, CollectiveError, Element, FUSED_BYTES_MAX, Group, GroupConfig, Max, Mean, Min, Pending, Rank,
+    Reduction, SaturatingSum, Sum, WorldSize, memory, segment,
 };
 use proptest::prelude::*;
 
@@ -73,7 +73,8 @@ impl Case {
         for s in 0..self.ranks {
             for i in segment(self.len, self.ranks, s) {
                 let order = (1..=self.ranks).map(|hop| inputs[((s + hop) % self.ranks) as usize][i]);
-                sums.push(order.reduce(|arrived, own| R::combine(own, arrived)).unwrap());
+                let combined = order.reduce(|arrived, own| R::combine(own, arrived)).unwrap();
+                sums.push(R::finish(combined, WorldSize::new(self.ranks).unwrap()));
             }
         }
         sums
@@ -111,6 +112,31 @@ impl Case {
             inputs.iter().zip(&untouched).all(|(input, before)| **input == *before),
             "inputs are never modified"
         );
+        self.check_in_place::<R>(&groups, &inputs, &expected);
+    }
+
+    /// The same in place: inputs are given up, wherever they lie.
+    fn check_in_place<R: Reduction>(
+        &self,
+        groups: &[Group],
+        inputs: &[Arc<Buffer<R::Element>>],
+        expected: &[R::Element],
+    ) where
+        R::Element: PartialEq + Debug,
+    {
+        let ranks = || groups.iter().zip(inputs);
+        let reduced: Vec<_> = ranks().map(|(g, x)| g.all_reduce_in_place::<R>(Buffer::clone(x))).collect();
+        let scattered: Vec<_> =
+            ranks().map(|(g, x)| g.reduce_scatter_in_place::<R>(Buffer::clone(x))).collect();
+        for sum in reduced {
+            assert_eq!(sum.wait().unwrap(), *expected, "all-reduce in place, {self:?}");
+        }
+        for (rank, sum) in (0..).zip(scattered) {
+            let own = segment(self.len, self.ranks, rank);
+            let sum = sum.wait().unwrap();
+            assert_eq!(sum[own.clone()], expected[own], "reduce-scatter in place, {self:?}");
+            assert_eq!(sum.len(), self.len);
+        }
     }
 }
 
@@ -166,6 +192,18 @@ proptest! {
     fn saturating_sums(case in cases()) { case.check_reductions::<SaturatingSum>(|bits| bits as u32 >> 2) }
 
     #[test]
+    fn means_of_f32(case in cases()) { case.check_reductions::<Mean<f32>>(float) }
+
+    #[test]
+    fn means_of_f64(case in cases()) { case.check_reductions::<Mean<f64>>(|bits| float(bits).into()) }
+
+    #[test]
+    fn means_of_bf16(case in cases()) { case.check_reductions::<Mean<bf16>>(|bits| bf16::from_f32(float(bits))) }
+
+    #[test]
+    fn means_of_f16(case in cases()) { case.check_reductions::<Mean<f16>>(|bits| f16::from_f32(float(bits & 0xffff))) }
+
+    #[test]
     fn segments_are_gathered(case in cases()) {
         let all: Vec<u8> = (0..case.len).map(|i| case.bits(0, i) as u8).collect();
         let groups = case.groups();
@@ -175,6 +213,24 @@ proptest! {
         }).collect();
         for result in gathered {
             prop_assert_eq!(&result.wait().unwrap(), &all);
+        }
+    }
+
+    #[test]
+    fn uneven_parts_are_gathered(case in cases(), weights in proptest::collection::vec(0usize..4, 9)) {
+        let lens: Vec<usize> = weights[..case.ranks as usize].iter().map(|weight| weight * case.len / 4).collect();
+        let inputs: Vec<Arc<Buffer<f64>>> = (0..case.ranks).zip(&lens).map(|(rank, &len)| {
+            Arc::new((0..len).map(|i| float(case.bits(rank, i)).into()).collect::<Vec<_>>().into())
+        }).collect();
+        let all: Vec<f64> = inputs.iter().flat_map(|input| input.to_vec()).collect();
+        let groups = case.groups();
+        let placed = place(&groups, inputs);
+        let gather = |(group, input): (&Group, &Arc<Buffer<f64>>)| {
+            (group.all_gather_uneven(input.clone(), &lens, Buffer::default()), group.barrier())
+        };
+        for (gathered, barrier) in groups.iter().zip(&placed).map(gather).collect::<Vec<_>>() {
+            prop_assert_eq!(&gathered.wait().unwrap(), &all);
+            barrier.wait().unwrap();
         }
     }
 
@@ -193,14 +249,14 @@ proptest! {
     }
 
     #[test]
-    fn the_root_receives_the_sum(case in cases(), root in any::<u32>()) {
+    fn the_root_receives_the_mean(case in cases(), root in any::<u32>()) {
         let root = Rank(root % case.ranks);
         let inputs = case.inputs(float);
-        let expected = case.reference::<Sum<f32>>(&inputs);
+        let expected = case.reference::<Mean<f32>>(&inputs);
         let groups = case.groups();
         let inputs = place(&groups, inputs);
         let reduce = |(group, input): (&Group, &Arc<Buffer<f32>>)| {
-            group.reduce::<Sum<f32>>(root, input.clone(), Buffer::default())
+            group.reduce::<Mean<f32>>(root, input.clone(), Buffer::default())
         };
         let reduced: Vec<_> = groups.iter().zip(&inputs).map(reduce).collect();
         for (rank, result) in (0..).zip(reduced) {
@@ -250,6 +306,42 @@ proptest! {
         for (rank, result) in exchanged.into_iter().enumerate() {
             let wanted: Vec<i64> = inputs.iter().flat_map(|input| input[rank * part..(rank + 1) * part].to_vec()).collect();
             prop_assert_eq!(&result.wait().unwrap()[..], &wanted[..]);
+        }
+    }
+
+    /// Small and large ones, also where there is none or only one of a kind; waited for and at once.
+    #[test]
+    fn batches_come_back_as_separate_sums(case in cases(), lens in proptest::collection::vec(0usize..6, 0..7)) {
+        let large = FUSED_BYTES_MAX / size_of::<i64>();
+        let lens: Vec<usize> = lens.iter().map(|&len| if len == 5 { large + case.len } else { len * case.len / 8 }).collect();
+        let groups = case.groups();
+        let value = |rank: u32, which: usize, i: usize| case.bits(rank, i + 7 * which) as i64;
+        let inputs = |group: &Group| -> Vec<Buffer<i64>> {
+            let rank = group.ring().rank().0;
+            let input = |(which, &len): (usize, &usize)| {
+                let mut input = if which % 2 == 0 { group.buffer(len) } else { Buffer::zeroed(len) };
+                input.iter_mut().enumerate().for_each(|(i, x)| *x = value(rank, which, i));
+                input
+            };
+            lens.iter().enumerate().map(input).collect()
+        };
+        let expected: Vec<Vec<i64>> = lens.iter().enumerate().map(|(which, &len)| {
+            (0..len).map(|i| (0..case.ranks).fold(0, |sum: i64, rank| sum.wrapping_add(value(rank, which, i)))).collect()
+        }).collect();
+        let batches: Vec<_> = groups.iter().map(|group| group.all_reduce_many::<Sum<i64>>(inputs(group))).collect();
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        for (rank, batch) in batches.into_iter().enumerate() {
+            let sums = if rank % 2 == 0 { batch.wait() } else { runtime.block_on(batch) };
+            prop_assert_eq!(&sums.unwrap(), &expected);
+        }
+        let at_once = std::thread::scope(|scope| {
+            let inputs = &inputs;
+            let now = |group: &Group| group.all_reduce_many_now::<Sum<i64>>(inputs(group)).unwrap();
+            let threads: Vec<_> = groups.iter().map(|group| scope.spawn(move || now(group))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+        });
+        for sums in at_once {
+            prop_assert_eq!(&sums, &expected);
         }
     }
 

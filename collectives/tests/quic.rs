@@ -56,6 +56,29 @@ fn rings_of_several_sizes_reduce() {
     }
 }
 
+/// What is not an all-reduce out of place: in place, in a batch, and parts of which one is empty.
+#[test]
+fn other_forms_of_operations_come_through() {
+    let nodes = Authority::new().nodes(3, config(PATIENT));
+    let groups = groups(&nodes, 0);
+    let lens = [0, 5, 300_000];
+    let begin = |group: &Group| {
+        let rank = group.ring().rank().0;
+        let value = |i: usize| i as u32 * (rank + 1);
+        let filled = |len: usize| Buffer::from((0..len).map(value).collect::<Vec<_>>());
+        let part = Arc::new(Buffer::from(vec![rank; lens[rank as usize]]));
+        let sum = group.all_reduce_in_place::<Sum<u32>>(filled(500_001));
+        let batch = group.all_reduce_many::<Sum<u32>>(lens.map(filled).into());
+        (sum, batch, group.all_gather_uneven(part, &lens, Buffer::default()))
+    };
+    let summed = |len: usize| (0..len as u32).map(|i| i * (1 + 2 + 3)).collect::<Vec<_>>();
+    for (sum, batch, parts) in groups.iter().map(begin).collect::<Vec<_>>() {
+        assert!(sum.wait().unwrap() == summed(500_001));
+        assert!(batch.wait().unwrap() == lens.map(summed));
+        assert!(parts.wait().unwrap() == [vec![1; 5], vec![2; 300_000]].concat());
+    }
+}
+
 #[test]
 fn the_bytes_sent_are_those_of_a_ring() {
     let nodes = Authority::new().nodes(3, config(PATIENT));

@@ -7,8 +7,13 @@
 //!   all addresses   -- stdin line -->  joins, measures
 //!        <-- rank 0: a line a sample --
 //! ```
+//!
+//! Where links are to be measured, every rank writes a line a round, and waits for one before the next.
 
+mod links;
+mod pair;
 mod rank;
+mod tournament;
 mod work;
 
 use std::fmt;
@@ -25,6 +30,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::exit::Failure;
 
+pub(crate) use links::{Survey, survey};
 pub(crate) use rank::serve_rank;
 
 /// What is measured.
@@ -36,6 +42,8 @@ pub(crate) struct Work {
     pub(crate) sizes: Vec<u64>,
     /// Measurements of each.
     pub(crate) runs: u32,
+    /// Whether results replace inputs.
+    pub(crate) in_place: bool,
 }
 
 /// What is repeated and timed.
@@ -44,6 +52,8 @@ pub(crate) struct Work {
 pub enum Operation {
     /// Sums of f32 over all ranks
     F32,
+    /// Means of f32 over all ranks
+    Mean,
     /// The trainer's exact sums: i32, and a bound for every 256 elements
     Exact,
     /// No exchange: every rank copies its input, as fast as memory allows
@@ -84,7 +94,7 @@ impl Operation {
     fn count(self, bytes: u64, ranks: u32) -> u64 {
         let (count, ranks) = (bytes / size_of::<f32>() as u64, u64::from(ranks));
         match self {
-            Self::F32 | Self::Exact | Self::Copy | Self::Broadcast | Self::Reduce => count,
+            Self::F32 | Self::Mean | Self::Exact | Self::Copy | Self::Broadcast | Self::Reduce => count,
             _ => (count / ranks).max(1) * ranks,
         }
     }
@@ -93,11 +103,23 @@ impl Operation {
     fn bus_factor(self, ranks: u32) -> f64 {
         let others = f64::from(ranks - 1) / f64::from(ranks);
         match self {
-            Self::F32 | Self::Exact => 2.0 * others,
+            Self::F32 | Self::Mean | Self::Exact => 2.0 * others,
             Self::Copy | Self::Broadcast | Self::Reduce => 1.0,
             Self::ReduceScatter | Self::AllGather | Self::Gather | Self::Scatter | Self::AllToAll => others,
         }
     }
+}
+
+/// What ranks are started for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+enum Task {
+    /// To measure an operation.
+    Operation(Work),
+    /// To measure the links between them.
+    Links {
+        /// By payloads that take at least so long.
+        long_enough: Duration,
+    },
 }
 
 /// Where and how ranks are started.
@@ -109,9 +131,11 @@ pub(crate) struct Launch {
     pub(crate) transport: TransportChoice,
     /// How fast to send between hosts.
     pub(crate) congestion: Congestion,
-    /// The command before the program's own, `{}` being the rank's number from 1.
+    /// Each rank's place, which `{}` stands for below, counted from 1; by rank.
+    pub(crate) places: Vec<u32>,
+    /// The command before the program's own.
     pub(crate) via: Option<String>,
-    /// Where ranks listen, `{}` being the rank's number from 1.
+    /// Where ranks listen.
     pub(crate) bind: String,
     /// How long nothing may move.
     pub(crate) timeout: Duration,
@@ -145,6 +169,8 @@ pub(crate) struct Sample {
     pub(crate) ranks: u32,
     /// Measurements.
     pub(crate) runs: u32,
+    /// Whether the results replaced the inputs.
+    pub(crate) in_place: bool,
 }
 
 impl Sample {
@@ -180,7 +206,7 @@ struct Assignment {
     transport: String,
     congestion: String,
     timeout_s: u64,
-    work: Work,
+    task: Task,
 }
 
 /// Measures an operation; `sink` receives a sample for each payload.
@@ -192,27 +218,27 @@ pub(crate) fn measure(
     work: &Work,
     mut sink: impl FnMut(&Sample) -> io::Result<()>,
 ) -> Result<(), Failure> {
-    let mut ranks = launch.start(work)?;
+    let mut ranks = launch.start(&Task::Operation(work.clone()))?;
     let outcome = ranks.run(&mut sink);
     ranks.end(outcome)
 }
 
 impl Launch {
-    fn start(&self, work: &Work) -> Result<Ranks, Failure> {
+    fn start(&self, task: &Task) -> Result<Ranks, Failure> {
         let authority = Authority::new("bench").map_err(Failure::internal)?;
         let mut ranks = Ranks(Vec::new());
         for rank in 0..self.ranks {
-            let assignment = self.assignment(&authority, rank, work)?;
+            let assignment = self.assignment(&authority, rank, task)?;
             ranks.0.push(RankProcess::start(self.command(rank)?, &assignment).map_err(Failure::run)?);
         }
         Ok(ranks)
     }
 
-    fn assignment(&self, authority: &Authority, rank: u32, work: &Work) -> Result<Assignment, Failure> {
+    fn assignment(&self, authority: &Authority, rank: u32, task: &Task) -> Result<Assignment, Failure> {
         let (worker, request) = (WorkerId(rank.into()), Request::new().map_err(Failure::internal)?);
         let certificate = authority.sign(worker, request.der()).map_err(Failure::internal)?;
         let identity = request.into_identity(worker, certificate, authority.certificate().to_vec());
-        let bind = numbered(&self.bind, rank);
+        let bind = self.numbered(&self.bind, rank);
         let bind = bind.parse().map_err(|error| Failure::bad_input(anyhow!("--bind {bind}: {error}")))?;
         Ok(Assignment {
             rank,
@@ -224,13 +250,13 @@ impl Launch {
             transport: self.transport.to_string(),
             congestion: self.congestion.to_string(),
             timeout_s: self.timeout.as_secs(),
-            work: work.clone(),
+            task: task.clone(),
         })
     }
 
     fn command(&self, rank: u32) -> Result<Command, Failure> {
         let program = std::env::current_exe().map_err(Failure::internal)?;
-        let via = self.via.as_ref().map(|via| numbered(via, rank)).unwrap_or_default();
+        let via = self.via.as_ref().map(|via| self.numbered(via, rank)).unwrap_or_default();
         let mut words = via.split_whitespace();
         let mut command = match words.next() {
             None => Command::new(program),
@@ -243,10 +269,11 @@ impl Launch {
         command.args(["bench", "rank"]).stdin(Stdio::piped()).stdout(Stdio::piped());
         Ok(command)
     }
-}
 
-fn numbered(template: &str, rank: u32) -> String {
-    template.replace("{}", &(rank + 1).to_string())
+    fn numbered(&self, template: &str, rank: u32) -> String {
+        let place = self.places.get(rank as usize).copied().unwrap_or(rank);
+        template.replace("{}", &(place + 1).to_string())
+    }
 }
 
 /// All ranks; killed where they are let go of.
@@ -279,14 +306,19 @@ impl RankProcess {
 }
 
 impl Ranks {
-    fn run(&mut self, sink: &mut impl FnMut(&Sample) -> io::Result<()>) -> anyhow::Result<()> {
+    /// Hears where all listen, and tells all.
+    fn introduce(&mut self) -> anyhow::Result<()> {
         let mut addresses: Vec<SocketAddr> = Vec::new();
         for rank in &mut self.0 {
             let line = rank.line()?.context("a rank has ended before it listened")?;
             addresses.push(serde_json::from_str(&line)?);
         }
         let addresses = serde_json::to_string(&addresses)?;
-        self.0.iter_mut().try_for_each(|rank| rank.tell(&addresses))?;
+        self.0.iter_mut().try_for_each(|rank| rank.tell(&addresses))
+    }
+
+    fn run(&mut self, sink: &mut impl FnMut(&Sample) -> io::Result<()>) -> anyhow::Result<()> {
+        self.introduce()?;
         while let Some(line) = self.0[0].line()? {
             sink(&serde_json::from_str(&line)?)?;
         }
@@ -294,7 +326,7 @@ impl Ranks {
     }
 
     /// Waits for all, whose own words are on standard error.
-    fn end(mut self, outcome: anyhow::Result<()>) -> Result<(), Failure> {
+    fn end<T>(mut self, outcome: anyhow::Result<T>) -> Result<T, Failure> {
         if outcome.is_err() {
             self.0.iter_mut().for_each(|rank| drop(rank.child.kill()));
         }
@@ -305,9 +337,9 @@ impl Ranks {
                 failed.push(format!("rank {number}: {status}"));
             }
         }
-        outcome.map_err(Failure::run)?;
+        let outcome = outcome.map_err(Failure::run)?;
         match failed.is_empty() {
-            true => Ok(()),
+            true => Ok(outcome),
             false => Err(Failure::run(anyhow!("ranks have failed: {}", failed.join(", ")))),
         }
     }

@@ -1,18 +1,19 @@
 //! One rank of a measurement.
 
-use std::io::{self, BufRead, Write};
+use std::io::{self, BufRead, StdinLock, Write};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, ensure};
 use mattock_collectives::{
     Buffer, Generation, Group, GroupConfig, Identity, Node, NodeConfig, Rank, Ring, RingSpec, SaturatingSum,
     WorldSize,
 };
 use mattock_coordinator::WorkerId;
+use serde::Serialize;
 
-use super::{Assignment, Operation, Sample, work};
+use super::{Assignment, Operation, Sample, Task, Work, links, work};
 use crate::exit::Failure;
 use crate::launch;
 
@@ -26,28 +27,63 @@ pub(crate) fn serve_rank(out: &mut impl Write) -> Result<(), Failure> {
 }
 
 fn serve(out: &mut impl Write) -> anyhow::Result<()> {
-    let mut lines = io::stdin().lock().lines();
-    let mut line = || lines.next().context("the parent has ended")?.context("cannot read standard input");
-    let assignment: Assignment = serde_json::from_str(&line()?)?;
+    let mut lines = Lines { input: io::stdin().lock(), output: out };
+    let assignment: Assignment = serde_json::from_str(&lines.next()?)?;
     let node = start(&assignment)?;
-    writeln!(out, "{}", serde_json::to_string(&node.local_addr())?)?;
-    out.flush()?;
-    let addresses: Vec<SocketAddr> = serde_json::from_str(&line()?)?;
-    let group = node.join_ring(spec(&assignment, &addresses)?)?;
-    for &bytes in &assignment.work.sizes {
-        let sample =
-            measure(&group, assignment.work.operation, bytes, assignment.work.runs).inspect_err(|_| {
-                let history: String = group.history().iter().map(|record| format!("  {record}\n")).collect();
-                eprint!("{history}");
-            })?;
+    lines.say(&node.local_addr())?;
+    match &assignment.task {
+        Task::Operation(work) => serve_operation(&node, &assignment, work, &mut lines),
+        Task::Links { long_enough } => links::serve(&node, &assignment, *long_enough, &mut lines),
+    }
+}
+
+fn serve_operation(
+    node: &Node,
+    assignment: &Assignment,
+    work: &Work,
+    lines: &mut Lines<'_>,
+) -> anyhow::Result<()> {
+    let addresses = lines.addresses()?;
+    let members: Vec<u32> = (0..assignment.ranks).collect();
+    let group = node.join_ring(spec(assignment.rank, &members, 0, &addresses)?)?;
+    for &bytes in &work.sizes {
+        let sample = measure(&group, work, bytes).inspect_err(|_| {
+            let history: String = group.history().iter().map(|record| format!("  {record}\n")).collect();
+            eprint!("{history}");
+        })?;
         if assignment.rank == 0 {
-            writeln!(out, "{}", sample.json()?)?;
-            out.flush()?;
+            lines.say(&sample)?;
         }
     }
     group.barrier().wait()?;
     group.close();
     Ok(())
+}
+
+/// What is said between a rank and its parent: JSON, a line each.
+pub(super) struct Lines<'a> {
+    input: StdinLock<'static>,
+    output: &'a mut dyn Write,
+}
+
+impl Lines<'_> {
+    /// The parent's next line.
+    pub(super) fn next(&mut self) -> anyhow::Result<String> {
+        let mut line = String::new();
+        let read = self.input.read_line(&mut line).context("cannot read standard input")?;
+        ensure!(read > 0, "the parent has ended");
+        Ok(line)
+    }
+
+    /// Where all ranks listen, which is the parent's second line.
+    pub(super) fn addresses(&mut self) -> anyhow::Result<Vec<SocketAddr>> {
+        Ok(serde_json::from_str(&self.next()?)?)
+    }
+
+    pub(super) fn say(&mut self, what: &impl Serialize) -> anyhow::Result<()> {
+        writeln!(self.output, "{}", serde_json::to_string(what)?)?;
+        Ok(self.output.flush()?)
+    }
 }
 
 fn start(assignment: &Assignment) -> anyhow::Result<Node> {
@@ -69,20 +105,30 @@ fn start(assignment: &Assignment) -> anyhow::Result<Node> {
     })?)
 }
 
-fn spec(assignment: &Assignment, addresses: &[SocketAddr]) -> anyhow::Result<RingSpec> {
-    let world = WorldSize::new(assignment.ranks).context("a group has members")?;
-    let ring = Ring::new(Rank(assignment.rank), world, Generation(0)).context("a rank is within its ring")?;
-    let name = |rank: Rank| WorkerId(rank.0.into()).dns_name();
-    let next = *addresses.get(ring.next().0 as usize).context("an address is missing")?;
+/// The place of `rank` in a ring of these members, which are in ascending order.
+pub(super) fn spec(
+    rank: u32,
+    members: &[u32],
+    generation: u64,
+    addresses: &[SocketAddr],
+) -> anyhow::Result<RingSpec> {
+    let world = WorldSize::new(members.len() as u32).context("a group has members")?;
+    let place = members.binary_search(&rank).map_err(|_| anyhow!("rank {rank} is none of {members:?}"))?;
+    let ring =
+        Ring::new(Rank(place as u32), world, Generation(generation)).context("a rank is in its ring")?;
+    let member = |place: Rank| members[place.0 as usize];
+    let name = |place: Rank| WorkerId(member(place).into()).dns_name();
+    let next = *addresses.get(member(ring.next()) as usize).context("an address is missing")?;
     Ok(RingSpec { ring, next: (next, name(ring.next())), prev: name(ring.prev()) })
 }
 
 /// Measures one payload on all ranks.
-fn measure(group: &Group, operation: Operation, bytes: u64, runs: u32) -> anyhow::Result<Sample> {
+fn measure(group: &Group, work: &Work, bytes: u64) -> anyhow::Result<Sample> {
+    let &Work { operation, runs, in_place, .. } = work;
     let ranks = group.ring().world_size().get();
     let count = operation.count(bytes, ranks);
     let bytes = count * size_of::<f32>() as u64;
-    let (seconds, errors) = work::run(group, operation, count as usize, runs)?;
+    let (seconds, errors) = work::run(group, work, count as usize)?;
     let errors = group.all_reduce_now::<SaturatingSum>(Arc::new(vec![errors].into()), Buffer::default())?[0];
     let algbw = bytes as f64 / seconds / 1e9;
     let (transport, algorithm) = match operation {
@@ -101,5 +147,6 @@ fn measure(group: &Group, operation: Operation, bytes: u64, runs: u32) -> anyhow
         algorithm,
         ranks,
         runs,
+        in_place,
     })
 }

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use mattock_collectives::{
-    Buffer, CollectiveError, Group, Rank, Reduction, SaturatingSum, Sum, copy_past_caches,
+    Buffer, CollectiveError, Group, Mean, Rank, Reduction, SaturatingSum, Sum, copy_past_caches, segment,
 };
 
-use super::Operation;
+use super::{Operation, Work};
 
 /// One measurement repeats the operation for about this long.
 const RUN_SECONDS: f64 = 0.05;
@@ -21,25 +21,27 @@ const BLOCK: usize = 256;
 const ROOT: Rank = Rank(0);
 
 /// Seconds of one operation on `count` elements, and how many elements of this rank's result are wrong.
-pub(super) fn run(
-    group: &Group,
-    operation: Operation,
-    count: usize,
-    runs: u32,
-) -> anyhow::Result<(f64, u32)> {
+pub(super) fn run(group: &Group, work: &Work, count: usize) -> anyhow::Result<(f64, u32)> {
+    let &Work { operation, runs, in_place, .. } = work;
     let (ranks, own) = (group.ring().world_size().get() as usize, group.ring().rank().0 as usize);
     let bench = Floats { group, runs };
     match operation {
         Operation::F32 => {
-            let mut floats = Summing::<Sum<f32>>::new(group, count, |i| element(i, own) as f32);
-            let seconds = slowest(group, runs, || floats.reduce(group))?;
-            Ok((seconds, wrong(&floats.output, |i| summed(i, ranks) as f32)))
+            let mut sums = Summing::<Sum<f32>, _>::new(group, count, in_place, |i| element(i, own) as f32);
+            let seconds = slowest(group, runs, || sums.reduce(group))?;
+            Ok((seconds, sums.wrong(group, |i| summed(i, ranks) as f32)?))
         }
-        Operation::Exact => exact(group, count, runs),
+        Operation::Mean => {
+            let mut means = Summing::<Mean<f32>, _>::new(group, count, in_place, |i| element(i, own) as f32);
+            let seconds = slowest(group, runs, || means.reduce(group))?;
+            Ok((seconds, means.wrong(group, |i| summed(i, ranks) as f32 / ranks as f32)?))
+        }
+        Operation::Exact => exact(group, count, work),
         Operation::Copy => copy(group, count, runs),
         Operation::Broadcast | Operation::Reduce | Operation::Gather | Operation::Scatter => {
             bench.rooted(operation, count)
         }
+        Operation::ReduceScatter if in_place => bench.reduce_scatter_in_place(count),
         Operation::ReduceScatter => bench.run(
             count,
             |input, output| group.reduce_scatter::<Sum<f32>>(input, output).wait(),
@@ -108,6 +110,21 @@ impl Floats<'_> {
         }
     }
 
+    fn reduce_scatter_in_place(&self, count: usize) -> anyhow::Result<(f64, u32)> {
+        let (group, rank) = (self.group, self.group.ring().rank().0);
+        let ranks = group.ring().world_size().get();
+        let mut buffer = group.buffer(count);
+        let step = |buffer: &mut Buffer<f32>| {
+            *buffer = group.reduce_scatter_in_place::<Sum<f32>>(std::mem::take(buffer)).wait()?;
+            Ok(())
+        };
+        let seconds = slowest(group, self.runs, || step(&mut buffer))?;
+        fill(&mut buffer, |i| element(i, rank as usize) as f32);
+        step(&mut buffer)?;
+        let own = segment(count, ranks, rank);
+        Ok((seconds, wrong(&buffer[own.clone()], |i| summed(own.start + i, ranks as usize) as f32)))
+    }
+
     /// Repeats `step` on an input of that length; the result must be `expected`, and of the length that goes with it.
     fn run(
         &self,
@@ -118,7 +135,7 @@ impl Floats<'_> {
     ) -> anyhow::Result<(f64, u32)> {
         let rank = self.group.ring().rank().0 as usize;
         let mut input = self.group.buffer(input_len);
-        input.iter_mut().enumerate().for_each(|(i, x)| *x = element(i, rank) as f32);
+        fill(&mut input, |i| element(i, rank) as f32);
         let (input, mut output) = (Arc::new(input), self.group.buffer(expected_len));
         let seconds = slowest(self.group, self.runs, || {
             output = step(Arc::clone(&input), std::mem::take(&mut output))?;
@@ -134,14 +151,16 @@ impl Floats<'_> {
 }
 
 /// The trainer's sums.
-fn exact(group: &Group, count: usize, runs: u32) -> anyhow::Result<(f64, u32)> {
+fn exact(group: &Group, count: usize, work: &Work) -> anyhow::Result<(f64, u32)> {
+    let &Work { runs, in_place, .. } = work;
     let (ranks, own) = (group.ring().world_size().get() as usize, group.ring().rank().0 as usize);
-    let mut integers = Summing::<Sum<i32>>::new(group, count, |i| element(i, own) as i32);
-    let mut bounds = Summing::<SaturatingSum>::new(group, count.div_ceil(BLOCK), |i| element(i, own));
+    let mut integers = Summing::<Sum<i32>, _>::new(group, count, in_place, |i| element(i, own) as i32);
+    let blocks = count.div_ceil(BLOCK);
+    let mut bounds = Summing::<SaturatingSum, _>::new(group, blocks, in_place, |i| element(i, own));
     let both = || integers.reduce(group).and_then(|()| bounds.reduce(group));
     let seconds = slowest(group, runs, both)?;
-    let errors = wrong(&integers.output, |i| summed(i, ranks) as i32);
-    Ok((seconds, errors + wrong(&bounds.output, |i| summed(i, ranks))))
+    let errors = integers.wrong(group, |i| summed(i, ranks) as i32)?;
+    Ok((seconds, errors + bounds.wrong(group, |i| summed(i, ranks))?))
 }
 
 /// No exchange at all.
@@ -156,23 +175,51 @@ fn copy(group: &Group, count: usize, runs: u32) -> anyhow::Result<(f64, u32)> {
 }
 
 /// An all-reduce that is repeated.
-struct Summing<R: Reduction> {
-    input: Arc<Buffer<R::Element>>,
+struct Summing<R: Reduction, V> {
+    /// Nothing in place.
+    input: Option<Arc<Buffer<R::Element>>>,
     output: Buffer<R::Element>,
+    value: V,
 }
 
-impl<R: Reduction> Summing<R> {
-    fn new(group: &Group, count: usize, value: impl Fn(usize) -> R::Element) -> Self {
-        let mut input = group.buffer(count);
-        input.iter_mut().enumerate().for_each(|(i, x)| *x = value(i));
-        Self { input: Arc::new(input), output: group.buffer(count) }
+impl<R: Reduction, V: Fn(usize) -> R::Element> Summing<R, V> {
+    fn new(group: &Group, count: usize, in_place: bool, value: V) -> Self {
+        let filled = || {
+            let mut buffer = group.buffer(count);
+            fill(&mut buffer, &value);
+            buffer
+        };
+        match in_place {
+            true => Self { input: None, output: filled(), value },
+            false => Self { input: Some(Arc::new(filled())), output: group.buffer(count), value },
+        }
     }
 
+    /// In place, over the last result.
     fn reduce(&mut self, group: &Group) -> anyhow::Result<()> {
         let output = std::mem::take(&mut self.output);
-        self.output = group.all_reduce_now::<R>(Arc::clone(&self.input), output)?;
+        self.output = match &self.input {
+            Some(input) => group.all_reduce_now::<R>(Arc::clone(input), output)?,
+            None => group.all_reduce_in_place_now::<R>(output)?,
+        };
         Ok(())
     }
+
+    /// How many elements of the result are not as expected; in place, of one more that begins anew.
+    fn wrong(&mut self, group: &Group, expected: impl Fn(usize) -> R::Element) -> anyhow::Result<u32>
+    where
+        R::Element: PartialEq,
+    {
+        if self.input.is_none() {
+            fill(&mut self.output, &self.value);
+            self.reduce(group)?;
+        }
+        Ok(wrong(&self.output, expected))
+    }
+}
+
+fn fill<E>(buffer: &mut [E], value: impl Fn(usize) -> E) {
+    buffer.iter_mut().enumerate().for_each(|(i, x)| *x = value(i));
 }
 
 /// Seconds that the slowest rank takes for the work: the median over runs.

@@ -4,18 +4,29 @@ use std::io::Write;
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use mattock_collectives::{Congestion, TransportChoice};
 
-use crate::bench::{self, Launch, Operation, Sample, Work};
+use crate::bench::{self, Launch, Operation, Sample, Survey, Work};
 use crate::exit::{EXIT_CODES, Exit, Failure};
 
 const EXAMPLES: &str = "\
 Examples:
-  mattock bench allreduce --ranks 2
+  mattock bench allreduce --ranks 2 --in-place
   mattock bench allreduce --ranks 4 --transport quic --min 1MiB --max 64MiB --json
   mattock bench allreduce --ranks 2 --via 'ip netns exec dt{}' --bind '10.99.0.{}'
 ";
+
+const LINKS_EXAMPLES: &str = "\
+Examples:
+  mattock bench links --ranks 3 --via 'ssh host{}' --bind '10.0.0.{}'
+  mattock bench allreduce --ranks 3 --via 'ssh host{}' --bind '10.0.0.{}' --order auto
+";
+
+/// Another order must be predicted to be faster by this factor.
+const WORTH_IT: f64 = 1.1;
+/// Payloads that take so long say how fast a link is.
+const LONG_ENOUGH: Duration = Duration::from_millis(200);
 
 /// Measure collectives between processes
 #[derive(Debug, Args)]
@@ -28,12 +39,12 @@ pub struct BenchArgs {
 /// What `mattock bench` measures.
 #[derive(Debug, Subcommand)]
 pub enum BenchAction {
-    /// Sums over all ranks, out of place and verified
+    /// Sums over all ranks, verified
     #[command(after_help = format!("{EXAMPLES}\n{EXIT_CODES}"))]
     Allreduce(AllReduceArgs),
     /// Each rank receives its part of the sum
     #[command(after_help = EXIT_CODES)]
-    Reducescatter(RunArgs),
+    Reducescatter(ReduceScatterArgs),
     /// Everybody receives everybody's part
     #[command(after_help = EXIT_CODES)]
     Allgather(RunArgs),
@@ -52,6 +63,9 @@ pub enum BenchAction {
     /// Each rank receives its part of everybody's input
     #[command(after_help = EXIT_CODES)]
     Alltoall(RunArgs),
+    /// Latency and bandwidth between all ranks, and the order that suits them
+    #[command(after_help = format!("{LINKS_EXAMPLES}\n{EXIT_CODES}"))]
+    Links(LinksArgs),
     /// One rank: reads what to do from standard input
     #[command(hide = true)]
     Rank,
@@ -63,6 +77,20 @@ pub struct AllReduceArgs {
     /// What to sum
     #[arg(long, value_name = "SUM", default_value = "f32")]
     pub sum: Operation,
+    /// Results replace inputs
+    #[arg(long)]
+    pub in_place: bool,
+    /// How it is measured.
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// Arguments of `mattock bench reducescatter`.
+#[derive(Debug, Args)]
+pub struct ReduceScatterArgs {
+    /// Results replace inputs
+    #[arg(long)]
+    pub in_place: bool,
     /// How it is measured.
     #[command(flatten)]
     pub run: RunArgs,
@@ -71,12 +99,6 @@ pub struct AllReduceArgs {
 /// How an operation is measured.
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// Processes to start
-    #[arg(long, value_name = "N", default_value = "2")]
-    pub ranks: NonZeroU32,
-    /// What carries the bytes: auto (shared memory where all ranks are on one host, else QUIC), quic or shm
-    #[arg(long, value_name = "TRANSPORT", default_value = "auto")]
-    pub transport: TransportChoice,
     /// Smallest payload
     #[arg(long, value_name = "SIZE", default_value = "4B", value_parser = parse_size)]
     pub min: u64,
@@ -89,6 +111,52 @@ pub struct RunArgs {
     /// Measurements of each payload; their median counts
     #[arg(long, value_name = "N", default_value = "10", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub runs: u32,
+    /// Which rank is next to which: given, or auto, which measures all links first and crosses slow ones least
+    #[arg(long, value_name = "ORDER", default_value = "given")]
+    pub order: Order,
+    /// Where and how ranks run.
+    #[command(flatten)]
+    pub launch: LaunchArgs,
+    /// Print one JSON object per payload
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `mattock bench links`.
+#[derive(Debug, Args)]
+pub struct LinksArgs {
+    /// Payload of the all-reduce to plan
+    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = parse_size)]
+    pub bytes: u64,
+    /// How long a payload takes at least that says how fast a link is
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = LONG_ENOUGH.as_millis() as u64, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    pub probe: u64,
+    /// Where and how ranks run.
+    #[command(flatten)]
+    pub launch: LaunchArgs,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Which rank is next to which.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Order {
+    /// By number
+    Given,
+    /// As is best for the links between them
+    Auto,
+}
+
+/// Where and how ranks run.
+#[derive(Debug, Args)]
+pub struct LaunchArgs {
+    /// Processes to start
+    #[arg(long, value_name = "N", default_value = "2")]
+    pub ranks: NonZeroU32,
+    /// What carries the bytes: auto (shared memory where all ranks are on one host, else QUIC), quic or shm
+    #[arg(long, value_name = "TRANSPORT", default_value = "auto")]
+    pub transport: TransportChoice,
     /// Starts each rank by this command, {} being its number from 1: 'ssh host{}', say
     #[arg(long, value_name = "COMMAND")]
     pub via: Option<String>,
@@ -101,9 +169,6 @@ pub struct RunArgs {
     /// How long nothing may move
     #[arg(long, value_name = "SECONDS", default_value = "20", value_parser = clap::value_parser!(u64).range(1..=3600))]
     pub timeout: u64,
-    /// Print one JSON object per payload
-    #[arg(long)]
-    pub json: bool,
 }
 
 /// Runs `mattock bench`; `out` is standard output.
@@ -112,28 +177,38 @@ pub struct RunArgs {
 /// Bad input where sizes or addresses make no sense; a failed run where a rank fails or a sum is wrong.
 pub fn run(args: &BenchArgs, out: &mut impl Write) -> Result<Exit, Failure> {
     match &args.action {
-        BenchAction::Allreduce(args) => measure(&args.run, args.sum, out),
-        BenchAction::Reducescatter(args) => measure(args, Operation::ReduceScatter, out),
-        BenchAction::Allgather(args) => measure(args, Operation::AllGather, out),
-        BenchAction::Broadcast(args) => measure(args, Operation::Broadcast, out),
-        BenchAction::Reduce(args) => measure(args, Operation::Reduce, out),
-        BenchAction::Gather(args) => measure(args, Operation::Gather, out),
-        BenchAction::Scatter(args) => measure(args, Operation::Scatter, out),
-        BenchAction::Alltoall(args) => measure(args, Operation::AllToAll, out),
+        BenchAction::Allreduce(AllReduceArgs { sum: Operation::Copy, in_place: true, .. }) => {
+            Err(Failure::bad_input(anyhow::anyhow!("--sum copy has two buffers: leave --in-place out")))
+        }
+        BenchAction::Allreduce(args) => measure(&args.run, args.sum, args.in_place, out),
+        BenchAction::Reducescatter(args) => measure(&args.run, Operation::ReduceScatter, args.in_place, out),
+        BenchAction::Allgather(args) => measure(args, Operation::AllGather, false, out),
+        BenchAction::Broadcast(args) => measure(args, Operation::Broadcast, false, out),
+        BenchAction::Reduce(args) => measure(args, Operation::Reduce, false, out),
+        BenchAction::Gather(args) => measure(args, Operation::Gather, false, out),
+        BenchAction::Scatter(args) => measure(args, Operation::Scatter, false, out),
+        BenchAction::Alltoall(args) => measure(args, Operation::AllToAll, false, out),
+        BenchAction::Links(args) => survey(args, out),
         BenchAction::Rank => bench::serve_rank(out).map(|()| Exit::Done),
     }
 }
 
-fn measure(args: &RunArgs, operation: Operation, out: &mut impl Write) -> Result<Exit, Failure> {
-    let work = Work { operation, sizes: args.sizes()?, runs: args.runs };
-    let launch = Launch {
-        ranks: args.ranks.get(),
-        transport: args.transport,
-        congestion: args.congestion,
-        via: args.via.clone(),
-        bind: args.bind.clone(),
-        timeout: Duration::from_secs(args.timeout),
-    };
+fn measure(
+    args: &RunArgs,
+    operation: Operation,
+    in_place: bool,
+    out: &mut impl Write,
+) -> Result<Exit, Failure> {
+    let work = Work { operation, sizes: args.sizes()?, runs: args.runs, in_place };
+    let mut launch = args.launch.launch();
+    if args.order == Order::Auto && launch.ranks > 2 {
+        let Survey { plan, .. } = bench::survey(&launch, LONG_ENOUGH, args.max)?;
+        // What is less may be chance.
+        let better = plan.ring.seconds * WORTH_IT < plan.given.seconds;
+        let chosen = if better { &plan.ring } else { &plan.given };
+        eprintln!("{plan}\nranks are numbered in the order of {chosen}");
+        launch.places = chosen.order.iter().map(|rank| rank.0).collect();
+    }
     let mut errors = 0;
     if !args.json {
         writeln!(out, "{}", Sample::HEADING).map_err(Failure::internal)?;
@@ -149,6 +224,32 @@ fn measure(args: &RunArgs, operation: Operation, out: &mut impl Write) -> Result
     match errors {
         0 => Ok(Exit::Done),
         _ => Err(Failure::run(anyhow::anyhow!("{errors} elements of the results are wrong; this is a bug"))),
+    }
+}
+
+fn survey(args: &LinksArgs, out: &mut impl Write) -> Result<Exit, Failure> {
+    let long_enough = Duration::from_millis(args.probe);
+    let survey = bench::survey(&args.launch.launch(), long_enough, args.bytes)?;
+    match args.json {
+        true => writeln!(out, "{}", survey.json()),
+        false => writeln!(out, "{survey}"),
+    }
+    .map_err(Failure::internal)?;
+    Ok(Exit::Done)
+}
+
+impl LaunchArgs {
+    /// Ranks at the places of their numbers.
+    fn launch(&self) -> Launch {
+        Launch {
+            ranks: self.ranks.get(),
+            transport: self.transport,
+            congestion: self.congestion,
+            places: (0..self.ranks.get()).collect(),
+            via: self.via.clone(),
+            bind: self.bind.clone(),
+            timeout: Duration::from_secs(self.timeout),
+        }
     }
 }
 

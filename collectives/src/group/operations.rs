@@ -11,7 +11,7 @@ use crate::error::CollectiveError;
 use crate::pending::Pending;
 use crate::rank::Rank;
 use crate::reduction::{Element, Reduction, SaturatingSum};
-use crate::schedule::segment;
+use crate::schedule::{Parts, digest, segment};
 use crate::transfer::Buffers;
 
 impl Group {
@@ -55,30 +55,43 @@ impl Group {
         &self,
         input: Arc<Buffer<E>>,
         len: usize,
-        mut output: Buffer<E>,
+        output: Buffer<E>,
     ) -> Pending<Buffer<E>> {
-        let own = self.own_segment(len);
-        if input.len() != own.len() {
-            return self.invalid(format!(
-                "all-gather of {len} elements takes {} of this rank, not {}",
-                own.len(),
-                input.len()
-            ));
-        }
-        output.resize(len);
-        output[own.clone()].copy_from_slice(&input);
-        let buffers = Buffers { input, input_holds: own, output, output_holds: 0..len };
-        self.submit(Order { collective: Collective::AllGather, len, reduction: None, buffers }, |output| {
-            output
-        })
+        self.gather_parts(Collective::AllGather, self.even(len), input, output)
+    }
+
+    /// As [`all_gather`](Self::all_gather), of parts of any lengths: rank `r` has `lens[r]` elements, which all ranks know.
+    ///
+    /// # Errors
+    /// [`CollectiveError::InvalidInput`] where the lengths are not one for each rank, or the input is not as long as this rank's;
+    /// [`CollectiveError::Mismatch`] where ranks know different lengths.
+    pub fn all_gather_uneven<E: Element>(
+        &self,
+        input: Arc<Buffer<E>>,
+        lens: &[usize],
+        output: Buffer<E>,
+    ) -> Pending<Buffer<E>> {
+        let parts = match Parts::uneven(lens) {
+            Some(parts) if lens.len() == self.ranks() => parts,
+            _ => {
+                return self
+                    .invalid(format!("{lens:?} are no lengths of the parts of {} ranks", self.ranks()));
+            }
+        };
+        self.gather_parts(Collective::AllGatherUneven { lengths: digest(lens) }, parts, input, output)
     }
 
     /// Sends this rank's input to everybody else, who calls [`receive_broadcast`](Self::receive_broadcast).
     pub fn broadcast<E: Element>(&self, input: Arc<Buffer<E>>) -> Pending<()> {
         let len = input.len();
-        let buffers = Buffers { input, input_holds: 0..len, output: Buffer::default(), output_holds: 0..0 };
+        let buffers = Buffers {
+            input: Some(input),
+            input_holds: 0..len,
+            output: Buffer::default(),
+            output_holds: 0..0,
+        };
         let collective = Collective::Broadcast { root: self.ring.rank() };
-        self.submit(Order { collective, len, reduction: None, buffers }, |_| ())
+        self.submit(Order { collective, parts: self.even(len), reduction: None, buffers }, |_| ())
     }
 
     /// Receives what `root` broadcasts: exactly as many elements as `output` is long.
@@ -90,9 +103,15 @@ impl Group {
             return refused;
         }
         let len = output.len();
-        let buffers = Buffers { input: Arc::default(), input_holds: 0..0, output, output_holds: 0..len };
+        let buffers =
+            Buffers { input: Some(Arc::default()), input_holds: 0..0, output, output_holds: 0..len };
         self.submit(
-            Order { collective: Collective::Broadcast { root }, len, reduction: None, buffers },
+            Order {
+                collective: Collective::Broadcast { root },
+                parts: self.even(len),
+                reduction: None,
+                buffers,
+            },
             |output| output,
         )
     }
@@ -135,8 +154,13 @@ impl Group {
         if !held.is_empty() {
             output[own.clone()].copy_from_slice(&input);
         }
-        let buffers = Buffers { input, input_holds: own, output, output_holds: held };
-        let order = Order { collective: Collective::Gather { root }, len, reduction: None, buffers };
+        let buffers = Buffers { input: Some(input), input_holds: own, output, output_holds: held };
+        let order = Order {
+            collective: Collective::Gather { root },
+            parts: self.even(len),
+            reduction: None,
+            buffers,
+        };
         self.submit(order, self.only_for(root))
     }
 
@@ -153,9 +177,9 @@ impl Group {
         let own = self.own_segment(len);
         let mut output = Buffer::zeroed(own.len());
         output.copy_from_slice(&input[own.clone()]);
-        let buffers = Buffers { input, input_holds: 0..len, output, output_holds: own };
+        let buffers = Buffers { input: Some(input), input_holds: 0..len, output, output_holds: own };
         let collective = Collective::Scatter { root: self.ring.rank() };
-        self.submit(Order { collective, len, reduction: None, buffers }, |output| output)
+        self.submit(Order { collective, parts: self.even(len), reduction: None, buffers }, |output| output)
     }
 
     /// Receives this rank's part of what `root` scatters: exactly as many elements as `output` is long.
@@ -172,8 +196,13 @@ impl Group {
         let held = if self.is_ring() { 0..len } else { own.clone() };
         let part = own.start - held.start..own.end - held.start;
         output.resize(held.len());
-        let buffers = Buffers { input: Arc::default(), input_holds: 0..0, output, output_holds: held };
-        let order = Order { collective: Collective::Scatter { root }, len, reduction: None, buffers };
+        let buffers = Buffers { input: Some(Arc::default()), input_holds: 0..0, output, output_holds: held };
+        let order = Order {
+            collective: Collective::Scatter { root },
+            parts: self.even(len),
+            reduction: None,
+            buffers,
+        };
         self.submit(order, move |output| output.keep(part))
     }
 
@@ -195,8 +224,9 @@ impl Group {
         if is_ring {
             output[own.clone()].copy_from_slice(&input);
         }
-        let buffers = Buffers { input, input_holds: own, output, output_holds: held };
-        let order = Order { collective: Collective::AllToAll, len, reduction: None, buffers };
+        let buffers = Buffers { input: Some(input), input_holds: own, output, output_holds: held };
+        let order =
+            Order { collective: Collective::AllToAll, parts: self.even(len), reduction: None, buffers };
         let (part, rank) = (parts / ranks, self.ring.rank().0 as usize);
         self.submit(order, move |mut output| {
             if is_ring {
@@ -223,9 +253,42 @@ impl Group {
         self.run(self.reduction::<R>(Collective::AllReduce, input, output, held))
     }
 
+    /// As [`all_reduce`](Self::all_reduce), with the result in the input's place: for who gives its input up, and has no second
+    /// buffer. Where it fails, what was in the buffer is lost, so it cannot be submitted again.
+    ///
+    /// Round a ring, a rank copies one segment of the buffer as it sends it; over shared memory nothing is copied that is not
+    /// out of place as well.
+    pub fn all_reduce_in_place<R: Reduction>(
+        &self,
+        buffer: Buffer<R::Element>,
+    ) -> Pending<Buffer<R::Element>> {
+        self.submit(self.in_place::<R>(Collective::AllReduce, buffer), |output| output)
+    }
+
+    /// As [`all_reduce_in_place`](Self::all_reduce_in_place), and waits for the result, as
+    /// [`all_reduce_now`](Self::all_reduce_now) does.
+    ///
+    /// # Errors
+    /// As [`all_reduce`](Self::all_reduce).
+    pub fn all_reduce_in_place_now<R: Reduction>(
+        &self,
+        buffer: Buffer<R::Element>,
+    ) -> Result<Buffer<R::Element>, CollectiveError> {
+        self.run(self.in_place::<R>(Collective::AllReduce, buffer))
+    }
+
+    /// As [`all_reduce_in_place`](Self::all_reduce_in_place), but only this rank's [`segment`] of the buffer, which keeps its
+    /// length, holds the result; what is beside it means nothing.
+    pub fn reduce_scatter_in_place<R: Reduction>(
+        &self,
+        buffer: Buffer<R::Element>,
+    ) -> Pending<Buffer<R::Element>> {
+        self.submit(self.in_place::<R>(Collective::ReduceScatter, buffer), |output| output)
+    }
+
     /// Completes when every rank has called it.
     pub fn barrier(&self) -> Pending<()> {
-        self.submit(barrier(), |_| ())
+        self.submit(self.barrier_order(), |_| ())
     }
 
     /// As [`barrier`](Self::barrier), and waits for it.
@@ -233,7 +296,7 @@ impl Group {
     /// # Errors
     /// As [`barrier`](Self::barrier).
     pub fn barrier_now(&self) -> Result<(), CollectiveError> {
-        self.run(barrier()).map(|_| ())
+        self.run(self.barrier_order()).map(|_| ())
     }
 }
 
@@ -261,8 +324,34 @@ impl Group {
         if self.ring.world_size().get() == 1 {
             output.copy_from_slice(&input);
         }
-        let buffers = Buffers { input, input_holds: 0..len, output, output_holds };
-        Order { collective, len, reduction: Some(Combine::by::<R>()), buffers }
+        let buffers = Buffers { input: Some(input), input_holds: 0..len, output, output_holds };
+        Order { collective, parts: self.even(len), reduction: Some(Combine::by::<R>()), buffers }
+    }
+
+    fn gather_parts<E: Element>(
+        &self,
+        collective: Collective,
+        parts: Parts,
+        input: Arc<Buffer<E>>,
+        mut output: Buffer<E>,
+    ) -> Pending<Buffer<E>> {
+        let (len, own) = (parts.len(), parts.segment(self.ring.rank().0));
+        if input.len() != own.len() {
+            return self.invalid(format!(
+                "all-gather of {len} elements takes {} of this rank, not {}",
+                own.len(),
+                input.len()
+            ));
+        }
+        output.resize(len);
+        output[own.clone()].copy_from_slice(&input);
+        let buffers = Buffers { input: Some(input), input_holds: own, output, output_holds: 0..len };
+        self.submit(Order { collective, parts, reduction: None, buffers }, |output| output)
+    }
+
+    /// So many elements, divided evenly.
+    fn even(&self, len: usize) -> Parts {
+        Parts::Even { len, ranks: self.ring.world_size() }
     }
 
     fn ranks(&self) -> usize {
@@ -303,15 +392,18 @@ impl Group {
     fn own_segment(&self, len: usize) -> Range<usize> {
         segment(len, self.ring.world_size().get(), self.ring.rank().0)
     }
-}
 
-fn barrier() -> Order<u32> {
-    let (input, output) = (Arc::new(vec![1].into()), vec![1].into());
-    let buffers = Buffers { input, input_holds: 0..1, output, output_holds: 0..1 };
-    Order {
-        collective: Collective::Barrier,
-        len: 1,
-        reduction: Some(Combine::by::<SaturatingSum>()),
-        buffers,
+    pub(super) fn in_place<R: Reduction>(
+        &self,
+        collective: Collective,
+        output: Buffer<R::Element>,
+    ) -> Order<R::Element> {
+        let len = output.len();
+        let buffers = Buffers { input: None, input_holds: 0..len, output, output_holds: 0..len };
+        Order { collective, parts: self.even(len), reduction: Some(Combine::by::<R>()), buffers }
+    }
+
+    fn barrier_order(&self) -> Order<u32> {
+        self.in_place::<SaturatingSum>(Collective::Barrier, vec![1].into())
     }
 }

@@ -11,6 +11,7 @@ use crate::pending::Pending;
 use crate::recorder::Recorder;
 use crate::reduction::{Element, Fold, Reduction, ReductionKind, combine_into};
 use crate::ring::Ring;
+use crate::schedule::Parts;
 use crate::schedule::ring::Schedule;
 use crate::shm::board::INLINE_BYTES;
 use crate::shm::calls::Call;
@@ -34,8 +35,8 @@ impl<E: Element> Combine<E> {
 /// An operation to be run.
 pub(super) struct Order<E> {
     pub(super) collective: Collective,
-    /// Elements of the whole payload.
-    pub(super) len: usize,
+    /// How the whole payload is divided.
+    pub(super) parts: Parts,
     pub(super) reduction: Option<Combine<E>>,
     pub(super) buffers: Buffers<E>,
 }
@@ -43,12 +44,13 @@ pub(super) struct Order<E> {
 impl<E: Element> Order<E> {
     /// Of the whole payload.
     fn bytes(&self) -> u64 {
-        (self.len * size_of::<E>()) as u64
+        (self.parts.len() * size_of::<E>()) as u64
     }
 
     /// As the ring's driver runs it.
     fn transfer(self, ring: Ring, chunk_bytes: u32, resolve: Resolve<E>) -> TypedTransfer<E> {
-        let schedule = Schedule::new(ring, self.collective, self.len, chunk_bytes as usize / size_of::<E>());
+        let schedule =
+            Schedule::new(ring, self.collective, self.parts, chunk_bytes as usize / size_of::<E>());
         let reduction = self.reduction.map(|combine| (combine.kind, combine.kernel));
         TypedTransfer::new(schedule, reduction, self.buffers, resolve)
     }
@@ -63,9 +65,10 @@ impl<E: Element> Order<E> {
             Call {
                 op,
                 payload: Payload { element: E::KIND, reduction, total_bytes },
+                parts: self.parts,
                 fold: self.reduction.map(|combine| combine.fold),
-                input: bytemuck::cast_slice(&input[..]),
-                input_at: engine.offset_of(&input),
+                input: input.as_deref().map(|input| bytemuck::cast_slice(&input[..])),
+                input_at: engine.offset_of(input.as_deref().unwrap_or(&output)),
                 output_at: engine.offset_of(&output),
                 output: bytemuck::cast_slice_mut(&mut output[..]),
             },

@@ -6,6 +6,9 @@
 pub(crate) mod ring;
 
 use std::ops::Range;
+use std::sync::Arc;
+
+use crate::rank::WorldSize;
 
 /// The elements of segment `index` when `len` elements are divided among `parts`: lengths differ by one at most, the
 /// longer ones first.
@@ -18,6 +21,65 @@ pub fn segment(len: usize, parts: u32, index: u32) -> Range<usize> {
     let (base, longer) = (len / parts, len % parts);
     let start = index * base + index.min(longer);
     start..start + base + usize::from(index < longer)
+}
+
+/// How a payload is divided among the ranks: a segment for each, in their order.
+#[derive(Clone, Debug)]
+pub(crate) enum Parts {
+    /// By [`segment`].
+    Even { len: usize, ranks: WorldSize },
+    /// Of any lengths: where each ends.
+    Uneven { ends: Arc<[usize]> },
+}
+
+impl Parts {
+    /// Of these lengths; `None` where no memory holds so much.
+    pub(crate) fn uneven(lens: &[usize]) -> Option<Self> {
+        let mut end = 0usize;
+        let ends = lens.iter().map(|&len| {
+            end = end.checked_add(len)?;
+            Some(end)
+        });
+        Some(Self::Uneven { ends: ends.collect::<Option<_>>()? })
+    }
+
+    /// Elements of the whole payload.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::Even { len, .. } => *len,
+            Self::Uneven { ends } => ends.last().copied().unwrap_or(0),
+        }
+    }
+
+    /// The elements of a rank's segment.
+    pub(crate) fn segment(&self, rank: u32) -> Range<usize> {
+        match self {
+            Self::Even { len, ranks } => segment(*len, ranks.get(), rank),
+            Self::Uneven { ends } => {
+                let before = (rank as usize).checked_sub(1).map_or(0, |before| ends[before]);
+                before..ends[rank as usize]
+            }
+        }
+    }
+
+    /// The length of the longest segment.
+    pub(crate) fn longest(&self) -> usize {
+        match self {
+            Self::Even { .. } => self.segment(0).len(),
+            Self::Uneven { ends } => {
+                (0..ends.len() as u32).map(|rank| self.segment(rank).len()).max().unwrap_or(0)
+            }
+        }
+    }
+}
+
+/// What tells lists of lengths apart (FNV-1a, folded): by accident, two have the same once in four thousand million.
+pub(crate) fn digest(lens: &[usize]) -> u32 {
+    let bytes = lens.iter().flat_map(|&len| (len as u64).to_le_bytes());
+    let hash = bytes.fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    (hash ^ hash >> 32) as u32
 }
 
 #[cfg(test)]
@@ -36,5 +98,24 @@ mod tests {
                 prop_assert!(pair[0].len() - pair[1].len() <= 1);
             }
         }
+
+        #[test]
+        fn uneven_parts_tile_the_payload(lens in proptest::collection::vec(0usize..50, 1..10)) {
+            let parts = Parts::uneven(&lens).unwrap();
+            let mut end = 0;
+            for (rank, &len) in (0..).zip(&lens) {
+                prop_assert_eq!(parts.segment(rank), end..end + len);
+                end += len;
+            }
+            prop_assert_eq!((parts.len(), Some(parts.longest())), (end, lens.iter().max().copied()));
+        }
+    }
+
+    #[test]
+    fn digests_are_pinned() {
+        assert_eq!(digest(&[3, 0, 500]), 0x3b76_98c8);
+        assert_ne!(digest(&[2, 2]), digest(&[4, 0]));
+        assert_ne!(digest(&[0]), digest(&[0, 0]));
+        assert!(Parts::uneven(&[usize::MAX, 1]).is_none());
     }
 }

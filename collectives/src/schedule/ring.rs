@@ -13,7 +13,7 @@
 //! After `N - 1` passes segment `r` is complete at rank `r`: that is reduce-scatter; all-gather is the copy passes
 //! alone; all-reduce is one after the other, chunk by chunk, without waiting in between. A broadcast is one segment
 //! that starts at the root. Reduce, gather, scatter and all-to-all travel as the operation that brings everybody
-//! what somebody needs: [`Collective::pattern`].
+//! what somebody needs: [`Collective::pattern`]. Where lengths are uneven, an empty segment travels as one empty chunk.
 //!
 //! # Invariants
 //! 1. A segment is reduced along ranks `s + 1, s + 2, .., s`: the order of additions depends on the world size only.
@@ -22,18 +22,19 @@
 
 use std::ops::Range;
 
-use super::segment;
+use super::Parts;
 use crate::collective::Collective;
+use crate::rank::WorldSize;
 use crate::ring::Ring;
 
 /// What one rank sends and receives in one collective.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Schedule {
     ring: Ring,
     collective: Collective,
     /// How its chunks travel.
     pattern: Collective,
-    len: usize,
+    parts: Parts,
     chunk_len: usize,
 }
 
@@ -60,19 +61,23 @@ pub(crate) struct Chunk {
 }
 
 impl Schedule {
-    /// For a payload of `len` elements in chunks of at most `chunk_len`.
-    pub(crate) fn new(ring: Ring, collective: Collective, len: usize, chunk_len: usize) -> Self {
+    /// For a payload in chunks of at most `chunk_len` elements.
+    pub(crate) fn new(ring: Ring, collective: Collective, parts: Parts, chunk_len: usize) -> Self {
         assert!(chunk_len > 0, "a chunk holds at least one element");
-        Self { ring, collective, pattern: collective.pattern(), len, chunk_len }
+        Self { ring, collective, pattern: collective.pattern(), parts, chunk_len }
     }
 
     pub(crate) fn collective(&self) -> Collective {
         self.collective
     }
 
+    pub(crate) fn world_size(&self) -> WorldSize {
+        self.ring.world_size()
+    }
+
     /// Elements of the whole payload.
     pub(crate) fn len(&self) -> usize {
-        self.len
+        self.parts.len()
     }
 
     /// The chunk `index` of what this rank sends unasked, while there is one.
@@ -150,14 +155,14 @@ impl Schedule {
             return None;
         }
         match self.pattern {
-            Collective::Broadcast { root } => (self.ring.rank() == root).then_some(0..self.len),
+            Collective::Broadcast { root } => (self.ring.rank() == root).then_some(0..self.len()),
             _ => Some(self.segment_sent_by(self.ring.rank(), 0)),
         }
     }
 
     fn arriving_segment(&self, pass: u32) -> Range<usize> {
         match self.pattern {
-            Collective::Broadcast { .. } => 0..self.len,
+            Collective::Broadcast { .. } => 0..self.len(),
             _ => self.segment_sent_by(self.ring.prev(), pass),
         }
     }
@@ -169,29 +174,43 @@ impl Schedule {
             Collective::AllGather => rank,
             _ => self.ring.minus(rank, 1),
         };
-        segment(self.len, self.ring.world_size().get(), self.ring.minus(start, pass).0)
+        self.parts.segment(self.ring.minus(start, pass).0)
     }
 
     fn chunks(&self, segment: &Range<usize>) -> u64 {
-        segment.len().div_ceil(self.chunk_len) as u64
+        (segment.len().div_ceil(self.chunk_len) as u64).max(self.has_empty_chunks().into())
+    }
+
+    fn has_empty_chunks(&self) -> bool {
+        matches!(self.parts, Parts::Uneven { .. })
     }
 
     fn chunk_of(&self, segment: Range<usize>, pass: u32, index: u32) -> Option<Chunk> {
         let start = segment.start + (index as usize).checked_mul(self.chunk_len)?;
         let end = segment.end.min(start.saturating_add(self.chunk_len));
-        (start < segment.end).then_some(Chunk { pass, index, elements: start..end })
+        let is_chunk = start < segment.end || (index == 0 && self.has_empty_chunks());
+        is_chunk.then_some(Chunk { pass, index, elements: start..end })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Generation, Rank, WorldSize};
+    use crate::schedule::segment;
+    use crate::{Generation, Rank};
     use proptest::prelude::*;
 
     fn schedule(rank: u32, ranks: u32, collective: Collective, len: usize) -> Schedule {
-        let ring = Ring::new(Rank(rank), WorldSize::new(ranks).unwrap(), Generation(0)).unwrap();
-        Schedule::new(ring, collective, len, 3)
+        let ranks = WorldSize::new(ranks).unwrap();
+        let ring = Ring::new(Rank(rank), ranks, Generation(0)).unwrap();
+        let parts = match collective {
+            Collective::AllGatherUneven { .. } => {
+                let lens: Vec<usize> = (0..ranks.get() as usize).map(|rank| len * rank % 7).collect();
+                Parts::uneven(&lens).unwrap()
+            }
+            _ => Parts::Even { len, ranks },
+        };
+        Schedule::new(ring, collective, parts, 3)
     }
 
     proptest! {
@@ -200,11 +219,12 @@ mod tests {
         fn neighbours_agree(
             (ranks, rank, root) in (2u32..10).prop_flat_map(|n| (Just(n), 0..n, 0..n)),
             len in 0usize..200,
-            kind in 0usize..4,
+            kind in 0usize..5,
         ) {
             let broadcast = Collective::Broadcast { root: Rank(root) };
+            let uneven = Collective::AllGatherUneven { lengths: 0 };
             let collective =
-                [Collective::AllReduce, Collective::ReduceScatter, Collective::AllGather, broadcast][kind];
+                [Collective::AllReduce, Collective::ReduceScatter, Collective::AllGather, broadcast, uneven][kind];
             let me = schedule(rank, ranks, collective, len);
             let next = schedule((rank + 1) % ranks, ranks, collective, len);
             prop_assert_eq!(me.sends(), next.arrivals());

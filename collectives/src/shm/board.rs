@@ -68,6 +68,11 @@ impl Board {
         }
     }
 
+    /// What [`write_payload`](Self::write_payload) wrote.
+    pub(crate) fn payload(&self, turn: usize, bytes: usize) -> &[u8] {
+        self.view.payload(turn, bytes)
+    }
+
     /// Adds a tick; what was written before is seen by who sees it.
     pub(crate) fn add_tick(&self) {
         self.view.ticks().fetch_add(1, Ordering::Release);

@@ -14,6 +14,9 @@
 //! announce -> all have announced -> own chunk, tick, others' chunks, .. -> tick -> all have done so
 //! ```
 //!
+//! In place, a segment is reduced onto its rank's own input, which nobody else reads. What others reduced overwrites the input
+//! there, as it would an output: a tick that says that a chunk is reduced says that all inputs of it were read.
+//!
 //! The last round is what lets everybody use its buffers again. Segment `s` is reduced along ranks `s + 1, s + 2, .., s`, as
 //! a ring does it: sums of floats have the same bits over shared memory and over a network.
 
@@ -22,7 +25,6 @@ use std::sync::atomic::Ordering;
 
 use super::arena::{ALIGNMENT, Region};
 use super::board::{INLINE_BYTES, NOTICE_WORDS};
-use super::copy::copy_past_caches;
 use super::engine::{Engine, Peer, Turn};
 use crate::collective::{Collective, OpId};
 use crate::error::{CollectiveError, Disagreement, Payload, Phase};
@@ -30,7 +32,7 @@ use crate::fault::Fault;
 use crate::frame;
 use crate::rank::Rank;
 use crate::reduction::Fold;
-use crate::schedule::segment;
+use crate::schedule::Parts;
 
 /// Reduced at once from all ranks; fits into a first-level cache.
 const BLOCK_BYTES: usize = 8 << 10;
@@ -49,14 +51,22 @@ const LAG: usize = 6;
 pub(crate) struct Call<'a> {
     pub(crate) op: OpId,
     pub(crate) payload: Payload,
+    pub(crate) parts: Parts,
     /// How elements are combined, if they are.
     pub(crate) fold: Option<Fold>,
-    pub(crate) input: &'a [u8],
+    /// `None` where it lies in the output, and is given up.
+    pub(crate) input: Option<&'a [u8]>,
     /// Where the input lies in the arena, if it does.
     pub(crate) input_at: Option<usize>,
     pub(crate) output: &'a mut [u8],
     /// Where the output lies in the arena, if it does.
     pub(crate) output_at: Option<usize>,
+}
+
+impl Call<'_> {
+    fn input(&self) -> &[u8] {
+        self.input.unwrap_or(self.output)
+    }
 }
 
 /// What a rank announces: where the others find its input, and what it reduced.
@@ -89,9 +99,10 @@ impl Engine {
     /// What a rank has to share at most.
     fn shared_bytes(&self, call: &Call<'_>) -> usize {
         match call.op.collective {
-            Collective::AllGather | Collective::Gather { .. } | Collective::AllToAll => {
-                self.bytes_of(call, 0).len()
-            }
+            Collective::AllGather
+            | Collective::AllGatherUneven { .. }
+            | Collective::Gather { .. }
+            | Collective::AllToAll => call.parts.longest() * call.payload.element.bytes(),
             _ => call.payload.total_bytes as usize,
         }
     }
@@ -103,7 +114,7 @@ impl Engine {
     /// The bytes of a rank's segment.
     fn bytes_of(&self, call: &Call<'_>, rank: u32) -> Range<usize> {
         let size = call.payload.element.bytes();
-        let range = segment(call.payload.total_bytes as usize / size, self.ranks(), rank);
+        let range = call.parts.segment(rank);
         range.start * size..range.end * size
     }
 
@@ -145,44 +156,40 @@ impl Engine {
         source: impl Fn(u32, Range<usize>) -> Result<&'a [u8], Fault>,
     ) -> Result<(), Fault> {
         let rank = |hop: u32| (segment + hop) % self.ranks();
+        let last = |hop: u32| (hop == self.ranks()).then_some(self.ring.world_size());
         for start in range.clone().step_by(BLOCK_BYTES) {
             let block = start..range.end.min(start + BLOCK_BYTES);
             let out = &mut out[block.start - range.start..block.end - range.start];
-            (fold.pair)(source(rank(1), block.clone())?, source(rank(2), block.clone())?, out);
+            (fold.pair)(source(rank(1), block.clone())?, source(rank(2), block.clone())?, out, last(2));
             for hop in 3..=self.ranks() {
-                (fold.add)(out, source(rank(hop), block.clone())?);
+                (fold.add)(out, source(rank(hop), block.clone())?, last(hop));
             }
         }
         Ok(())
     }
 
-    /// As [`fold`](Self::fold), with a result that goes past the caches.
-    fn fold_past_caches<'a>(
-        &self,
-        fold: Fold,
-        segment: u32,
-        range: Range<usize>,
-        out: &mut [u8],
-        source: impl Fn(u32, Range<usize>) -> Result<&'a [u8], Fault>,
-    ) -> Result<(), Fault> {
+    /// Reduces bytes of the own segment into their place in the output block by block: as it must be in place, and as it is best
+    /// where the results go past the caches.
+    fn fold_by_blocks(&self, fold: Fold, call: &mut Call<'_>, range: Range<usize>) -> Result<(), Fault> {
+        let (own, total) = (self.ring.rank().0, call.payload.total_bytes as usize);
         let mut scratch = Block([0; BLOCK_BYTES]);
         for start in range.clone().step_by(BLOCK_BYTES) {
             let block = start..range.end.min(start + BLOCK_BYTES);
             let reduced = &mut scratch.0[..block.len()];
-            self.fold(fold, segment, block.clone(), reduced, &source)?;
-            copy_past_caches(reduced, &mut out[block.start - range.start..block.end - range.start]);
+            let source = |rank, range| self.input(call.op, call.input(), rank, range);
+            self.fold(fold, own, block.clone(), reduced, source)?;
+            self.copy(total, reduced, &mut call.output[block]);
         }
         Ok(())
     }
 
     fn run_small(&self, turn: &mut Turn, call: &mut Call<'_>) -> Result<(), Fault> {
         let slot = slot(call.op);
-        self.board.write_payload(slot, call.input);
+        self.board.write_payload(slot, call.input());
         self.announce(turn, call, Places::default())?;
-        let input = call.input;
         self.deliver(turn, call, |rank: u32, range: Range<usize>| match self.peer(rank) {
             Some(peer) => Ok(&peer.view.payload(slot, range.end)[range]),
-            None => Ok(&input[range]),
+            None => Ok(&self.board.payload(slot, range.end)[range]),
         })
     }
 
@@ -190,12 +197,19 @@ impl Engine {
         let [mut staged_input, mut staged_output] = std::mem::take(&mut turn.staged);
         let done = self.stage_input(call, &mut staged_input).and_then(|places| {
             match (call.op.collective, call.fold) {
-                (Collective::AllReduce, Some(fold)) => {
+                (Collective::AllReduce | Collective::AllReduceBatch { .. }, Some(fold)) => {
                     self.all_reduce(turn, call, fold, places, &mut staged_output)
+                }
+                (Collective::ReduceScatter, Some(fold)) if call.input.is_none() => {
+                    self.announce(turn, call, places)?;
+                    self.fold_by_blocks(fold, call, self.bytes_of(call, self.ring.rank().0))?;
+                    let (sent, received) = self.exchanged(call);
+                    self.count(turn, sent, received);
+                    self.leave(turn)
                 }
                 _ => {
                     self.announce(turn, call, places)?;
-                    let (op, input) = (call.op, call.input);
+                    let (op, input) = (call.op, call.input.unwrap_or_default());
                     self.deliver(turn, call, |rank, range| self.input(op, input, rank, range))?;
                     self.leave(turn)
                 }
@@ -214,14 +228,19 @@ impl Engine {
     ) -> Result<(), Fault> {
         let (own, ranks) = (self.ring.rank().0, self.ranks());
         match (call.op.collective, call.fold) {
-            (Collective::AllReduce, Some(fold)) => self.reduce_all(call, fold, source)?,
+            (Collective::AllReduce | Collective::AllReduceBatch { .. }, Some(fold)) => {
+                self.reduce_all(call, fold, source)?
+            }
             (Collective::Reduce { root }, Some(fold)) if root.0 == own => {
                 self.reduce_all(call, fold, source)?
             }
             (Collective::ReduceScatter, Some(fold)) => {
-                self.fold(fold, own, self.bytes_of(call, own), call.output, source)?;
+                let segment = self.bytes_of(call, own);
+                let in_place = call.input.is_none();
+                let out = if in_place { &mut call.output[segment.clone()] } else { &mut *call.output };
+                self.fold(fold, own, segment, out, source)?;
             }
-            (Collective::AllGather, _) => self.collect(call, source)?,
+            (Collective::AllGather | Collective::AllGatherUneven { .. }, _) => self.collect(call, source)?,
             (Collective::Gather { root }, _) if root.0 == own => self.collect(call, source)?,
             (Collective::Broadcast { root }, _) if root.0 != own => {
                 call.output.copy_from_slice(source(root.0, 0..call.output.len())?);
@@ -273,14 +292,14 @@ impl Engine {
     fn exchanged(&self, call: &Call<'_>) -> (usize, usize) {
         let (rank, others) = (self.ring.rank(), self.ranks() as usize - 1);
         let total = call.payload.total_bytes as usize;
-        let (input, own) = (call.input.len(), self.bytes_of(call, rank.0).len());
+        let (input, own) = (call.input().len(), self.bytes_of(call, rank.0).len());
         let at = |root: Rank, there: (usize, usize), elsewhere: (usize, usize)| {
             if root == rank { there } else { elsewhere }
         };
         match call.op.collective {
-            Collective::AllReduce => (total * others, total * others),
+            Collective::AllReduce | Collective::AllReduceBatch { .. } => (total * others, total * others),
             Collective::ReduceScatter => (total - own, own * others),
-            Collective::AllGather => (own * others, total - own),
+            Collective::AllGather | Collective::AllGatherUneven { .. } => (own * others, total - own),
             Collective::Broadcast { root } => at(root, (total * others, 0), (0, total)),
             Collective::Barrier => (0, 0),
             Collective::Reduce { root } => at(root, (0, total * others), (total, 0)),
@@ -294,10 +313,10 @@ impl Engine {
     fn stage_input(&self, call: &Call<'_>, staged: &mut Option<Region>) -> Result<Places, Fault> {
         let input = match call.input_at {
             Some(offset) => offset,
-            None if call.input.is_empty() => 0,
+            None if call.input().is_empty() => 0,
             None => {
-                let region = self.stage(staged, call.input.len())?;
-                region.as_mut_slice()[..call.input.len()].copy_from_slice(call.input);
+                let region = self.stage(staged, call.input().len())?;
+                region.as_mut_slice()[..call.input().len()].copy_from_slice(call.input());
                 region.offset()
             }
         };
@@ -348,16 +367,17 @@ impl Engine {
         for step in 0..chunks + lag {
             turn.phase = Some(Phase::Reducing { pass: step as u32 });
             let chunk = chunk(&segment, step, self.chunk_bytes);
-            let source = |rank, range| self.input(call.op, call.input, rank, range);
-            match &mut slots {
-                None if self.is_past_caches(total) => {
-                    self.fold_past_caches(fold, own, chunk.clone(), &mut call.output[chunk], source)?;
+            match (&mut slots, call.input) {
+                (None, Some(input)) if !self.is_past_caches(total) => {
+                    let source = |rank, range| self.input(call.op, input, rank, range);
+                    self.fold(fold, own, chunk.clone(), &mut call.output[chunk], source)?;
                 }
-                None => self.fold(fold, own, chunk.clone(), &mut call.output[chunk], source)?,
+                (None, _) => self.fold_by_blocks(fold, call, chunk)?,
                 // Whoever has come as far as this step has done with what the slot held before.
-                Some(region) => {
+                (Some(region), _) => {
                     let start = step % places.slots * self.chunk_bytes;
                     let slot = &mut region.as_mut_slice()[start..start + chunk.len()];
+                    let source = |rank, range| self.input(call.op, call.input(), rank, range);
                     self.fold(fold, own, chunk.clone(), slot, source)?;
                     self.copy(total, slot, &mut call.output[chunk]);
                 }
