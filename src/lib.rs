@@ -5,6 +5,7 @@
 
 mod bench;
 mod cache;
+pub mod chaos;
 pub mod cli;
 pub mod exit;
 pub mod launch;

@@ -11,6 +11,7 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use common::Bench;
+use mattock::chaos::events::{Events, of_kind};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -23,9 +24,7 @@ const ENDLESS: &str = "train.steps=100000";
 struct Watched {
     child: Child,
     out: PathBuf,
-    /// Of the file of events.
-    read: String,
-    events: Vec<Value>,
+    events: Events,
 }
 
 impl Watched {
@@ -34,20 +33,11 @@ impl Watched {
         command.args(["train", "recipe.toml", "--out", out, "--set", ENDLESS]).args(arguments);
         let errors = fs::File::create(bench.path(&format!("{out}.errors"))).unwrap();
         let child = command.stdout(Stdio::null()).stderr(errors).spawn().unwrap();
-        Self { child, out: bench.path(out), read: String::new(), events: Vec::new() }
+        Self { child, events: Events::of(&bench.path(out)), out: bench.path(out) }
     }
 
-    /// Reads what has been appended to the run's events, or all of them, where the run went back to a checkpoint.
-    fn read(&mut self) {
-        let text = fs::read_to_string(self.out.join("events.jsonl")).unwrap_or_default();
-        if text.get(..self.read.len()) != Some(&self.read) {
-            self.read.clear();
-            self.events.clear();
-        }
-        let new = &text[self.read.len()..];
-        let whole = new.rfind('\n').map_or("", |end| &new[..=end]);
-        self.events.extend(whole.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()));
-        self.read.push_str(whole);
+    fn read(&mut self) -> Vec<Value> {
+        self.events.read().unwrap().to_vec()
     }
 
     /// Waits for an event; all that were read before count too.
@@ -59,8 +49,7 @@ impl Watched {
     fn wait_after(&mut self, seen: usize, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         let until = Instant::now() + LONG;
         loop {
-            self.read();
-            if let Some(event) = self.events.iter().skip(seen).find(|event| wanted(event)) {
+            if let Some(event) = self.read().iter().skip(seen).find(|event| wanted(event)) {
                 return event.clone();
             }
             let ended = self.child.try_wait().unwrap();
@@ -83,8 +72,8 @@ impl Watched {
 
     /// Process ids by worker.
     fn workers(&mut self) -> BTreeMap<u64, i32> {
-        self.read();
-        let joined = self.events.iter().filter(|event| event["event"] == "worker_joined");
+        let events = self.read();
+        let joined = events.iter().filter(|event| event["event"] == "worker_joined");
         let ids =
             joined.map(|event| (event["worker"].as_u64().unwrap(), event["pid"].as_i64().unwrap() as i32));
         ids.collect()
@@ -100,15 +89,14 @@ impl Watched {
 
     /// Lets the run do a few steps more, and stops it in order.
     fn stop(mut self) -> Vec<Value> {
-        self.read();
-        let steps = self.events.iter().filter_map(|event| event["step"].as_u64());
-        self.wait_for_step(steps.max().unwrap_or(0) + 3);
+        let steps = self.read().iter().filter_map(|event| event["step"].as_u64()).max();
+        self.wait_for_step(steps.unwrap_or(0) + 3);
         self.signal(self.child.id() as i32, Signal::TERM);
         let code = self.end();
         // For whoever looks at a test that fails.
         println!("{}", self.errors());
         assert_eq!(code, Some(130));
-        std::mem::take(&mut self.events)
+        self.read()
     }
 
     /// Waits for the end.
@@ -116,7 +104,6 @@ impl Watched {
         let until = Instant::now() + LONG;
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
-                self.read();
                 return status.code();
             }
             assert!(Instant::now() < until, "the run does not end:\n{}", self.errors());
@@ -136,8 +123,8 @@ impl Drop for Watched {
     }
 }
 
-fn kinds<'a>(events: &'a [Value], kind: &str) -> Vec<&'a Value> {
-    events.iter().filter(|event| event["event"] == kind).collect()
+fn kinds<'a>(events: &'a [Value], kind: &'a str) -> Vec<&'a Value> {
+    of_kind(events, kind).collect()
 }
 
 /// Losses and hashes are those of a run to which nothing happens, and every micro-batch of every step was counted once.
@@ -177,7 +164,7 @@ fn a_killed_worker_is_replaced_and_leaves_no_trace() {
     let before = run.workers();
     // The one that writes checkpoints, and another.
     for victim in [0, 2] {
-        let seen = run.events.len();
+        let seen = run.read().len();
         run.signal(before[&victim], Signal::KILL);
         run.wait_for(&format!("the loss of worker {victim}"), |event| {
             event["event"] == "worker_lost" && event["worker"] == victim
@@ -275,9 +262,9 @@ fn with_too_few_left_a_leave_ends_the_run_with_a_checkpoint() {
     let workers = run.workers();
     run.signal(workers[&1], Signal::TERM);
     assert_eq!(run.end(), Some(130), "{}", run.errors());
-    let last = *steps(&run.events).last_key_value().unwrap().0;
+    let events = run.read();
+    let last = *steps(&events).last_key_value().unwrap().0;
     assert!(run.out.join(format!("checkpoints/step-{last:08}/manifest.json")).is_file());
-    let events = std::mem::take(&mut run.events);
     assert_no_trace(&bench, &events);
 }
 
@@ -313,6 +300,18 @@ fn when_everybody_dies_the_run_goes_on_from_its_newest_checkpoint() {
     assert_no_trace(&bench, &events);
     let started = kinds(&events, "run_started");
     assert!(started.last().unwrap()["resumed_from"].as_u64() >= Some(4), "{started:?}");
+}
+
+#[test]
+fn chaos_leaves_no_trace() {
+    let bench = Bench::new();
+    let steps = ["--set", "train.steps=60", "--set", "elastic.timeout=2s"];
+    let output =
+        bench.command().args(["chaos", "recipe.toml", "--delay", "30"]).args(steps).output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let (said, errors) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "{said}\n{errors}");
+    assert!(said.contains("seed 3: 60 steps with the same bits"), "{said}");
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! object stores.
 
 pub mod bench;
+pub mod chaos;
 pub mod checkpoint;
 pub mod coordinator;
 pub mod data;
@@ -52,6 +53,8 @@ pub enum Command {
     Data(data::DataArgs),
     /// Measure collectives between processes
     Bench(bench::BenchArgs),
+    /// Kill, stop, send away and add workers by a seed, and show that a run leaves no trace of it
+    Chaos(chaos::ChaosArgs),
 }
 
 /// Does what the command line says, for runs of task `T`.
@@ -69,5 +72,6 @@ pub fn run<T: Task>(command: &Command) -> Result<Exit, Failure> {
         Command::Recipe(args) => recipe::run(args, |recipe| open::<T>(recipe).map(drop), out),
         Command::Data(args) => data::run::<T>(args, out),
         Command::Bench(args) => bench::run(args, out),
+        Command::Chaos(args) => chaos::run(args, out),
     }
 }

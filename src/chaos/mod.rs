@@ -1,0 +1,19 @@
+//! Real processes of a run, killed, stopped, sent away and added by a schedule that a seed fixes; at the end the run is held
+//! against one to which nothing happened.
+//!
+//! ```text
+//! schedule(seed) ──faults by step──> disturbed run ──events──> audit <──events── undisturbed run, once
+//! ```
+//!
+//! # What must hold
+//! 1. Every step's loss and state hash are those of the undisturbed run.
+//! 2. Every micro-batch of every step was counted exactly once.
+//! 3. A worker to which nothing happened is the same process from the first step to the last.
+//! 4. Nothing is read from storage, unless all workers were gone at once.
+//!
+//! Deliberately absent: what only other hosts can show (cut links, one-way partitions), and a coordinator that dies.
+
+pub mod audit;
+pub mod disturb;
+pub mod events;
+pub mod schedule;

@@ -1,0 +1,148 @@
+//! `mattock chaos`: whatever happens to its workers, a run leaves no trace of it. Shown with real processes.
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::anyhow;
+use clap::Args;
+
+use super::recipe::RecipeFile;
+use crate::chaos::audit::{Reference, Report};
+use crate::chaos::disturb::{Ended, Plan, disturb, log_of};
+use crate::chaos::schedule::{Fault, Limits, schedule};
+use crate::exit::{EXIT_CODES, Exit, Failure};
+
+const EXAMPLES: &str = "\
+Examples:
+  mattock chaos configs/quickstart.toml --set train.steps=100 --set elastic.timeout=2s
+  mattock chaos configs/quickstart.toml --seed 17 --seeds 1      (the same faults again)
+";
+
+/// Kill, stop, send away and add workers of a run by a seed, and hold it against one to which nothing happens
+#[derive(Debug, Args)]
+#[command(after_help = format!("{EXAMPLES}\n{EXIT_CODES}"))]
+pub struct ChaosArgs {
+    /// The recipe.
+    #[command(flatten)]
+    pub recipe: RecipeFile,
+    /// Worker processes of each run
+    #[arg(long, value_name = "N", default_value = "3")]
+    pub workers: NonZeroU32,
+    /// The first seed; each is a schedule of faults
+    #[arg(long, value_name = "SEED", default_value = "1")]
+    pub seed: u64,
+    /// How many seeds, one run each
+    #[arg(long, value_name = "N", default_value = "3")]
+    pub seeds: NonZeroU32,
+    /// Faults of each run
+    #[arg(long, value_name = "N", default_value = "6")]
+    pub faults: usize,
+    /// Faults strike up to so many milliseconds after a step
+    #[arg(long, value_name = "MS", default_value = "300")]
+    pub delay: u64,
+    /// Give a run up that takes longer than so many seconds
+    #[arg(long, value_name = "SECONDS", default_value = "600")]
+    pub limit: u64,
+    /// Where the runs lie, each with its log; those of an earlier call are overwritten
+    #[arg(long, value_name = "DIR", default_value = "runs/chaos")]
+    pub out: PathBuf,
+}
+
+/// Runs `mattock chaos`; `out` is standard output.
+///
+/// # Errors
+/// Bad input; a failed run where a seed leaves a trace, whose number is then in the error.
+pub fn run(args: &ChaosArgs, out: &mut impl Write) -> Result<Exit, Failure> {
+    let recipe = args.recipe.resolve()?;
+    std::fs::create_dir_all(&args.out)
+        .map_err(|error| Failure::bad_input(anyhow!("cannot create {}: {error}", args.out.display())))?;
+    let mut say =
+        |line: String| writeln!(out, "{line}").and_then(|()| out.flush()).map_err(Failure::internal);
+    let program = std::env::current_exe().map_err(Failure::internal)?;
+    let plan = |name: &str| Plan {
+        program: program.clone(),
+        train: args.train(),
+        out: args.out.join(name),
+        timeout: recipe.plan.elastic.timeout,
+        limit: Duration::from_secs(args.limit),
+    };
+    let limits = Limits {
+        steps: recipe.plan.steps,
+        faults: args.faults,
+        delay_max: Duration::from_millis(args.delay),
+    };
+    let reference = Reference::of(&end_of(&plan("undisturbed"), &[])?.events).map_err(failed)?;
+    say(format!("undisturbed: {} steps on {} workers", recipe.plan.steps, args.workers))?;
+    for seed in args.seed..args.seed + u64::from(args.seeds.get()) {
+        let plan = plan(&format!("seed-{seed}"));
+        let held = end_of(&plan, &schedule(seed, limits)).and_then(|ended| {
+            let report = reference.audit(&ended.events, &ended.struck, ended.all_died);
+            report.map_err(|error| failed(format!("{error}\n  {}", ended.said.join("\n  "))))
+        });
+        match held {
+            Ok(report) => say(format!("seed {seed}: {}", text(&report)))?,
+            Err(Failure { exit, error }) => {
+                let error = anyhow!("seed {seed}: {error}\n  its log is {}", log_of(&plan.out).display());
+                return Err(Failure { exit, error });
+            }
+        }
+    }
+    say(format!("all {} left no trace", args.seeds))?;
+    Ok(Exit::Done)
+}
+
+impl ChaosArgs {
+    /// What `train` is given, but for the folder.
+    fn train(&self) -> Vec<OsString> {
+        let mut train: Vec<OsString> = vec![self.recipe.recipe.clone().into()];
+        train.extend(["--device".into(), "cpu".into(), "--workers".into(), self.workers.to_string().into()]);
+        for set in &self.recipe.sets {
+            train.extend(["--set".into(), set.into()]);
+        }
+        train
+    }
+}
+
+/// Runs a run under these faults, which must end well.
+fn end_of(plan: &Plan, faults: &[Fault]) -> Result<Ended, Failure> {
+    let ended = disturb(plan, faults).map_err(Failure::run)?;
+    match ended.status.success() {
+        true => Ok(ended),
+        false => Err(failed(format!("train ended with {}\n  {}", ended.status, ended.said.join("\n  ")))),
+    }
+}
+
+fn failed(why: String) -> Failure {
+    Failure::run(anyhow!(why))
+}
+
+/// What a run went through, on one line.
+fn text(report: &Report) -> String {
+    let mut recoveries = report.recoveries_ms.clone();
+    recoveries.sort_by(f64::total_cmp);
+    let longest = recoveries.last().copied().unwrap_or(0.0);
+    let median = recoveries.get(recoveries.len() / 2).copied().unwrap_or(0.0);
+    format!(
+        "{} steps with the same bits in {} rings, {} restarts from storage; from ring to ring {median:.0} ms (median), \
+         {longest:.0} ms (longest)",
+        report.steps, report.rings, report.restores
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_is_one_line() {
+        let report = Report { steps: 9, rings: 4, restores: 1, recoveries_ms: vec![30.0, 10.0, 20.0] };
+        assert_eq!(
+            text(&report),
+            "9 steps with the same bits in 4 rings, 1 restarts from storage; from ring to ring 20 ms (median), 30 ms \
+             (longest)"
+        );
+    }
+}
