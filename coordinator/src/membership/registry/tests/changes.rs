@@ -58,7 +58,7 @@ fn who_is_called_lost_and_does_not_speak_is_lost() {
     run.now += TIMEOUT / HEARING;
     assert_eq!(run.registry.deadline(), Some(run.now), "the hearing ends by itself");
     let actions = run.step(Event::Tick);
-    assert!(matches!(&actions[0], Action::Lose(WorkerId(0), cause) if cause.contains("did not answer")));
+    assert!(matches!(&actions[0], Action::Lose(WorkerId(0), cause) if cause.contains("did not say in time")));
     assert_eq!(formed(&actions).3, [(1, (0..8).collect())]);
 }
 
@@ -244,4 +244,86 @@ fn silence_is_given_one_timeout() {
     let actions = run.step(Event::Tick);
     assert!(matches!(&actions[0], Action::Lose(WorkerId(0), cause) if cause.contains("nothing was heard")));
     assert_eq!(recalled(&actions).0, [1]);
+}
+
+#[test]
+fn an_accusation_counts_while_others_answer_too() {
+    let mut run = Run::train(1, 4);
+    // Rank 2 is dead. Rank 1 gives the ring up because of it, and rank 0, because of rank 1, is the first to say so.
+    run.broken(0, Some(1));
+    run.broken(1, Some(2));
+    run.held(1, Holding::at(0));
+    run.broken(1, Some(2));
+    for id in [0, 3] {
+        run.held(id, Holding::at(0));
+    }
+    run.now += TIMEOUT / HEARING;
+    let actions = run.step(Event::Tick);
+    assert!(matches!(actions[0], Action::Lose(WorkerId(2), _)), "{actions:?}");
+    assert_eq!(formed(&actions).3.len(), 3);
+}
+
+#[test]
+fn who_is_heard_of_and_does_not_answer_is_given_one_timeout() {
+    let mut run = Run::training();
+    run.broken(1, None);
+    run.held(1, Holding::at(0));
+    for _ in 0..3 {
+        run.now += TIMEOUT / 4;
+        run.step(Event::Heard(WorkerId(0)));
+        assert_eq!(run.step(Event::Heard(WorkerId(1))), []);
+    }
+    run.now += TIMEOUT / 4;
+    assert_eq!(run.registry.deadline(), Some(run.now));
+    let actions = run.step(Event::Tick);
+    assert!(matches!(&actions[0], Action::Lose(WorkerId(0), cause) if cause.contains("did not say in time")));
+    assert_eq!(formed(&actions).3.len(), 1);
+}
+
+#[test]
+fn who_was_lost_when_it_was_done_is_not_asked() {
+    let mut run = Run::train(1, 3);
+    run.step(Event::Finished(WorkerId(0), finish(7, None)));
+    run.step(Event::Finished(WorkerId(1), finish(7, None)));
+    run.lost(0);
+    run.now += 2 * TIMEOUT;
+    // Both were silent for long; one of them because nobody cared.
+    run.step(Event::Heard(WorkerId(2)));
+    let actions = run.lost(2);
+    assert_eq!(actions[1], Action::Lose(WorkerId(0), "killed".into()));
+    assert_eq!(recalled(&actions), (vec![1], "worker 2 was lost: killed".to_owned()));
+    assert_eq!(run.registry.deadline(), Some(run.now + TIMEOUT));
+    assert_eq!(formed(&run.held(1, Holding::at(8))).3.len(), 1);
+}
+
+#[test]
+fn the_last_who_have_the_state_do_not_leave_while_the_run_waits() {
+    let mut run = Run::train(2, 2);
+    run.lost(0);
+    run.held(1, Holding::at(3));
+    let actions = run.leaving(1);
+    assert_eq!(formed(&actions).3, [(1, (0..8).collect())], "it writes the checkpoint first");
+    assert!(matches!(run.linked(1)[..], [Action::Start(_), Action::Stop]));
+}
+
+#[test]
+fn a_joiner_that_cannot_use_the_input_costs_the_run_nothing() {
+    let mut run = Run::training();
+    run.join(2);
+    let failure = Failure { text: "no such file".into(), blame: Blame::Input };
+    let actions = run.step(Event::Failed(WorkerId(2), failure));
+    assert_eq!(actions, [Action::Lose(WorkerId(2), "no such file".into())]);
+    assert_eq!(run.step(Event::Abandoned { cause: "status 2".into(), bad_input: true }), []);
+    assert_eq!(run.phase(), Phase::Running);
+}
+
+#[test]
+fn a_checkpoint_that_nobody_can_load_ends_the_run() {
+    let mut run = Run::training();
+    run.lost(0);
+    run.lost(1);
+    run.join(2);
+    run.ready(2, None);
+    let failure = Failure { text: "it is damaged".into(), blame: Blame::Input };
+    assert_eq!(end(&run.step(Event::Failed(WorkerId(2), failure))).0, Outcome::BadInput);
 }
