@@ -97,6 +97,8 @@ pub struct Registry {
     breaks: u32,
     /// Of the workers that were let in.
     fingerprint: Option<String>,
+    /// Who was lost or has left: out for good, whoever comes with that name.
+    out: BTreeSet<WorkerId>,
     /// The last that was lost, and why.
     last_lost: Option<(WorkerId, String)>,
     /// How a process ended in whose place no other comes.
@@ -118,6 +120,7 @@ impl Registry {
             stale: None,
             breaks: 0,
             fingerprint: None,
+            out: BTreeSet::new(),
             last_lost: None,
             abandoned: None,
             stop: false,
@@ -235,7 +238,7 @@ impl Registry {
         if self.workers.contains_key(&id) {
             return;
         }
-        if let Some(reason) = self.objection(&candidate) {
+        if let Some(reason) = self.objection(id, &candidate) {
             actions.push(Action::Refuse(id, reason));
             return;
         }
@@ -247,7 +250,10 @@ impl Registry {
     }
 
     /// Why a worker may not take part, if so.
-    fn objection(&self, candidate: &Candidate) -> Option<String> {
+    fn objection(&self, id: WorkerId, candidate: &Candidate) -> Option<String> {
+        if self.out.contains(&id) {
+            return Some(format!("{id} was lost, or has left, and others do its part: join as a new worker"));
+        }
         let limit = self.config.max_workers;
         if self.workers.len() >= limit as usize {
             return Some(format!("the run has its {limit} workers: raise [elastic] max_workers"));
@@ -269,13 +275,18 @@ impl Registry {
         let left = self.workers.iter().filter(stays).count();
         let Some(worker) = self.workers.get_mut(&id) else { return };
         if self.generation == 0 || !worker.has_state() {
-            self.workers.remove(&id);
-            actions.push(Action::Release(id, reason));
+            self.release(id, reason, actions);
         } else if left < self.config.min_workers as usize {
             self.request_stop(actions);
         } else {
             worker.leaving = Some(reason);
         }
+    }
+
+    fn release(&mut self, id: WorkerId, reason: String, actions: &mut Vec<Action>) {
+        self.workers.remove(&id);
+        self.out.insert(id);
+        actions.push(Action::Release(id, reason));
     }
 
     fn request_stop(&mut self, actions: &mut Vec<Action>) {
@@ -369,6 +380,7 @@ impl Registry {
         }
         let member = self.is_member(id);
         self.workers.remove(&id);
+        self.out.insert(id);
         if member {
             self.stale = Some(Stale { reason: format!("{id} was lost: {cause}"), ..Stale::default() });
         }
@@ -430,8 +442,7 @@ impl Registry {
         let leavers: Vec<(WorkerId, String)> =
             self.workers.iter().filter_map(|(id, worker)| Some((*id, leaves(worker)?))).collect();
         for (id, reason) in leavers {
-            self.workers.remove(&id);
-            actions.push(Action::Release(id, reason));
+            self.release(id, reason, actions);
         }
     }
 

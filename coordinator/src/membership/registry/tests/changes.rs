@@ -327,3 +327,16 @@ fn a_checkpoint_that_nobody_can_load_ends_the_run() {
     let failure = Failure { text: "it is damaged".into(), blame: Blame::Input };
     assert_eq!(end(&run.step(Event::Failed(WorkerId(2), failure))).0, Outcome::BadInput);
 }
+
+#[test]
+fn who_was_lost_or_has_left_comes_back_as_another_only() {
+    let mut run = Run::train(1, 3);
+    run.lost(0);
+    run.join(3);
+    run.leaving(3);
+    for id in [0, 3] {
+        let refused = run.join(id);
+        assert!(matches!(&refused[..], [Action::Refuse(_, reason)] if reason.contains("as a new worker")));
+    }
+    assert_eq!(run.join(4), [Action::Admit(WorkerId(4))]);
+}
