@@ -174,9 +174,19 @@ mod tests {
     use crate::protocol::Place;
 
     fn ledger() -> Ledger {
-        let place =
-            |worker| Place { worker: WorkerId(worker), address: String::new(), micro_batches: Vec::new() };
-        Ledger::new(3, Formation { generation: 2, step: 0, places: vec![place(5), place(8)] })
+        Ledger::new(3, formation(2, 0))
+    }
+
+    /// A ring of workers 5 and 8, that are to compute 0 and 1, and 2; in the first step 1, and 0 and 2.
+    fn formation(generation: u64, step: u64) -> Formation {
+        let place = |worker, micro_batches, first| Place {
+            worker: WorkerId(worker),
+            address: String::new(),
+            micro_batches,
+            first,
+        };
+        let places = vec![place(5, vec![0, 1], vec![1]), place(8, vec![2], vec![0, 2])];
+        Formation { generation, step, source: None, places }
     }
 
     /// From the worker that has the rank.
@@ -265,6 +275,54 @@ mod tests {
         assert!(ledger.open.is_empty());
         tell(&mut ledger, report(0, 9, &[0, 1])).unwrap();
         assert!(tell(&mut ledger, report(1, 9, &[2])).unwrap().is_some(), "it would have disagreed");
+    }
+
+    #[test]
+    fn what_only_some_could_report_is_settled_when_the_next_ring_starts_from_it() {
+        let mut ledger = ledger();
+        tell(&mut ledger, report(0, 9, &[1])).unwrap();
+        tell(&mut ledger, StepReport { step: 2, ..report(0, 10, &[0, 1]) }).unwrap();
+        let (next, records) = ledger.reformed(formation(3, 2)).unwrap();
+        let done: Vec<(u64, u64, Vec<Vec<u32>>)> = records
+            .iter()
+            .map(|record| {
+                let shares = record.ranks.iter().map(|rank| rank.micro_batches.clone()).collect();
+                (record.step, record.generation, shares)
+            })
+            .collect();
+        assert_eq!(done, [(1, 2, vec![vec![1], vec![0, 2]]), (2, 2, vec![vec![0, 1], vec![2]])]);
+        assert_eq!(records[1].state_hash, "000000000000000a");
+        assert!(next.open.is_empty() && next.settled == 2);
+    }
+
+    #[test]
+    fn what_will_be_done_again_is_forgotten() {
+        let mut ledger = ledger();
+        tell(&mut ledger, report(0, 9, &[1])).unwrap();
+        tell(&mut ledger, StepReport { step: 2, ..report(0, 10, &[0, 1]) }).unwrap();
+        let (mut next, records) = ledger.reformed(formation(3, 1)).unwrap();
+        assert_eq!(records.iter().map(|record| record.step).collect::<Vec<_>>(), [1]);
+        assert!(next.open.is_empty());
+        let again = |rank, share: &[u32]| StepReport { generation: 3, step: 2, ..report(rank, 10, share) };
+        assert_eq!(tell(&mut next, again(0, &[1])), Ok(None));
+        let record = tell(&mut next, again(1, &[0, 2])).unwrap().unwrap();
+        assert_eq!((record.step, record.generation), (2, 3), "the old report is none of its own");
+    }
+
+    #[test]
+    fn what_was_recorded_is_not_settled_again() {
+        let mut ledger = ledger();
+        tell(&mut ledger, report(0, 9, &[1])).unwrap();
+        assert!(tell(&mut ledger, report(1, 9, &[0, 2])).unwrap().is_some());
+        assert_eq!(ledger.reformed(formation(3, 1)).unwrap().1, []);
+    }
+
+    #[test]
+    fn what_some_reported_must_fit_what_the_others_were_assigned() {
+        let mut ledger = ledger();
+        tell(&mut ledger, report(0, 9, &[0, 1])).unwrap();
+        let error = ledger.reformed(formation(3, 1)).unwrap_err();
+        assert_eq!(error, Disagreement::Coverage { step: 1, index: 0, times: 2 });
     }
 
     #[test]

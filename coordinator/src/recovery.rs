@@ -42,6 +42,11 @@ impl Recovery {
         self.started = Some(now);
     }
 
+    /// Whether a ring has started since: only then is a step that is committed its first, and none of the ring before.
+    pub fn has_started(&self) -> bool {
+        self.started.is_some()
+    }
+
     /// It has committed its first step: what all this took.
     pub fn end(self, now: Instant, first: &StepRecord) -> Event {
         let ms = |from: Instant, to: Instant| (to - from).as_secs_f64() * 1e3;
@@ -59,5 +64,75 @@ impl Recovery {
             transfer_ms: transfer * 1e3,
             step_ms: (ms(started, now) - transfer * 1e3).max(0.0),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::event::RankRecord;
+
+    fn step(transfers: &[f64]) -> StepRecord {
+        let rank = |(rank, seconds): (usize, &f64)| RankRecord {
+            rank: rank as u32,
+            worker: rank as u64,
+            micro_batches: Vec::new(),
+            tx_bytes: 0,
+            rx_bytes: 0,
+            seconds: BTreeMap::from([(TRANSFER.to_owned(), *seconds)]),
+        };
+        StepRecord {
+            step: 8,
+            loss: 1.0,
+            grad_norm: 1.0,
+            lr: 1.0,
+            state_hash: String::new(),
+            tokens: 1,
+            wide_blocks: 0,
+            world_size: transfers.len() as u32,
+            generation: 3,
+            ranks: transfers.iter().enumerate().map(rank).collect(),
+        }
+    }
+
+    #[test]
+    fn each_phase_has_its_time_and_a_second_break_adds_to_the_first() {
+        let zero = Instant::now();
+        let at = |ms| zero + Duration::from_millis(ms);
+        let mut recovery = Recovery::begin(at(0), "worker 2 was lost");
+        recovery.form(at(10));
+        recovery.start(at(20));
+        recovery.again("worker 3 was lost");
+        assert!(!recovery.has_started(), "a step of the ring before is not its first");
+        recovery.form(at(50));
+        recovery.start(at(90));
+        assert!(recovery.has_started());
+        let event = recovery.end(at(390), &step(&[0.0, 0.25]));
+        let want = Event::Recovered {
+            generation: 3,
+            world_size: 2,
+            step: 8,
+            reason: "worker 2 was lost; worker 3 was lost".to_owned(),
+            hold_ms: 50.0,
+            form_ms: 40.0,
+            transfer_ms: 250.0,
+            step_ms: 50.0,
+        };
+        assert_eq!(event, want);
+    }
+
+    #[test]
+    fn a_transfer_that_is_said_to_take_longer_than_the_step_leaves_none_for_it() {
+        let zero = Instant::now();
+        let mut recovery = Recovery::begin(zero, "it broke");
+        recovery.form(zero);
+        recovery.start(zero);
+        let Event::Recovered { step_ms, .. } = recovery.end(zero, &step(&[9.0])) else {
+            panic!("not recovered")
+        };
+        assert!(step_ms.abs() < f64::EPSILON);
     }
 }

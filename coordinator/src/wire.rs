@@ -13,7 +13,7 @@ use rkyv::util::AlignedVec;
 use rkyv::{Archive, Deserialize, Serialize};
 
 /// Of the messages and their meaning. Equal versions only: a run is one binary.
-pub const VERSION: u16 = 1;
+pub const VERSION: u16 = 2;
 /// Of a message's archive.
 pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
 /// Of the header.
@@ -108,18 +108,22 @@ mod tests {
 
     use super::*;
     use crate::ids::WorkerId;
-    use crate::protocol::{Formation, FromCoordinator, FromWorker, Place, StepReport};
+    use crate::protocol::{
+        Blame, Break, Failure, Formation, FromCoordinator, FromWorker, Holding, Place, StepReport,
+    };
 
     fn form() -> FromCoordinator {
-        let place = |worker, micro_batches| Place {
+        let place = |worker, micro_batches, first| Place {
             worker: WorkerId(worker),
             address: format!("127.0.0.1:{worker}"),
             micro_batches,
+            first,
         };
         FromCoordinator::Form(Formation {
             generation: 3,
             step: 9,
-            places: vec![place(0, vec![0, 1]), place(4, vec![2])],
+            source: Some(1),
+            places: vec![place(0, vec![0, 1], vec![1]), place(4, vec![2], vec![0, 2])],
         })
     }
 
@@ -147,8 +151,30 @@ mod tests {
 
     #[test]
     fn the_bytes_of_messages_are_pinned() {
-        assert_eq!(golden(&encode(&form()).unwrap()), "2d75ec73bc76de76");
-        assert_eq!(golden(&encode(&report()).unwrap()), "fba4254a50902e08");
+        assert_eq!(golden(&encode(&form()).unwrap()), "ae25e2d412d344ec");
+        assert_eq!(golden(&encode(&report()).unwrap()), "505c3e3e73a31c4f");
+        let reason = || "a reason".to_owned();
+        let holding = Holding { step: Some(8), done: vec![3, 5], running: Some(6) };
+        let broken = Break { generation: 4, lost_rank: Some(2), text: reason() };
+        let from_worker = [
+            (FromWorker::Ready { step: None }, "9492dab162f22baf"),
+            (FromWorker::Ready { step: Some(7) }, "17dc1e59f945f47a"),
+            (FromWorker::Held { generation: 4, holding }, "8d6e4bfe4045e405"),
+            (FromWorker::Broken(broken), "ce5a8f6368308261"),
+            (FromWorker::Leaving { reason: reason() }, "60eeb0eba05e4785"),
+            (FromWorker::Failed(Failure { text: reason(), blame: Blame::Worker }), "908a113a165be7ec"),
+        ];
+        for (message, bytes) in from_worker {
+            assert_eq!(golden(&encode(&message).unwrap()), bytes, "{message:?}");
+        }
+        let from_coordinator = [
+            (FromCoordinator::Recall { generation: 4, reason: reason() }, "0c5471e86d3458d8"),
+            (FromCoordinator::Restore { up_to: 6 }, "c336628173fcb4bd"),
+            (FromCoordinator::Released { reason: reason() }, "2f06066db2634c54"),
+        ];
+        for (message, bytes) in from_coordinator {
+            assert_eq!(golden(&encode(&message).unwrap()), bytes, "{message:?}");
+        }
     }
 
     #[test]
@@ -163,13 +189,13 @@ mod tests {
     fn another_version_is_named() {
         let error = decode_header([b'M', b'K', 9, 0, 1, 0, 0, 0]).unwrap_err();
         assert_eq!(error, WireError::Version { theirs: 9 });
-        assert!(error.to_string().contains("version 9") && error.to_string().contains("version 1"));
+        assert!(error.to_string().contains("version 9") && error.to_string().contains("version 2"));
     }
 
     #[test]
     fn what_is_too_long_is_refused_before_it_is_read() {
         assert_eq!(
-            decode_header([b'M', b'K', 1, 0, 1, 0, 16, 0]),
+            decode_header([b'M', b'K', 2, 0, 1, 0, 16, 0]),
             Err(WireError::TooLong(MESSAGE_BYTES_MAX + 1))
         );
         assert_eq!(decode_header(*b"GET / HT"), Err(WireError::Magic(*b"GE")));

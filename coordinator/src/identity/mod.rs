@@ -13,9 +13,9 @@ pub use self::tls::{client_config, enroll_config, peer_name, server_config};
 pub use self::token::{JoinToken, TokenError};
 
 /// ALPN of admitted workers.
-pub const CONTROL_ALPN: &[u8] = b"mattock-control/1";
+pub const CONTROL_ALPN: &[u8] = b"mattock-control/2";
 /// ALPN of those who ask for a certificate.
-pub const ENROLL_ALPN: &[u8] = b"mattock-enroll/1";
+pub const ENROLL_ALPN: &[u8] = b"mattock-enroll/2";
 /// The coordinator's DNS name in its certificate.
 pub const COORDINATOR_NAME: &str = "coordinator.mattock";
 

@@ -126,8 +126,14 @@ mod tests {
             worker: WorkerId(worker),
             address: String::new(),
             micro_batches: Vec::new(),
+            first: Vec::new(),
         };
-        FromCoordinator::Form(Formation { generation, step: 0, places: workers.iter().map(place).collect() })
+        let places = workers.iter().map(place).collect();
+        FromCoordinator::Form(Formation { generation, step: 0, source: None, places })
+    }
+
+    fn recall(generation: u64) -> FromCoordinator {
+        FromCoordinator::Recall { generation, reason: "it broke".into() }
     }
 
     #[test]
@@ -154,6 +160,41 @@ mod tests {
         let mut member = Member::new(WorkerId(7));
         assert_eq!(member.receive(form(1, &[1, 2])), None);
         assert_eq!(member.generation(), None);
+    }
+
+    #[test]
+    fn a_ring_is_recalled_once_and_then_not_started() {
+        let mut member = Member::new(WorkerId(7));
+        assert_eq!(member.receive(recall(1)), None, "it is in no ring");
+        member.receive(form(2, &[7]));
+        assert_eq!(member.receive(recall(1)), None);
+        assert_eq!(member.receive(recall(3)), None);
+        let instruction = Instruction::Recall { generation: 2, reason: "it broke".into() };
+        assert_eq!(member.receive(recall(2)), Some(instruction));
+        assert_eq!(member.receive(recall(2)), None);
+        assert_eq!(member.receive(FromCoordinator::Start { generation: 2 }), None);
+        assert!(matches!(member.receive(form(3, &[7])), Some(Instruction::Link { .. })));
+        assert!(matches!(
+            member.receive(FromCoordinator::Start { generation: 3 }),
+            Some(Instruction::Train(_))
+        ));
+        assert!(matches!(member.receive(recall(3)), Some(Instruction::Recall { generation: 3, .. })));
+    }
+
+    #[test]
+    fn who_was_released_is_told_nothing_more() {
+        let mut member = Member::new(WorkerId(7));
+        let released = FromCoordinator::Released { reason: "told to".into() };
+        assert_eq!(member.receive(released), Some(Instruction::Leave { reason: "told to".into() }));
+        assert_eq!(member.receive(form(9, &[7])), None);
+    }
+
+    #[test]
+    fn a_stop_and_a_restore_always_mean_something() {
+        let mut member = Member::new(WorkerId(7));
+        assert_eq!(member.receive(FromCoordinator::Stop), Some(Instruction::Stop));
+        let restore = FromCoordinator::Restore { up_to: 4 };
+        assert_eq!(member.receive(restore), Some(Instruction::Restore { up_to: 4 }));
     }
 
     #[test]

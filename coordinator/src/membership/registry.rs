@@ -12,7 +12,7 @@
 //! another already changes, and so that exactly what is missing is handed out.
 //!
 //! Who answers a recall is alive, whatever its neighbours say of it. Who was called lost and does not answer soon is
-//! lost; who was not is given the timeout.
+//! lost; who was not is given the timeout, whatever else is heard of it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -38,8 +38,8 @@ enum Standing {
     Free(Holding),
     /// It is in the ring.
     Member,
-    /// It was in the ring that is recalled, and has to say what it holds, until then if it was called lost.
-    Recalled { until: Option<Instant> },
+    /// It was in the ring that is recalled, and has to say what it holds, until then at the latest.
+    Recalled { until: Instant },
 }
 
 #[derive(Debug, Clone)]
@@ -48,6 +48,8 @@ struct Worker {
     heard: Instant,
     standing: Standing,
     finish: Option<Finish>,
+    /// How it was lost after it was done, if it was.
+    gone: Option<String>,
     /// Why it leaves, if it does.
     leaving: Option<String>,
 }
@@ -57,6 +59,15 @@ impl Worker {
         match &self.standing {
             Standing::Free(holding) => Some(holding),
             _ => None,
+        }
+    }
+
+    /// Whether it has the run's state, or is about to get it.
+    fn has_state(&self) -> bool {
+        match &self.standing {
+            Standing::Loading => false,
+            Standing::Free(holding) => holding.step.is_some(),
+            Standing::Member | Standing::Recalled { .. } => true,
         }
     }
 }
@@ -86,6 +97,8 @@ pub struct Registry {
     breaks: u32,
     /// Of the workers that were let in.
     fingerprint: Option<String>,
+    /// Who was lost or has left: out for good, whoever comes with that name.
+    out: BTreeSet<WorkerId>,
     /// The last that was lost, and why.
     last_lost: Option<(WorkerId, String)>,
     /// How a process ended in whose place no other comes.
@@ -107,6 +120,7 @@ impl Registry {
             stale: None,
             breaks: 0,
             fingerprint: None,
+            out: BTreeSet::new(),
             last_lost: None,
             abandoned: None,
             stop: false,
@@ -133,7 +147,7 @@ impl Registry {
         let awaited = self.workers.values().filter(|worker| worker.finish.is_none());
         let silent = awaited.map(|worker| worker.heard + self.config.timeout);
         let heard_out = self.workers.values().filter_map(|worker| match worker.standing {
-            Standing::Recalled { until } => until,
+            Standing::Recalled { until } => Some(until),
             _ => None,
         });
         silent.chain(heard_out).min().filter(|_| self.phase != Phase::Ended)
@@ -195,7 +209,7 @@ impl Registry {
             Event::Failed(id, failure) => self.fail(id, &failure, actions),
             Event::Leaving(id, reason) => self.leave(id, reason, actions),
             Event::Lost(id, cause) => self.lose(id, &cause, actions),
-            Event::Abandoned { cause, bad_input: true } => {
+            Event::Abandoned { cause, bad_input: true } if !self.is_under_way() => {
                 let reason = format!("a worker ended before it joined: {cause}");
                 self.end(Outcome::BadInput, &reason, actions);
             }
@@ -211,6 +225,11 @@ impl Registry {
         }
     }
 
+    /// Whether somebody has the run's state.
+    fn is_under_way(&self) -> bool {
+        self.generation > 0 && self.workers.values().any(Worker::has_state)
+    }
+
     fn is_member(&self, id: WorkerId) -> bool {
         self.workers.get(&id).is_some_and(|worker| worker.standing == Standing::Member)
     }
@@ -219,18 +238,22 @@ impl Registry {
         if self.workers.contains_key(&id) {
             return;
         }
-        if let Some(reason) = self.objection(&candidate) {
+        if let Some(reason) = self.objection(id, &candidate) {
             actions.push(Action::Refuse(id, reason));
             return;
         }
         self.fingerprint.get_or_insert_with(|| candidate.fingerprint.clone());
         let (heard, standing) = (self.now, Standing::Loading);
-        self.workers.insert(id, Worker { candidate, heard, standing, finish: None, leaving: None });
+        let worker = Worker { candidate, heard, standing, finish: None, gone: None, leaving: None };
+        self.workers.insert(id, worker);
         actions.push(Action::Admit(id));
     }
 
     /// Why a worker may not take part, if so.
-    fn objection(&self, candidate: &Candidate) -> Option<String> {
+    fn objection(&self, id: WorkerId, candidate: &Candidate) -> Option<String> {
+        if self.out.contains(&id) {
+            return Some(format!("{id} was lost, or has left, and others do its part: join as a new worker"));
+        }
         let limit = self.config.max_workers;
         if self.workers.len() >= limit as usize {
             return Some(format!("the run has its {limit} workers: raise [elastic] max_workers"));
@@ -251,16 +274,19 @@ impl Registry {
         let stays = |(other, worker): &(&WorkerId, &Worker)| **other != id && worker.leaving.is_none();
         let left = self.workers.iter().filter(stays).count();
         let Some(worker) = self.workers.get_mut(&id) else { return };
-        match worker.standing {
-            Standing::Loading | Standing::Free(_) => {
-                self.workers.remove(&id);
-                actions.push(Action::Release(id, reason));
-            }
-            Standing::Member | Standing::Recalled { .. } if left < self.config.min_workers as usize => {
-                self.request_stop(actions);
-            }
-            Standing::Member | Standing::Recalled { .. } => worker.leaving = Some(reason),
+        if self.generation == 0 || !worker.has_state() {
+            self.release(id, reason, actions);
+        } else if left < self.config.min_workers as usize {
+            self.request_stop(actions);
+        } else {
+            worker.leaving = Some(reason);
         }
+    }
+
+    fn release(&mut self, id: WorkerId, reason: String, actions: &mut Vec<Action>) {
+        self.workers.remove(&id);
+        self.out.insert(id);
+        actions.push(Action::Release(id, reason));
     }
 
     fn request_stop(&mut self, actions: &mut Vec<Action>) {
@@ -281,14 +307,30 @@ impl Registry {
 
     fn break_ring(&mut self, id: WorkerId, broken: Break) {
         self.hear(id);
-        if broken.generation != self.generation || !self.is_member(id) {
+        let places = self.formation.iter().flat_map(|formation| &formation.places);
+        let workers: Vec<WorkerId> = places.map(|place| place.worker).collect();
+        if broken.generation != self.generation || !workers.contains(&id) || !self.workers.contains_key(&id) {
             return;
         }
-        let places = self.formation.iter().flat_map(|formation| &formation.places);
-        let lost = broken.lost_rank.and_then(|rank| places.map(|place| place.worker).nth(rank as usize));
+        let lost = broken.lost_rank.and_then(|rank| workers.get(rank as usize).copied());
         let accused = lost.filter(|&lost| lost != id);
-        let reason = format!("{id}: {}", broken.text);
-        self.stale.get_or_insert(Stale { reason, broken_by: Some(id), accused });
+        if self.is_member(id) {
+            let reason = format!("{id}: {}", broken.text);
+            self.stale.get_or_insert(Stale { reason, broken_by: Some(id), accused });
+        } else if self.phase == Phase::Recalling {
+            // Another was quicker to call the ring broken, but may have called somebody lost who only gave it up too.
+            accused.into_iter().for_each(|accused| self.hear_out(accused));
+        }
+    }
+
+    /// Who was called lost, and has yet to answer, must do so soon.
+    fn hear_out(&mut self, accused: WorkerId) {
+        let hearing = self.now + (self.config.timeout / HEARING).max(HEARING_MIN);
+        if let Some(Standing::Recalled { until }) =
+            self.workers.get_mut(&accused).map(|worker| &mut worker.standing)
+        {
+            *until = hearing.min(*until);
+        }
     }
 
     /// A worker says that it cannot go on.
@@ -296,10 +338,12 @@ impl Registry {
         if !self.workers.contains_key(&id) {
             return;
         }
+        // Where others have a state, and train, it is not the run's input that is at fault.
+        let joins = self.workers.get(&id).is_some_and(|worker| !worker.has_state()) && self.is_under_way();
         let outcome = match failure.blame {
-            Blame::Input => Outcome::BadInput,
+            Blame::Input if !joins => Outcome::BadInput,
             Blame::Run => Outcome::Failed,
-            Blame::Worker => {
+            Blame::Input | Blame::Worker => {
                 self.lose(id, &failure.text, actions);
                 return;
             }
@@ -317,23 +361,26 @@ impl Registry {
             self.lose(id, &format!("nothing was heard of it for {timeout:?}"), actions);
         }
         let is_late = |worker: &Worker| match worker.standing {
-            Standing::Recalled { until: Some(until) } => self.now >= until,
+            Standing::Recalled { until } => self.now >= until,
             _ => false,
         };
         let late: Vec<WorkerId> =
             self.workers.iter().filter(|(_, worker)| is_late(worker)).map(|(id, _)| *id).collect();
         for id in late {
-            self.lose(id, "a neighbour called it lost, and it did not answer", actions);
+            self.lose(id, "it did not say in time what it holds of the ring that was recalled", actions);
         }
     }
 
     /// A worker is gone; unless it was done, the ring goes on without it.
     fn lose(&mut self, id: WorkerId, cause: &str, actions: &mut Vec<Action>) {
-        if self.workers.get(&id).is_none_or(|worker| worker.finish.is_some()) {
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        if worker.finish.is_some() {
+            worker.gone.get_or_insert_with(|| cause.to_owned());
             return;
         }
         let member = self.is_member(id);
         self.workers.remove(&id);
+        self.out.insert(id);
         if member {
             self.stale = Some(Stale { reason: format!("{id} was lost: {cause}"), ..Stale::default() });
         }
@@ -405,8 +452,7 @@ impl Registry {
         let leavers: Vec<(WorkerId, String)> =
             self.workers.iter().filter_map(|(id, worker)| Some((*id, leaves(worker)?))).collect();
         for (id, reason) in leavers {
-            self.workers.remove(&id);
-            actions.push(Action::Release(id, reason));
+            self.release(id, reason, actions);
         }
     }
 
@@ -425,16 +471,19 @@ impl Registry {
             self.stale.take().unwrap_or_else(|| self.coming_and_going());
         self.breaks += u32::from(broken_by.is_some());
         self.phase = Phase::Recalling;
-        let hearing = self.now + (self.config.timeout / HEARING).max(HEARING_MIN);
+        self.bury(actions);
         let mut members = Vec::new();
         for (id, worker) in &mut self.workers {
             if worker.standing == Standing::Member {
-                let until = accused.filter(|lost| lost == id).map(|_| hearing);
-                worker.standing = Standing::Recalled { until };
-                worker.finish = None;
+                worker.standing = Standing::Recalled { until: self.now + self.config.timeout };
+                if worker.finish.take().is_some() {
+                    // Until now it could be silent.
+                    worker.heard = self.now;
+                }
                 members.push(*id);
             }
         }
+        accused.into_iter().for_each(|accused| self.hear_out(accused));
         actions.push(Action::Recall { generation: self.generation, members, reason: reason.clone() });
         if let Some(id) = accused.or(broken_by).filter(|_| self.breaks > BREAKS_MAX) {
             self.breaks = 0;
@@ -442,6 +491,17 @@ impl Registry {
             self.lose(id, &cause, actions);
         }
         self.close_recall(actions);
+    }
+
+    /// Who was lost when it was done was not missed; now that the ring is recalled, it is.
+    fn bury(&mut self, actions: &mut Vec<Action>) {
+        let gone: Vec<(WorkerId, String)> =
+            self.workers.iter().filter_map(|(id, worker)| Some((*id, worker.gone.clone()?))).collect();
+        for (id, cause) in gone {
+            self.workers.entry(id).and_modify(|worker| worker.finish = None);
+            self.lose(id, &cause, actions);
+        }
+        self.stale = None;
     }
 
     fn coming_and_going(&self) -> Stale {

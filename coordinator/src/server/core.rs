@@ -139,8 +139,7 @@ impl Core {
 
     async fn commit(&mut self, record: StepRecord) {
         self.step = record.step;
-        let first = self.registry.formation().is_some_and(|ring| ring.generation == record.generation);
-        let recovery = self.recovery.take_if(|_| first);
+        let recovery = self.recovery.take_if(|recovery| recovery.has_started());
         let recovered = recovery.map(|recovery| recovery.end(Instant::now(), &record));
         self.emit(Event::Step(record)).await;
         if let Some(recovered) = recovered {

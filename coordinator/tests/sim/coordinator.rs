@@ -1,22 +1,28 @@
-//! What coordinator/src/server.rs does, without sockets: messages become events of the real registry, reports go to
+//! What coordinator/src/server/core.rs does, without sockets: messages become events of the real registry, reports go to
 //! the real ledger, decisions become messages.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use mattock_coordinator::event::StepRecord;
 use mattock_coordinator::membership::{Action, Candidate, Config, Event, Outcome, Phase, Registry};
-use mattock_coordinator::protocol::{Failure, Formation, FromCoordinator, FromWorker, StepReport};
+use mattock_coordinator::protocol::{
+    Blame, Failure, Formation, FromCoordinator, FromWorker, Holding, StepReport,
+};
 use mattock_coordinator::{Ledger, WorkerId};
 
-use crate::facts::{Fact, Setup};
+use crate::facts::{Cause, Fact, Setup};
 use crate::network::Parcel;
 use crate::sabotage::Sabotage;
 use crate::seeds::trace;
 use crate::sim::{Happening, Sim};
 use crate::swarm::TIMEOUT;
+use crate::worker::Status;
 
 /// How long the coordinator waits for workers to leave, after the end.
 const FAREWELL: Duration = Duration::from_secs(2);
+/// Processes in a row that one place may lose without a step.
+const FRUITLESS_MAX: u32 = 3;
 
 /// The coordinator's process.
 #[derive(Debug)]
@@ -25,7 +31,9 @@ pub(crate) struct Coordinator {
     pub(crate) end: Option<(Outcome, String)>,
     ledger: Option<Ledger>,
     /// Who is connected.
-    links: BTreeMap<WorkerId, ()>,
+    pub(crate) links: BTreeSet<WorkerId>,
+    /// The newest step that is recorded.
+    step: u64,
     /// When the timer fires.
     timer: Option<Duration>,
 }
@@ -35,12 +43,13 @@ impl Coordinator {
         let config = Config {
             micro_batches: setup.micro_batches,
             expected: setup.expected,
+            min_workers: setup.min_workers,
             max_workers: setup.max_workers,
             timeout: TIMEOUT,
             mixed: setup.mixed,
         };
         let registry = Registry::new(config, origin);
-        Self { registry, end: None, ledger: None, links: BTreeMap::new(), timer: None }
+        Self { registry, end: None, ledger: None, links: BTreeSet::new(), step: 0, timer: None }
     }
 }
 
@@ -48,69 +57,100 @@ impl Sim {
     /// A parcel of a worker arrives.
     pub(crate) fn coordinator_receives(&mut self, worker: WorkerId) {
         let Some(parcel) = self.network.next_up(worker) else { return };
-        let event = match parcel {
+        match parcel {
             Parcel::Gone(cause) => {
                 self.coordinator.links.remove(&worker);
-                Some(Event::Lost(worker, cause.to_owned()))
+                self.decide(Event::Lost(worker, cause.to_owned()));
             }
             Parcel::Message(message) => self.absorb(worker, message),
-        };
-        if let Some(event) = event {
-            self.decide(event);
         }
     }
 
     /// From a message to what it means for membership.
-    pub(crate) fn absorb(&mut self, worker: WorkerId, message: FromWorker) -> Option<Event> {
-        Some(match message {
-            FromWorker::Hello(about) if !self.coordinator.links.contains_key(&worker) => {
-                self.coordinator.links.insert(worker, ());
+    fn absorb(&mut self, worker: WorkerId, message: FromWorker) {
+        let linked = self.coordinator.links.contains(&worker);
+        if let FromWorker::Hello(about) = message {
+            if self.coordinator.links.insert(worker) {
                 let (address, fingerprint) = (about.address, about.fingerprint);
-                Event::Joined(worker, Candidate { address, fingerprint })
+                self.decide(Event::Joined(worker, Candidate { address, fingerprint }));
             }
+            return;
+        }
+        // What is left in the queue of a worker that was sent away.
+        if !linked && self.sabotage != Some(Sabotage::NoFence) {
+            return;
+        }
+        let event = match message {
+            FromWorker::Step(report) => return self.record(worker, report),
             FromWorker::Ready { step } => Event::Ready(worker, step),
             FromWorker::Linked { generation } => Event::Linked(worker, generation),
+            FromWorker::Held { generation, holding } => Event::Held(worker, generation, holding),
+            FromWorker::Broken(broken) => Event::Broken(worker, broken),
+            FromWorker::Leaving { reason } => Event::Leaving(worker, reason),
             FromWorker::Finished(finish) => Event::Finished(worker, finish),
             FromWorker::Failed(failure) => Event::Failed(worker, failure),
-            FromWorker::Step(report) => self.record(worker, report),
             FromWorker::Hello(_)
             | FromWorker::Checkpoint { .. }
             | FromWorker::Notice { .. }
             | FromWorker::Heartbeat => Event::Heard(worker),
-        })
+        };
+        self.decide(event);
     }
 
-    fn record(&mut self, worker: WorkerId, report: StepReport) -> Event {
+    fn record(&mut self, worker: WorkerId, report: StepReport) {
+        self.decide(Event::Heard(worker));
+        let ring = self.coordinator.registry.formation();
+        if ring.is_none_or(|ring| ring.generation != report.generation) {
+            return;
+        }
+        self.observe(&Fact::Counted(worker, &report));
         let recorded =
             self.coordinator.ledger.as_mut().map_or(Ok(None), |ledger| ledger.report(worker, report));
         match recorded {
-            Ok(Some(mut record)) => {
-                trace(|| format!("{:?} step {} is recorded", self.now, record.step));
-                if self.sabotage == Some(Sabotage::WrongRecord) {
-                    record.state_hash = "0000000000000000".to_owned();
-                }
-                self.observe(&Fact::Recorded(&record));
-                if self.sabotage == Some(Sabotage::DoubleRecord) {
-                    self.observe(&Fact::Recorded(&record));
-                }
-                Event::Heard(worker)
+            Ok(Some(record)) => {
+                self.commit(record);
+                self.decide(Event::Stepped);
             }
-            Ok(None) => Event::Heard(worker),
+            Ok(None) => {}
             Err(disagreement) => {
-                let failure = Failure { text: disagreement.to_string(), bad_input: false, lost_rank: None };
-                Event::Failed(worker, failure)
+                let (text, blame) = (disagreement.to_string(), Blame::Run);
+                self.decide(Event::Failed(worker, Failure { text, blame }));
             }
         }
     }
 
-    /// The launcher tells of a process that has ended.
-    pub(crate) fn launcher_notices(&mut self, worker: WorkerId) {
-        let cause = format!("its process {} ended", worker.0);
-        let bad_input = self.worker(worker).bad_input();
-        self.decide(match self.coordinator.links.contains_key(&worker) {
-            true => Event::Lost(worker, cause),
-            false => Event::Abandoned { cause, bad_input },
-        });
+    fn commit(&mut self, mut record: StepRecord) {
+        trace(|| format!("{:?} step {} is recorded", self.now, record.step));
+        self.coordinator.step = record.step;
+        if self.sabotage == Some(Sabotage::WrongRecord) {
+            record.state_hash = "0000000000000000".to_owned();
+        }
+        self.observe(&Fact::Recorded(&record));
+        if self.sabotage == Some(Sabotage::DoubleRecord) {
+            self.observe(&Fact::Recorded(&record));
+        }
+    }
+
+    /// The launcher tells of a process that has ended, and starts another in its place, as src/launch/slots.rs says.
+    pub(crate) fn launcher_notices(&mut self, id: WorkerId) {
+        let worker = self.worker(id);
+        let (fingerprint, fruitless) = (worker.fingerprint, worker.fruitless + 1);
+        let (success, bad_input) =
+            (worker.status == Some(Status::Success), worker.status == Some(Status::BadInput));
+        let over = self.phase() == Phase::Ended;
+        let replaced = self.respawn && !over && !success && !bad_input && fruitless <= FRUITLESS_MAX;
+        let cause = format!("its process {} ended", id.0);
+        let linked = self.coordinator.links.contains(&id);
+        if linked {
+            self.decide(Event::Lost(id, cause.clone()));
+        }
+        if replaced {
+            let next = self.boot(fingerprint, true);
+            self.worker(next).fruitless = fruitless;
+        } else if !over {
+            self.cause(Cause::Abandoned);
+            self.decide(Event::Abandoned { cause, bad_input: bad_input && !linked });
+        }
     }
 
     pub(crate) fn coordinator_ticks(&mut self) {
@@ -141,6 +181,9 @@ impl Sim {
     pub(crate) fn decide(&mut self, event: Event) {
         let mut actions = Vec::new();
         self.coordinator.registry.step(self.origin + self.now, event.clone(), &mut actions);
+        if self.sabotage == Some(Sabotage::EarlyRing) {
+            self.answer_for_others(&event, &mut actions);
+        }
         if let Some(sabotage) = self.sabotage {
             sabotage.tamper(&event, &mut actions, self.coordinator.end.is_some());
         }
@@ -157,18 +200,39 @@ impl Sim {
         self.set_timer();
     }
 
+    /// As if all had answered a recall when one has.
+    fn answer_for_others(&mut self, event: &Event, actions: &mut Vec<Action>) {
+        let Event::Held(_, generation, Holding { step, .. }) = event else { return };
+        let others: Vec<WorkerId> = self.coordinator.registry.workers().map(|(id, _)| id).collect();
+        for other in others {
+            let holding = Holding { step: *step, ..Holding::default() };
+            let held = Event::Held(other, *generation, holding);
+            self.coordinator.registry.step(self.origin + self.now, held, actions);
+        }
+    }
+
     fn execute(&mut self, action: Action) {
         match action {
             Action::Admit(worker) => {
+                let fingerprint = self.workers.get(&worker).map(|worker| worker.fingerprint);
+                self.fingerprint = self.fingerprint.or(fingerprint);
                 let (run, recipe, settings) = (String::new(), String::new(), String::new());
-                let welcome = FromCoordinator::Welcome { run, recipe, settings };
+                let under_way = self.coordinator.ledger.is_some();
+                let welcome = FromCoordinator::Welcome { run, recipe, settings, under_way };
                 self.send_down(worker, Parcel::Message(welcome));
             }
-            Action::Refuse(worker, reason) => {
-                self.send_down(worker, Parcel::Message(FromCoordinator::Refused { reason }));
-                self.send_down(worker, Parcel::Gone("dismissed"));
-                self.coordinator.links.remove(&worker);
+            Action::Refuse(worker, reason) => self.dismiss(worker, FromCoordinator::Refused { reason }),
+            Action::Lose(worker, reason) => self.dismiss(worker, FromCoordinator::End { reason }),
+            Action::Release(worker, reason) => self.dismiss(worker, FromCoordinator::Released { reason }),
+            Action::Recall { generation, members, reason } => {
+                let message = FromCoordinator::Recall { generation, reason };
+                members.into_iter().for_each(|worker| self.tell(worker, &message));
             }
+            Action::Restore(workers) => {
+                let message = FromCoordinator::Restore { up_to: self.coordinator.step };
+                workers.into_iter().for_each(|worker| self.tell(worker, &message));
+            }
+            Action::Wait { .. } => {}
             Action::Form(formation) => self.form(formation),
             Action::Start(formation) => {
                 self.tell_all(&FromCoordinator::Start { generation: formation.generation });
@@ -182,27 +246,60 @@ impl Sim {
         }
     }
 
+    /// Nothing that it says counts from here on.
+    fn dismiss(&mut self, worker: WorkerId, message: FromCoordinator) {
+        self.tell(worker, &message);
+        if self.coordinator.links.remove(&worker) {
+            self.send_down(worker, Parcel::Gone("dismissed"));
+        }
+    }
+
     fn form(&mut self, formation: Formation) {
-        self.coordinator.ledger = Some(Ledger::new(self.setup.micro_batches, formation.clone()));
-        let Some(sabotage) = self.sabotage else {
-            return self.tell_all(&FromCoordinator::Form(formation));
-        };
-        let members: Vec<WorkerId> = self.coordinator.links.keys().copied().collect();
+        let members: Vec<WorkerId> = self.coordinator.links.iter().copied().collect();
         for (index, worker) in members.into_iter().enumerate() {
-            let told = sabotage.told(index, formation.clone());
-            self.send_down(worker, Parcel::Message(FromCoordinator::Form(told)));
+            let told = match self.sabotage {
+                Some(sabotage) => sabotage.told(index, formation.clone()),
+                None => formation.clone(),
+            };
+            self.tell(worker, &FromCoordinator::Form(told));
+        }
+        let start = formation.step;
+        let next = match self.coordinator.ledger.take() {
+            Some(ledger) => ledger.reformed(formation),
+            None => Ok((Ledger::new(self.setup.micro_batches, formation), Vec::new())),
+        };
+        match next {
+            Ok((ledger, settled)) => {
+                self.coordinator.ledger = Some(ledger);
+                if self.sabotage != Some(Sabotage::ForgetsSteps) {
+                    settled.into_iter().for_each(|record| self.commit(record));
+                }
+                self.coordinator.step = start;
+            }
+            Err(disagreement) => {
+                let (text, blame) = (disagreement.to_string(), Blame::Run);
+                let any = self.coordinator.registry.workers().next().map(|(id, _)| id);
+                any.into_iter()
+                    .for_each(|id| self.decide(Event::Failed(id, Failure { text: text.clone(), blame })));
+            }
+        }
+    }
+
+    fn tell(&mut self, worker: WorkerId, message: &FromCoordinator) {
+        if self.coordinator.links.contains(&worker) {
+            self.send_down(worker, Parcel::Message(message.clone()));
         }
     }
 
     fn tell_all(&mut self, message: &FromCoordinator) {
-        let linked: Vec<WorkerId> = self.coordinator.links.keys().copied().collect();
-        linked.into_iter().for_each(|worker| self.send_down(worker, Parcel::Message(message.clone())));
+        let linked: Vec<WorkerId> = self.coordinator.links.iter().copied().collect();
+        linked.into_iter().for_each(|worker| self.tell(worker, message));
     }
 
     /// Who has not left by now is left behind.
     pub(crate) fn coordinator_dismisses(&mut self) {
         debug_assert_eq!(self.phase(), Phase::Ended, "workers are dismissed at the end only");
-        let linked: Vec<WorkerId> = self.coordinator.links.keys().copied().collect();
+        let linked: Vec<WorkerId> = self.coordinator.links.iter().copied().collect();
         linked
             .into_iter()
             .for_each(|worker| self.send_down(worker, Parcel::Gone("the coordinator has left")));

@@ -1,17 +1,22 @@
 //! What the simulation sees happen, as plain facts that invariants are held against.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use mattock_coordinator::WorkerId;
 use mattock_coordinator::event::StepRecord;
 use mattock_coordinator::membership::{Action, Event, Instruction, Phase};
-use mattock_coordinator::protocol::StepReport;
+use mattock_coordinator::protocol::{Holding, StepReport};
+
+use crate::state::State;
 
 /// One run's figures.
 #[derive(Debug, Clone)]
 pub(crate) struct Setup {
     /// Workers that the run was told to wait for.
     pub(crate) expected: u32,
+    /// With fewer the run waits.
+    pub(crate) min_workers: u32,
     /// No more than this are admitted.
     pub(crate) max_workers: u32,
     /// M.
@@ -20,27 +25,35 @@ pub(crate) struct Setup {
     pub(crate) steps: u64,
     /// Steps that were done before.
     pub(crate) start: u64,
+    /// A checkpoint is written after each so many steps.
+    pub(crate) checkpoint_every: u64,
     /// Whether different fingerprints may train together.
     pub(crate) mixed: bool,
 }
 
 impl Setup {
-    /// Workers of the ring, if all goes well.
+    /// Workers of the first ring.
     pub(crate) fn quorum(&self) -> usize {
         self.expected.min(self.max_workers) as usize
     }
 }
 
-/// Why a run may end otherwise than by completing its steps.
+/// Why a run may end otherwise than by completing its steps, or lose a worker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Cause {
-    /// Something happened to this worker, or between it and others.
+    /// Something happened to this worker, or between it and others: it may be lost.
     Trouble(WorkerId),
+    /// A process has ended, and no other takes its place.
+    Abandoned,
+    /// This worker was told to leave.
+    Leave(WorkerId),
     /// The user wants to stop.
     Stop,
     /// The user's input is at fault.
     BadInput,
-    /// Anything else that no worker is to blame for as lost.
+    /// A state is not what it should be.
+    Corruption,
+    /// Anything else that ends a run.
     Failure,
 }
 
@@ -62,17 +75,52 @@ pub(crate) enum Fact<'a> {
     Instructed(WorkerId, &'a Instruction),
     /// A worker's links are up.
     Linked(WorkerId, u64),
+    /// A worker has answered the recall of this generation.
+    Told {
+        /// Who.
+        worker: WorkerId,
+        /// The ring's.
+        generation: u64,
+        /// What it said.
+        holding: &'a Holding,
+    },
+    /// A worker has got a state from another.
+    Received(WorkerId, State),
+    /// A worker begins the first step of a ring.
+    Entered {
+        /// Who.
+        worker: WorkerId,
+        /// The ring's.
+        generation: u64,
+        /// Steps done in its state.
+        step: u64,
+        /// What it has added up of the next.
+        kept: &'a BTreeSet<u32>,
+    },
+    /// A worker begins to compute a micro-batch.
+    Began {
+        /// Who.
+        worker: WorkerId,
+        /// Its ring.
+        generation: u64,
+        /// Which.
+        index: u32,
+    },
     /// A worker holds the total of a step, and writes its state.
     Committed {
         /// Who.
         worker: WorkerId,
         /// Its ring.
         generation: u64,
-        /// Steps done, this one included.
-        step: u64,
+        /// After the step.
+        state: State,
         /// How often each micro-batch was counted.
         counts: &'a [u32],
     },
+    /// A checkpoint is whole.
+    Saved(State),
+    /// The coordinator takes a report in.
+    Counted(WorkerId, &'a StepReport),
     /// A worker tells of a step.
     Reported(WorkerId, &'a StepReport),
     /// The ledger has the step.
@@ -81,7 +129,7 @@ pub(crate) enum Fact<'a> {
     Caused(Cause),
     /// From here on nothing goes wrong any more.
     FaultsStopped,
-    /// Three timeouts later.
+    /// Three timeouts, and the time that the work takes, later.
     TimeIsUp,
 }
 

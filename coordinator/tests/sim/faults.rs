@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use mattock_coordinator::WorkerId;
-use mattock_coordinator::membership::{Candidate, Event, Phase};
-use mattock_coordinator::protocol::{Failure, Finish, FromWorker, StepReport};
+use mattock_coordinator::membership::{Candidate, Event};
+use mattock_coordinator::protocol::{Blame, Break, Failure, Finish, FromWorker, Holding, StepReport};
 
 use crate::facts::Cause;
-use crate::network::Parcel;
+use crate::network::{Parcel, Way};
 use crate::seeds::trace;
 use crate::sim::{Happening, Sim};
+use crate::state::State;
 use crate::swarm::{Kind, TIMEOUT};
 use crate::worker::{Stage, Worker};
 
@@ -27,10 +28,11 @@ impl Sim {
         if self.calm {
             return;
         }
+        let start = self.serial(self.setup.start);
         let alive: Vec<WorkerId> = self
             .workers
             .values()
-            .filter(|worker| !worker.is_gone() && !worker.frozen && can_suffer(kind, worker))
+            .filter(|worker| !worker.is_gone() && !worker.frozen && can_suffer(kind, worker, start))
             .map(|worker| worker.id)
             .collect();
         let victim = self.rng.pick(&alive);
@@ -57,7 +59,11 @@ impl Sim {
     fn strike_worker(&mut self, kind: Kind, victim: WorkerId) {
         match kind {
             Kind::Kill => self.kill(victim),
-            Kind::Pause => self.pause(victim, PAUSE),
+            Kind::Pause => {
+                // Should a neighbour call it lost meanwhile, it cannot answer in time.
+                self.cause(Cause::Trouble(victim));
+                self.pause(victim, PAUSE);
+            }
             Kind::Silence => {
                 self.cause(Cause::Trouble(victim));
                 self.pause(victim, TIMEOUT + TIMEOUT / 8..=2 * TIMEOUT);
@@ -70,10 +76,29 @@ impl Sim {
                 self.cause(Cause::Trouble(victim));
                 self.disconnect(victim);
             }
-            Kind::Stall => self.stall(victim),
-            Kind::CutRing => {
-                let ends = self.cut_link(victim);
+            Kind::Stall => self.stall(victim, &[Way::Up, Way::Down]),
+            Kind::StallUp => self.stall(victim, &[Way::Up]),
+            Kind::StallDown => self.stall(victim, &[Way::Down]),
+            Kind::CutRing | Kind::CutRingOneWay | Kind::Partition => {
+                let ends = self.cut_link(victim, kind == Kind::CutRingOneWay);
                 ends.into_iter().flatten().for_each(|end| self.cause(Cause::Trouble(end)));
+                if kind == Kind::Partition {
+                    self.cuts.extend(ends.map(|[a, b]| (a, b)));
+                }
+            }
+            Kind::Deafen => {
+                self.cause(Cause::Trouble(victim));
+                self.worker(victim).deaf = true;
+            }
+            Kind::Leave => {
+                self.cause(Cause::Leave(victim));
+                let reason = "its host is needed".to_owned();
+                self.send_up(victim, Parcel::Message(FromWorker::Leaving { reason }));
+            }
+            Kind::Ill => {
+                self.cause(Cause::Trouble(victim));
+                let text = "the device is gone".to_owned();
+                self.worker(victim).ailing = Some(Failure { text, blame: Blame::Worker });
             }
             Kind::JoinAgain => {
                 let fingerprint = self.worker(victim).fingerprint.to_owned();
@@ -82,12 +107,13 @@ impl Sim {
             }
             Kind::Fail => self.sicken(victim),
             Kind::Flip => {
-                self.cause(Cause::Failure);
-                self.worker(victim).flipped ^= 1 << self.rng.number(&(0..=63));
+                self.cause(Cause::Corruption);
+                self.worker(victim).state.hash ^= 1 << self.rng.number(&(0..=63));
             }
             Kind::OtherStep => {
                 self.cause(Cause::Failure);
-                self.worker(victim).step += 1;
+                let step = self.worker(victim).state.step + 1;
+                self.worker(victim).state = self.serial(step);
             }
             Kind::Babble => self.babble(victim),
             Kind::Repeat => self.worker(victim).repeats = true,
@@ -116,39 +142,41 @@ impl Sim {
         }
     }
 
-    fn stall(&mut self, victim: WorkerId) {
+    fn stall(&mut self, victim: WorkerId, ways: &[Way]) {
         self.cause(Cause::Trouble(victim));
         let length = self.rng.duration(&self.swarm.stall.clone());
-        self.network.stall(victim, self.now + length);
+        ways.iter().for_each(|&way| self.network.stall(victim, way, self.now + length));
     }
 
     /// One worker more than the run waits for, or one that does not fit in.
     pub(crate) fn surplus(&mut self, fingerprint: &'static str) -> WorkerId {
-        // It may take the place of another, who is then refused and tells so.
-        if self.phase() == Phase::Gathering {
-            self.cause(Cause::Failure);
-        }
         let local = self.rng.chance(20);
         self.boot(fingerprint, local)
     }
 
     fn abandon(&mut self) {
         let bad_input = self.rng.chance(50);
-        self.cause(if bad_input { Cause::BadInput } else { Cause::Failure });
+        self.cause(Cause::Abandoned);
+        if bad_input {
+            self.cause(Cause::BadInput);
+        }
         self.decide(Event::Abandoned { cause: "it ended".to_owned(), bad_input });
     }
 
     fn sicken(&mut self, victim: WorkerId) {
         let bad_input = self.rng.chance(50);
         self.cause(if bad_input { Cause::BadInput } else { Cause::Failure });
+        // Where others train, it is its own fault.
+        self.cause(Cause::Trouble(victim));
         let text = "something is wrong".to_owned();
-        self.worker(victim).ailing = Some(Failure { text, bad_input, lost_rank: None });
+        let blame = if bad_input { Blame::Input } else { Blame::Run };
+        self.worker(victim).ailing = Some(Failure { text, blame });
     }
 
     /// Messages that mean nothing now: repeated, of other generations, or from somebody who is not in the run.
     fn babble(&mut self, victim: WorkerId) {
         let generation = self.coordinator.registry.formation().map_or(0, |formation| formation.generation);
-        let step = self.worker(victim).step;
+        let step = self.worker(victim).state.step;
         let finish = Finish {
             step: self.setup.steps,
             completed: true,
@@ -172,34 +200,48 @@ impl Sim {
             rx_bytes: 0,
             seconds: Vec::new(),
         };
-        let failure = Failure { text: "babble".to_owned(), bad_input: true, lost_rank: Some(0) };
+        let failure = Failure { text: "babble".to_owned(), blame: Blame::Input };
+        let broken = |generation| Break { generation, lost_rank: Some(0), text: "babble".to_owned() };
+        let holding = Holding { step: Some(step + 1), done: vec![0], running: None };
         let own = [
+            FromWorker::Broken(broken(generation + 100)),
+            FromWorker::Broken(broken(generation.wrapping_sub(1))),
+            FromWorker::Held { generation: generation.wrapping_sub(1), holding: holding.clone() },
+            FromWorker::Held { generation: generation + 100, holding: holding.clone() },
             FromWorker::Linked { generation: generation + 100 },
             FromWorker::Linked { generation: generation.wrapping_sub(1) },
             FromWorker::Heartbeat,
         ];
         own.into_iter().for_each(|message| self.send_up(victim, Parcel::Message(message)));
         if !matches!(self.worker(victim).stage, Stage::Booting | Stage::Joining | Stage::Loading) {
-            self.send_up(victim, Parcel::Message(FromWorker::Ready { step }));
+            let ready = FromWorker::Ready { step: Some(step) };
+            self.send_up(victim, Parcel::Message(ready));
         }
         let others = [
-            FromWorker::Ready { step },
+            FromWorker::Ready { step: Some(step) },
+            FromWorker::Broken(broken(generation)),
+            FromWorker::Held { generation, holding },
+            FromWorker::Leaving { reason: "babble".to_owned() },
             FromWorker::Linked { generation },
             FromWorker::Step(forged),
             FromWorker::Finished(finish),
             FromWorker::Failed(failure),
         ];
+        // As if it were connected, so that the registry hears it.
+        self.coordinator.links.insert(OUTSIDER);
         others.into_iter().for_each(|message| self.send_up(OUTSIDER, Parcel::Message(message)));
         self.send_up(OUTSIDER, Parcel::Gone("it has left"));
     }
 }
 
 /// Whether a fault means something for a worker as it is.
-fn can_suffer(kind: Kind, worker: &Worker) -> bool {
+fn can_suffer(kind: Kind, worker: &Worker, start: State) -> bool {
     match kind {
-        Kind::CutRing => worker.seat.is_some(),
+        Kind::CutRing | Kind::CutRingOneWay | Kind::Partition => worker.seat.is_some(),
+        Kind::Leave => worker.member.is_some(),
+        Kind::Flip => worker.whole,
         Kind::JoinAgain | Kind::Babble => worker.member.is_some() && worker.stage != Stage::Leaving,
-        Kind::OtherStep => matches!(worker.stage, Stage::Booting | Stage::Joining | Stage::Loading),
+        Kind::OtherStep => worker.is_coming() && worker.state == start,
         Kind::Disconnect => worker.stage != Stage::Booting,
         _ => true,
     }

@@ -8,17 +8,19 @@
 //! ```text
 //! swarm ──> sim (clock, queue of happenings)
 //!            ├─ network      a FIFO per worker and direction, delays, stalls, lost connections
-//!            ├─ worker       what worker/src/session.rs does, around a real Member
-//!            ├─ ring         links, and the commit point: a step needs every rank
-//!            ├─ coordinator  what coordinator/src/server.rs does, around a real Registry and Ledger
+//!            ├─ worker       what worker/src/control.rs does, around a real Member
+//!            ├─ session      what worker/src/session/training.rs does
+//!            ├─ state        what worker/src/gate.rs does, and states whose hashes tell what was added up
+//!            ├─ ring         links, transfers, and the commit point: a step needs every rank
+//!            ├─ coordinator  what coordinator/src/server/core.rs does, around a real Registry and Ledger
 //!            ├─ faults       what goes wrong
 //!            └─ facts ──> invariants, one file each
 //! ```
 //!
-//! `MATTOCK_SIM_SEEDS=100000` tries more seeds, `MATTOCK_SIM_SEED=17` replays one with its trace.
+//! Whatever happens to workers, the run completes with the bits of a run of one process, and once faults stop it does so
+//! soon. `MATTOCK_SIM_SEEDS=100000` tries more seeds, `MATTOCK_SIM_SEED=17` replays one with its trace.
 //!
-//! Deliberately absent: going on after a loss. A lost worker ends the run, so what is demanded is that it ends, soon,
-//! and says truly why.
+//! Deliberately absent: a coordinator that dies.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests, outside of test functions")]
 
@@ -32,6 +34,8 @@ mod rng;
 mod sabotage;
 mod scenarios;
 mod seeds;
+mod session;
 mod sim;
+mod state;
 mod swarm;
 mod worker;

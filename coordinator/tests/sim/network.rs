@@ -56,18 +56,27 @@ impl<M> Pipe<M> {
     }
 }
 
+/// A direction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Way {
+    /// To the coordinator.
+    Up,
+    /// From it.
+    Down,
+}
+
 /// All control connections.
 #[derive(Debug, Default)]
 pub(crate) struct Network {
     up: BTreeMap<WorkerId, Pipe<FromWorker>>,
     down: BTreeMap<WorkerId, Pipe<FromCoordinator>>,
-    /// Until when a connection carries nothing.
-    stalled: BTreeMap<WorkerId, Duration>,
+    /// Until when a connection carries nothing this way.
+    stalled: BTreeMap<(WorkerId, Way), Duration>,
 }
 
 impl Network {
-    pub(crate) fn stall(&mut self, worker: WorkerId, until: Duration) {
-        let stalled = self.stalled.entry(worker).or_default();
+    pub(crate) fn stall(&mut self, worker: WorkerId, way: Way, until: Duration) {
+        let stalled = self.stalled.entry((worker, way)).or_default();
         *stalled = (*stalled).max(until);
     }
 
@@ -94,14 +103,14 @@ impl Network {
 }
 
 impl Sim {
-    fn arrival(&mut self, worker: WorkerId) -> Duration {
-        let from = self.network.stalled.get(&worker).map_or(self.now, |&until| until.max(self.now));
+    fn arrival(&mut self, worker: WorkerId, way: Way) -> Duration {
+        let from = self.network.stalled.get(&(worker, way)).map_or(self.now, |&until| until.max(self.now));
         from + self.rng.duration(&self.swarm.delay)
     }
 
     /// From a worker to the coordinator.
     pub(crate) fn send_up(&mut self, worker: WorkerId, parcel: Parcel<FromWorker>) {
-        let arrival = self.arrival(worker);
+        let arrival = self.arrival(worker, Way::Up);
         if let Some(at) = self.network.up.entry(worker).or_default().post(parcel, arrival) {
             self.schedule(at, Happening::Upward(worker));
         }
@@ -109,7 +118,7 @@ impl Sim {
 
     /// From the coordinator to a worker.
     pub(crate) fn send_down(&mut self, worker: WorkerId, parcel: Parcel<FromCoordinator>) {
-        let arrival = self.arrival(worker);
+        let arrival = self.arrival(worker, Way::Down);
         if let Some(at) = self.network.down.entry(worker).or_default().post(parcel, arrival) {
             self.schedule(at, Happening::Downward(worker));
         }

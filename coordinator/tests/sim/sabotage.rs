@@ -31,11 +31,25 @@ pub(crate) enum Sabotage {
     FalseOutcome,
     /// Whoever comes is let in.
     OpenDoor,
+    /// The next ring is formed when the first has said what it holds.
+    EarlyRing,
+    /// Workers go on after they have said what they hold.
+    GoesOn,
+    /// All micro-batches of an interrupted step are handed out again.
+    AllAgain,
+    /// A rank that has no state is to give it to the others.
+    WrongSource,
+    /// Steps that only some could report are never recorded.
+    ForgetsSteps,
+    /// Whoever was sent away is listened to.
+    NoFence,
+    /// A worker that trains is called lost.
+    WrongVictim,
 }
 
 impl Sabotage {
     /// Each, with the invariant that must notice.
-    pub(crate) const ALL: [(Self, &'static str); 12] = [
+    pub(crate) const ALL: [(Self, &'static str); 19] = [
         (Self::TwoRings, "one ring"),
         (Self::EarlyStart, "one ring"),
         (Self::StaleGeneration, "generations"),
@@ -48,6 +62,13 @@ impl Sabotage {
         (Self::AfterTheEnd, "finality"),
         (Self::FalseOutcome, "outcome"),
         (Self::OpenDoor, "admission"),
+        (Self::EarlyRing, "recalled"),
+        (Self::GoesOn, "recalled"),
+        (Self::AllAgain, "recalled"),
+        (Self::WrongSource, "state"),
+        (Self::ForgetsSteps, "ledger"),
+        (Self::NoFence, "fence"),
+        (Self::WrongVictim, "outcome"),
     ];
 
     /// Changes what the registry decided.
@@ -73,8 +94,18 @@ impl Sabotage {
     fn tamper_with(self, action: &mut Action) {
         match (self, action) {
             (Self::StaleGeneration, Action::Form(formation)) => formation.generation = 0,
-            (Self::LostShare, Action::Form(formation)) => formation.places[0].micro_batches.truncate(0),
-            (Self::FalseOutcome, Action::End(outcome @ Outcome::WorkerLost(_), _)) => {
+            (Self::LostShare, Action::Form(formation) | Action::Start(formation)) => {
+                formation.places[0].first.truncate(0)
+            }
+            (Self::AllAgain, Action::Form(formation) | Action::Start(formation)) => {
+                formation.places.iter_mut().for_each(|place| place.first.clone_from(&place.micro_batches));
+            }
+            (Self::WrongSource, Action::Form(formation) | Action::Start(formation)) => {
+                let last = formation.places.len() as u32 - 1;
+                formation.source = formation.source.map(|source| if source == last { 0 } else { last });
+            }
+            (Self::WrongVictim, Action::Lose(worker, _)) => worker.0 ^= 1,
+            (Self::FalseOutcome, Action::End(outcome @ (Outcome::Failed | Outcome::WorkerLost(_)), _)) => {
                 *outcome = Outcome::Completed(Finish {
                     step: 0,
                     completed: true,

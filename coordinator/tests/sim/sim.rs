@@ -16,6 +16,7 @@ use crate::ring::Ring;
 use crate::rng::Rng;
 use crate::sabotage::Sabotage;
 use crate::seeds::trace;
+use crate::state::State;
 use crate::swarm::{Kind, Swarm, TIMEOUT};
 use crate::worker::Worker;
 
@@ -37,6 +38,10 @@ pub(crate) enum Happening {
     Heartbeat(WorkerId),
     /// The total of a step reaches a worker.
     Total(WorkerId, u64, u64),
+    /// The state of a ring's source reaches a worker.
+    Transferred(WorkerId, u64),
+    /// A checkpoint that a worker writes is whole; it is that of this step, with this hash.
+    Durable(WorkerId, u64, u64),
     /// A worker learns that it has lost its ring neighbour, of this generation and rank.
     Broken(WorkerId, u64, u32),
     /// A pause ends.
@@ -64,12 +69,22 @@ pub(crate) struct Sim {
     pub(crate) workers: BTreeMap<WorkerId, Worker>,
     pub(crate) network: Network,
     pub(crate) rings: BTreeMap<u64, Ring>,
+    /// Lines between ring neighbours that carry nothing.
+    pub(crate) cuts: BTreeSet<(WorkerId, WorkerId)>,
+    /// Checkpoints, by step.
+    pub(crate) storage: BTreeMap<u64, State>,
+    /// States of a run of one process, by step.
+    serial: Vec<State>,
     pub(crate) sabotage: Option<Sabotage>,
     /// What this run went through, for tests of the simulator itself.
     pub(crate) plights: BTreeSet<Plight>,
     /// Whether the launcher started the first workers, and hears of their exits.
     pub(crate) local: bool,
+    /// Whether it starts others in the place of those that end.
+    pub(crate) respawn: bool,
     pub(crate) calm: bool,
+    /// Of the first worker that was let in: all others must have the same.
+    pub(crate) fingerprint: Option<&'static str>,
     queue: BinaryHeap<Reverse<(Duration, u64, Happening)>>,
     scheduled: u64,
     happened: u64,
@@ -89,20 +104,26 @@ impl Sim {
             true => (expected - 1).max(1),
             false => expected + rng.number(&(0..=2)) as u32,
         };
+        let micro_batches = rng.number(&swarm.micro_batches) as u32;
+        let least = rng.number(&(1..=u64::from(expected.min(max_workers))));
         let setup = Setup {
             expected,
+            min_workers: if rng.chance(60) { 1 } else { least as u32 },
             max_workers,
-            micro_batches: rng.number(&swarm.micro_batches) as u32,
+            micro_batches,
             steps,
             start,
+            checkpoint_every: rng.number(&(1..=4)),
             mixed: rng.chance(20),
         };
+        let serial: Vec<State> = (0..=steps + 1).map(|step| State::serial(micro_batches, step)).collect();
         // Only the origin: what follows depends on differences alone.
         let origin = Instant::now();
         let mut sim = Self {
             coordinator: Coordinator::new(&setup, origin),
             invariants: Invariants::new(&setup),
             local: rng.chance(60),
+            respawn: rng.chance(80),
             swarm,
             setup,
             rng,
@@ -111,15 +132,19 @@ impl Sim {
             workers: BTreeMap::new(),
             network: Network::default(),
             rings: BTreeMap::new(),
+            cuts: BTreeSet::new(),
+            storage: BTreeMap::from([(start, serial[start as usize])]),
+            serial,
             sabotage: None,
             plights: BTreeSet::new(),
             calm: false,
+            fingerprint: None,
             queue: BinaryHeap::new(),
             scheduled: 0,
             happened: 0,
             violation: None,
         };
-        trace(|| format!("seed {seed}: {:?}, local: {}", sim.setup, sim.local));
+        trace(|| format!("seed {seed}: {:?}, local: {}, respawn: {}", sim.setup, sim.local, sim.respawn));
         sim.populate();
         sim
     }
@@ -142,6 +167,24 @@ impl Sim {
                 self.schedule(at, Happening::Fault(kind));
             }
         }
+    }
+
+    /// What one process alone would have after so many steps.
+    pub(crate) fn serial(&self, step: u64) -> State {
+        self.serial[step as usize]
+    }
+
+    /// A checkpoint is whole in a while, if the worker lives.
+    pub(crate) fn save_soon(&mut self, id: WorkerId, state: State) {
+        let takes = self.rng.duration(&(Duration::ZERO..=Duration::from_millis(500)));
+        self.schedule_in(takes, Happening::Durable(id, state.step, state.hash));
+    }
+
+    /// A checkpoint is whole.
+    pub(crate) fn save(&mut self, id: WorkerId, state: State) {
+        trace(|| format!("{:?} {id} has saved step {}", self.now, state.step));
+        self.observe(&Fact::Saved(state));
+        self.storage.insert(state.step, state);
     }
 
     /// Lets something happen at a time.
@@ -225,6 +268,8 @@ impl Sim {
             | Happening::Wake(worker, _)
             | Happening::Heartbeat(worker)
             | Happening::Total(worker, ..)
+            | Happening::Transferred(worker, _)
+            | Happening::Durable(worker, ..)
             | Happening::Broken(worker, ..) => self.happens_to(worker, happening),
         }
         Ok(())
@@ -244,12 +289,14 @@ impl Sim {
             Happening::Wake(_, token) => self.worker_wakes(id, token),
             Happening::Heartbeat(_) => self.worker_beats(id),
             Happening::Total(_, generation, step) => self.worker_commits(id, generation, step),
+            Happening::Transferred(_, generation) => self.worker_has_state(id, generation),
+            Happening::Durable(_, step, hash) => self.save(id, State { step, hash }),
             Happening::Broken(_, generation, rank) => self.worker_loses_neighbour(id, generation, rank),
             _ => {}
         }
     }
 
-    /// From here on nothing goes wrong: pauses and stalls end, missing workers are started.
+    /// From here on nothing goes wrong: pauses, stalls and cuts end, missing workers are started.
     pub(crate) fn stop_faults(&mut self) {
         trace(|| format!("{:?} faults stop", self.now));
         self.calm = true;
@@ -257,8 +304,11 @@ impl Sim {
         for id in ids {
             self.worker(id).paused_until = Some(self.now);
             self.resume(id);
+            self.worker(id).deaf = false;
+            self.listen(id);
         }
         self.heal_network();
+        self.heal_rings();
         self.schedule(self.now, Happening::Restock);
         self.observe(&Fact::FaultsStopped);
     }
@@ -275,27 +325,34 @@ impl Sim {
         deferred.into_iter().for_each(|happening| self.schedule(now, happening));
     }
 
-    /// Starts what the run lacks before its first ring.
+    /// Starts what the run lacks.
     fn restock(&mut self) {
-        if self.phase() != Phase::Gathering {
+        if self.phase() == Phase::Ended {
             return;
         }
         let first = self.coordinator.registry.workers().next();
         let first = first.and_then(|(id, _)| self.workers.get(&id)).map(|worker| worker.fingerprint);
+        let kind = self.fingerprint.or(first);
         let coming = self.workers.values().filter(|worker| worker.is_coming() && !worker.frozen);
-        let coming = coming.filter(|worker| first.is_none_or(|first| first == worker.fingerprint)).count();
+        let coming = coming.filter(|worker| kind.is_none_or(|kind| kind == worker.fingerprint)).count();
         let there = self.coordinator.registry.workers().count();
         let missing = self.setup.quorum().saturating_sub(coming + there);
         for _ in 0..missing {
-            self.boot(first.unwrap_or("home"), false);
+            self.boot(kind.unwrap_or("home"), false);
         }
         self.schedule_in(RESTOCK, Happening::Restock);
     }
 
-    /// Stops faults and demands that the run ends within three timeouts; then watches a while longer.
+    /// How long the work takes, once nothing goes wrong: all steps by one worker, and the last checkpoint to a far store.
+    fn work(&self) -> Duration {
+        let step = Duration::from_millis(30) * self.setup.micro_batches + Duration::from_millis(100);
+        step * self.setup.steps as u32 + Duration::from_secs(15)
+    }
+
+    /// Stops faults and demands that the run ends within three timeouts and the time of its work; then watches a while longer.
     pub(crate) fn settle(&mut self) -> Result<(), Violation> {
         self.stop_faults();
-        self.run_until(self.now + 3 * TIMEOUT, |sim| sim.phase() == Phase::Ended)?;
+        self.run_until(self.now + 3 * TIMEOUT + self.work(), |sim| sim.phase() == Phase::Ended)?;
         self.observe(&Fact::TimeIsUp);
         self.run_for(TIMEOUT + TIMEOUT / 4)
     }

@@ -10,8 +10,8 @@ use std::time::Duration;
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(10);
 /// Heartbeats within a timeout, as the client sends them.
 pub(crate) const HEARTBEATS: u32 = 8;
-/// No message is longer under way, unless a fault stalls its connection.
-pub(crate) const DELAY_MAX: Duration = Duration::from_millis(300);
+/// No message is longer under way, unless a fault stalls its connection: who is called lost can answer in time.
+pub(crate) const DELAY_MAX: Duration = Duration::from_millis(200);
 
 /// A kind of fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -28,18 +28,32 @@ pub(crate) enum Kind {
     Disconnect,
     /// A worker's messages, in both directions, are held up for a while.
     Stall,
-    /// The link between two ranks breaks; both live.
+    /// Those that it sends.
+    StallUp,
+    /// Those that it is sent.
+    StallDown,
+    /// The link between two ranks breaks once; both live.
     CutRing,
+    /// The same, and only one of them notices.
+    CutRingOneWay,
+    /// The line between two workers carries no ring until faults stop; both reach the coordinator.
+    Partition,
+    /// A worker's listening thread hangs; it says that it is alive all the while.
+    Deafen,
+    /// A worker is told to leave.
+    Leave,
     /// A worker that joined joins again, from elsewhere.
     JoinAgain,
-    /// A worker too many, at any time.
+    /// A worker more, at any time.
     Surplus,
     /// A worker of another binary or device.
     Stranger,
     /// The user wants to stop.
     Stop,
-    /// A worker fails, for the user's input or for another reason.
+    /// A worker fails, and the run with it: for the user's input or for another reason.
     Fail,
+    /// A worker fails, and knows that it is alone in that.
+    Ill,
     /// A worker's state is not what it should be: one bit of its memory flipped.
     Flip,
     /// A worker loaded another checkpoint than the rest.
@@ -54,26 +68,53 @@ pub(crate) enum Kind {
 
 impl Kind {
     /// All kinds.
-    pub(crate) const ALL: [Self; 17] = [
+    pub(crate) const ALL: [Self; 24] = [
         Self::Kill,
         Self::Pause,
         Self::Silence,
         Self::Freeze,
         Self::Disconnect,
         Self::Stall,
+        Self::StallUp,
+        Self::StallDown,
         Self::CutRing,
+        Self::CutRingOneWay,
+        Self::Partition,
+        Self::Deafen,
+        Self::Leave,
         Self::JoinAgain,
         Self::Surplus,
         Self::Stranger,
         Self::Stop,
         Self::Fail,
+        Self::Ill,
         Self::Flip,
         Self::OtherStep,
         Self::Abandon,
         Self::Babble,
         Self::Repeat,
     ];
-    /// Those that a run survives without a scratch.
+    /// Those that happen to workers: whatever they do, the run completes.
+    pub(crate) const SURVIVED: [Self; 17] = [
+        Self::Kill,
+        Self::Pause,
+        Self::Silence,
+        Self::Freeze,
+        Self::Disconnect,
+        Self::Stall,
+        Self::StallUp,
+        Self::StallDown,
+        Self::CutRing,
+        Self::CutRingOneWay,
+        Self::Partition,
+        Self::Deafen,
+        Self::Ill,
+        Self::JoinAgain,
+        Self::Surplus,
+        Self::Babble,
+        Self::Repeat,
+    ];
+    /// Those that a run does not even notice.
     pub(crate) const HARMLESS: [Self; 5] =
         [Self::Pause, Self::JoinAgain, Self::Babble, Self::Repeat, Self::Stall];
 }
@@ -116,6 +157,11 @@ impl Swarm {
             faults: 0..=0,
             fault_times: ms(0)..=ms(4_000),
         }
+    }
+
+    /// Anything goes wrong with workers, at any time.
+    pub(crate) fn deadly() -> Self {
+        Self { kinds: Kind::SURVIVED.to_vec(), faults: 1..=6, ..Self::calm() }
     }
 
     /// Anything goes wrong, at any time.

@@ -1,26 +1,24 @@
-//! A worker's process, as far as membership sees it: what worker/src/session.rs and control.rs do, around a real
-//! [`Member`].
+//! A worker's process, and its listening thread: what worker/src/control.rs does, around a real [`Member`].
 //!
-//! Its listening thread takes messages in while its main thread loads, links, computes or waits; only a dead process,
-//! a pause or a frozen host stops both. The state is a step count, and its hash a pure function of it.
+//! The listening thread takes messages in while the main thread loads, links, computes or waits, and answers a recall by
+//! itself; only a dead process, a pause or a frozen host stops both. [`session`](crate::session) is the main thread.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use mattock_coordinator::WorkerId;
 use mattock_coordinator::membership::{Instruction, Member};
-use mattock_coordinator::protocol::{
-    About, Failure, Finish, Formation, FromCoordinator, FromWorker, StepReport,
-};
+use mattock_coordinator::protocol::{About, Failure, Finish, Formation, FromCoordinator, FromWorker};
 
 use crate::facts::Fact;
 use crate::network::Parcel;
 use crate::seeds::trace;
 use crate::sim::{Happening, Sim};
+use crate::state::{Gate, State};
 use crate::swarm::{HEARTBEATS, TIMEOUT};
 
-const fn ms(range: RangeInclusive<u64>) -> RangeInclusive<Duration> {
+pub(crate) const fn ms(range: RangeInclusive<u64>) -> RangeInclusive<Duration> {
     Duration::from_millis(*range.start())..=Duration::from_millis(*range.end())
 }
 
@@ -31,16 +29,20 @@ pub(crate) enum Stage {
     Booting,
     /// It said hello and awaits the welcome.
     Joining,
-    /// It loads its state.
+    /// It opens its task, or loads a state from storage.
     Loading,
     /// It waits for instructions.
     Idle,
     /// It brings up links.
     Linking,
-    /// It computes gradients.
+    /// It gives its state to others, or gets one.
+    Transferring,
+    /// It computes a micro-batch.
     Computing,
     /// It has contributed to the commit of a step, and awaits the total.
     Exchanging,
+    /// It writes its state after a commit, and reports.
+    Writing,
     /// It writes the last checkpoint.
     Finishing,
     /// It is done with the run, and waits to hear how it ended.
@@ -49,7 +51,7 @@ pub(crate) enum Stage {
     Gone,
 }
 
-/// Its place in a ring that is linked.
+/// Its place in a ring.
 #[derive(Debug, Clone)]
 pub(crate) struct Seat {
     pub(crate) rank: u32,
@@ -69,11 +71,18 @@ pub(crate) struct Worker {
     pub(crate) stage: Stage,
     pub(crate) member: Option<Member>,
     pub(crate) seat: Option<Seat>,
-    /// Steps done.
-    pub(crate) step: u64,
-    pub(crate) finished: bool,
-    /// What is wrong with its memory: nothing, if 0.
-    pub(crate) flipped: u64,
+    pub(crate) state: State,
+    /// Whether that is the state of some step, all of it.
+    pub(crate) whole: bool,
+    /// Micro-batches of the next step that it has added up.
+    pub(crate) counted: BTreeSet<u32>,
+    /// The one that it computes.
+    pub(crate) computes: u32,
+    pub(crate) finish: Option<Finish>,
+    pub(crate) gate: Gate,
+    /// Where it loads from storage: the newest step that counts.
+    pub(crate) restores: Option<u64>,
+    pub(crate) instructions: VecDeque<Instruction>,
     /// How its work will fail, if so.
     pub(crate) ailing: Option<Failure>,
     /// Whether it reports steps twice.
@@ -83,14 +92,62 @@ pub(crate) struct Worker {
     pub(crate) deferred: Vec<Happening>,
     /// Its host is gone without a word.
     pub(crate) frozen: bool,
-    bad_input: bool,
-    stop: bool,
+    /// Its listening thread hangs; that which says that it is alive does not.
+    pub(crate) deaf: bool,
+    /// Whether the user asked it to stop.
+    pub(crate) stop: bool,
+    /// How its process ends: as it should, for bad input, or otherwise.
+    pub(crate) status: Option<Status>,
+    /// Processes before it in its place that have ended without a step.
+    pub(crate) fruitless: u32,
+    /// The recall that its listening thread answers once a step is written.
+    owes: Option<(u64, String)>,
+    /// What has arrived, and waits for the listening thread.
+    backlog: VecDeque<Parcel<FromCoordinator>>,
     /// Changes whenever the main thread turns to something else.
     token: u64,
-    instructions: VecDeque<Instruction>,
+}
+
+/// How a process ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Status {
+    Success,
+    BadInput,
+    Failure,
 }
 
 impl Worker {
+    fn new(id: WorkerId, fingerprint: &'static str, local: bool, state: State) -> Self {
+        Self {
+            id,
+            local,
+            fingerprint,
+            stage: Stage::Booting,
+            member: None,
+            seat: None,
+            state,
+            whole: false,
+            counted: BTreeSet::new(),
+            computes: 0,
+            finish: None,
+            gate: Gate::default(),
+            restores: None,
+            instructions: VecDeque::new(),
+            ailing: None,
+            repeats: false,
+            paused_until: None,
+            deferred: Vec::new(),
+            frozen: false,
+            deaf: false,
+            stop: false,
+            status: None,
+            fruitless: 0,
+            owes: None,
+            backlog: VecDeque::new(),
+            token: 0,
+        }
+    }
+
     pub(crate) fn is_gone(&self) -> bool {
         self.stage == Stage::Gone
     }
@@ -100,20 +157,10 @@ impl Worker {
         matches!(self.stage, Stage::Booting | Stage::Joining)
     }
 
-    /// How its process would end.
-    pub(crate) fn bad_input(&self) -> bool {
-        self.bad_input
+    /// Its ring's number.
+    pub(crate) fn generation(&self) -> Option<u64> {
+        self.seat.as_ref().map(|seat| seat.formation.generation)
     }
-
-    /// The hash of its state: a pure function of the steps done, unless its memory is bad.
-    pub(crate) fn state_hash(&self) -> u64 {
-        (self.step + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ self.flipped
-    }
-}
-
-/// The loss of a step, by the same reasoning.
-fn loss(step: u64) -> f64 {
-    1.0 / (step + 1) as f64
 }
 
 impl Sim {
@@ -125,26 +172,9 @@ impl Sim {
     /// Starts a process that wants to become a worker.
     pub(crate) fn boot(&mut self, fingerprint: &'static str, local: bool) -> WorkerId {
         let id = WorkerId(self.workers.len() as u64);
-        let worker = Worker {
-            id,
-            local,
-            fingerprint,
-            stage: Stage::Booting,
-            member: None,
-            seat: None,
-            step: self.setup.start,
-            finished: false,
-            flipped: 0,
-            ailing: None,
-            repeats: false,
-            paused_until: None,
-            deferred: Vec::new(),
-            frozen: false,
-            bad_input: false,
-            stop: false,
-            token: 0,
-            instructions: VecDeque::new(),
-        };
+        let start = self.serial(self.setup.start);
+        let mut worker = Worker::new(id, fingerprint, local, start);
+        worker.gate.broken = self.sabotage == Some(crate::sabotage::Sabotage::GoesOn);
         self.workers.insert(id, worker);
         let takes = self.rng.duration(&ms(0..=500));
         self.turn_to(id, Stage::Booting, Some(takes));
@@ -152,7 +182,7 @@ impl Sim {
     }
 
     /// The main thread turns to something, and is woken when it is done.
-    fn turn_to(&mut self, id: WorkerId, stage: Stage, takes: Option<Duration>) {
+    pub(crate) fn turn_to(&mut self, id: WorkerId, stage: Stage, takes: Option<Duration>) {
         trace(|| format!("{:?} {id} is {stage:?}", self.now));
         let worker = self.worker(id);
         worker.stage = stage;
@@ -169,7 +199,7 @@ impl Sim {
         self.schedule_in(takes, Happening::Wake(id, token));
     }
 
-    fn report(&mut self, id: WorkerId, message: FromWorker) {
+    pub(crate) fn report(&mut self, id: WorkerId, message: FromWorker) {
         self.send_up(id, Parcel::Message(message));
     }
 
@@ -191,17 +221,14 @@ impl Sim {
         }
         match worker.stage {
             Stage::Booting => self.say_hello(id),
-            Stage::Loading => {
-                let step = worker.step;
-                self.report(id, FromWorker::Ready { step });
-                self.idle(id);
-            }
+            Stage::Loading => self.has_loaded(id),
             Stage::Linking => self.has_linked(id),
-            Stage::Computing => self.exchange(id),
+            Stage::Computing => self.has_computed(id),
+            Stage::Writing => self.has_written(id),
             Stage::Finishing => self.has_finished(id),
             // Nobody said what it waited for.
-            Stage::Joining | Stage::Leaving => self.exit(id),
-            Stage::Idle | Stage::Exchanging | Stage::Gone => {}
+            Stage::Joining | Stage::Leaving => self.exit(id, Status::Failure),
+            Stage::Idle | Stage::Transferring | Stage::Exchanging | Stage::Gone => {}
         }
     }
 
@@ -212,14 +239,38 @@ impl Sim {
         self.turn_to(id, Stage::Joining, Some(TIMEOUT));
     }
 
-    /// The listening thread takes in what has arrived.
+    /// The listening thread takes in what has arrived, unless it hangs or waits for a step to be written.
     pub(crate) fn worker_receives(&mut self, id: WorkerId) {
-        let Some(parcel) = self.network.next_down(id) else { return };
+        if let Some(parcel) = self.network.next_down(id) {
+            self.worker(id).backlog.push_back(parcel);
+            self.listen(id);
+        }
+    }
+
+    /// Works off what has arrived.
+    pub(crate) fn listen(&mut self, id: WorkerId) {
+        loop {
+            let worker = self.worker(id);
+            if worker.deaf || worker.owes.is_some() || worker.is_gone() {
+                return;
+            }
+            let Some(parcel) = worker.backlog.pop_front() else { return };
+            self.hear(id, parcel);
+        }
+    }
+
+    fn hear(&mut self, id: WorkerId, parcel: Parcel<FromCoordinator>) {
         let worker = self.worker(id);
         let instruction = match (parcel, &mut worker.member) {
             (Parcel::Message(message), Some(member)) => member.receive(message),
-            (Parcel::Message(FromCoordinator::Welcome { .. }), None) => return self.load(id),
-            (Parcel::Message(_) | Parcel::Gone(_), None) => return self.exit(id),
+            (Parcel::Message(FromCoordinator::Welcome { under_way, .. }), None) => {
+                worker.member = Some(Member::new(id));
+                worker.whole = !under_way;
+                let takes = self.rng.duration(&ms(1..=1_000));
+                self.turn_to(id, Stage::Loading, Some(takes));
+                return self.worker_beats(id);
+            }
+            (Parcel::Message(_) | Parcel::Gone(_), None) => return self.exit(id, Status::Failure),
             (Parcel::Gone(cause), Some(_)) => Some(Instruction::End { reason: cause.to_owned() }),
         };
         let Some(instruction) = instruction else { return };
@@ -227,155 +278,54 @@ impl Sim {
         self.observe(&Fact::Instructed(id, &instruction));
         match &instruction {
             Instruction::Stop => return self.worker(id).stop = true,
-            Instruction::Link { .. } | Instruction::End { .. } => self.cancel(id),
-            Instruction::Train(_) => {}
+            Instruction::Recall { generation, reason } => return self.answer(id, *generation, reason),
+            Instruction::Link { .. } | Instruction::End { .. } | Instruction::Leave { .. } => self.cancel(id),
+            Instruction::Train(_) | Instruction::Restore { .. } => {}
         }
-        self.worker(id).instructions.push_back(instruction);
-        match self.worker(id).stage {
+        self.instruct(id, instruction);
+    }
+
+    /// Says what it holds, as soon as no step is being written.
+    fn answer(&mut self, id: WorkerId, generation: u64, reason: &str) {
+        let worker = self.worker(id);
+        let Some(holding) = worker.gate.freeze(generation) else {
+            worker.owes = Some((generation, reason.to_owned()));
+            return;
+        };
+        trace(|| format!("{:?} {id} holds {holding:?}", self.now));
+        self.observe(&Fact::Told { worker: id, generation, holding: &holding });
+        self.report(id, FromWorker::Held { generation, holding });
+        self.cancel(id);
+        self.instruct(id, Instruction::Recall { generation, reason: reason.to_owned() });
+    }
+
+    /// The step is written and reported: the listening thread need not wait any more.
+    pub(crate) fn has_reported(&mut self, id: WorkerId) {
+        let worker = self.worker(id);
+        worker.gate.reported();
+        if let Some((generation, reason)) = worker.owes.take() {
+            self.answer(id, generation, &reason);
+            self.listen(id);
+        }
+    }
+
+    /// Hands an instruction to the main thread.
+    fn instruct(&mut self, id: WorkerId, instruction: Instruction) {
+        let worker = self.worker(id);
+        let recalled = match &instruction {
+            Instruction::Recall { generation, .. } => Some(*generation),
+            // Who links up is told of the end of the run, or of its part in it, too.
+            Instruction::End { .. } | Instruction::Leave { .. } => worker.generation(),
+            _ => None,
+        };
+        worker.instructions.push_back(instruction);
+        match worker.stage {
             Stage::Idle => self.follow(id),
             Stage::Leaving => self.say_goodbye(id),
+            // It looks every few milliseconds whether the ring is still wanted.
+            Stage::Linking if recalled.is_some() && recalled >= worker.generation() => self.idle(id),
             _ => {}
         }
-    }
-
-    fn load(&mut self, id: WorkerId) {
-        self.worker(id).member = Some(Member::new(id));
-        let takes = self.rng.duration(&ms(1..=1_000));
-        self.turn_to(id, Stage::Loading, Some(takes));
-        self.worker_beats(id);
-    }
-
-    fn idle(&mut self, id: WorkerId) {
-        self.turn_to(id, Stage::Idle, None);
-        self.follow(id);
-    }
-
-    /// Follows the coordinator from ring to ring.
-    fn follow(&mut self, id: WorkerId) {
-        let worker = self.worker(id);
-        match worker.instructions.pop_front() {
-            Some(Instruction::Link { rank, formation }) => {
-                if formation.step != worker.step {
-                    return self.fail(id, nonsense("a ring for another step"));
-                }
-                worker.seat =
-                    Some(Seat { rank, formation: formation.clone(), cancelled: false, broken: None });
-                self.turn_to(id, Stage::Linking, None);
-                self.call_neighbours(id, &formation, rank);
-            }
-            Some(Instruction::Train(_)) if worker.seat.is_none() => {
-                self.fail(id, nonsense("a start without a ring"));
-            }
-            Some(Instruction::Train(_)) => self.next_step(id),
-            Some(Instruction::End { .. }) => self.exit(id),
-            Some(Instruction::Stop) | None => {}
-        }
-    }
-
-    fn has_linked(&mut self, id: WorkerId) {
-        let Some(generation) = self.worker(id).seat.as_ref().map(|seat| seat.formation.generation) else {
-            return;
-        };
-        self.observe(&Fact::Linked(id, generation));
-        self.report(id, FromWorker::Linked { generation });
-        self.idle(id);
-    }
-
-    fn next_step(&mut self, id: WorkerId) {
-        if self.worker(id).step >= self.setup.steps {
-            return self.finish(id);
-        }
-        let takes = self.rng.duration(&ms(1..=100));
-        self.turn_to(id, Stage::Computing, Some(takes));
-    }
-
-    /// Takes part in the commit of a step, if its ring still holds.
-    fn exchange(&mut self, id: WorkerId) {
-        let worker = self.worker(id);
-        let (stop, step) = (worker.stop, worker.step + 1);
-        let Some(seat) = worker.seat.clone() else { return };
-        match (seat.cancelled, seat.broken) {
-            (true, _) => self.leave(id),
-            (false, Some(rank)) => self.fail(id, lost_neighbour(rank)),
-            (false, None) => {
-                self.turn_to(id, Stage::Exchanging, None);
-                self.contribute(&seat, step, stop);
-            }
-        }
-    }
-
-    /// The total of a step is there: the state is written, and the coordinator told.
-    pub(crate) fn worker_commits(&mut self, id: WorkerId, generation: u64, step: u64) {
-        let Some(total) = self.rings.get(&generation).and_then(|ring| ring.total(step)).cloned() else {
-            return;
-        };
-        let worker = self.worker(id);
-        let Some(seat) = worker.seat.clone().filter(|seat| seat.formation.generation == generation) else {
-            return;
-        };
-        if worker.stage != Stage::Exchanging || step != worker.step + 1 || seat.cancelled {
-            return;
-        }
-        worker.step = step;
-        self.observe(&Fact::Committed { worker: id, generation, step, counts: &total.counts });
-        self.report_step(id, &seat);
-        match total.stop {
-            true => self.finish(id),
-            false => self.next_step(id),
-        }
-    }
-
-    fn report_step(&mut self, id: WorkerId, seat: &Seat) {
-        let worker = self.worker(id);
-        let (step, repeats) = (worker.step, worker.repeats);
-        let report = StepReport {
-            generation: seat.formation.generation,
-            step,
-            rank: seat.rank,
-            loss: loss(step),
-            grad_norm: 1.0,
-            lr: 1.0,
-            state_hash: worker.state_hash(),
-            tokens: 1,
-            wide_blocks: 0,
-            micro_batches: seat.formation.places[seat.rank as usize].micro_batches.clone(),
-            tx_bytes: 1,
-            rx_bytes: 1,
-            seconds: Vec::new(),
-        };
-        self.observe(&Fact::Reported(id, &report));
-        if repeats {
-            self.report(id, FromWorker::Step(report.clone()));
-        }
-        self.report(id, FromWorker::Step(report));
-    }
-
-    fn finish(&mut self, id: WorkerId) {
-        let writes = self.worker(id).seat.as_ref().is_some_and(|seat| seat.rank == 0);
-        let takes = match (writes, self.rng.chance(10)) {
-            (false, _) => Duration::ZERO,
-            (true, false) => self.rng.duration(&ms(1..=500)),
-            // A far store takes longer than the timeout; the worker is heard of all the while.
-            (true, true) => self.rng.duration(&ms(500..=15_000)),
-        };
-        self.turn_to(id, Stage::Finishing, Some(takes));
-    }
-
-    fn has_finished(&mut self, id: WorkerId) {
-        let steps = self.setup.steps;
-        let worker = self.worker(id);
-        worker.finished = true;
-        let writes = worker.seat.as_ref().is_some_and(|seat| seat.rank == 0);
-        let finish = Finish {
-            step: worker.step,
-            completed: worker.step >= steps,
-            state_hash: worker.state_hash(),
-            held_out_loss: writes.then_some(0.5),
-            unigram_loss: None,
-            parameters: 1,
-        };
-        self.report(id, FromWorker::Finished(finish));
-        self.idle(id);
     }
 
     /// The coordinator's word ends what the ring is at, but not a computation under way.
@@ -387,50 +337,16 @@ impl Sim {
         }
         if let Some(seat) = &mut worker.seat {
             seat.cancelled = true;
-            if worker.stage == Stage::Exchanging {
-                self.leave(id);
-            }
-        }
-    }
-
-    pub(crate) fn worker_loses_neighbour(&mut self, id: WorkerId, generation: u64, rank: u32) {
-        let worker = self.worker(id);
-        let Some(seat) = worker.seat.as_mut().filter(|seat| seat.formation.generation == generation) else {
-            return;
-        };
-        seat.broken = Some(rank);
-        if worker.stage == Stage::Exchanging {
-            self.fail(id, lost_neighbour(rank));
-        }
-    }
-
-    /// Tells the coordinator why it cannot go on.
-    fn fail(&mut self, id: WorkerId, failure: Failure) {
-        trace(|| format!("{:?} {id} fails: {}", self.now, failure.text));
-        self.worker(id).bad_input = failure.bad_input;
-        self.report(id, FromWorker::Failed(failure));
-        self.leave(id);
-    }
-
-    /// Drops its ring, and waits to hear how the run ends.
-    fn leave(&mut self, id: WorkerId) {
-        self.ring_breaks_at(id);
-        self.worker(id).seat = None;
-        self.turn_to(id, Stage::Leaving, Some(TIMEOUT));
-        self.say_goodbye(id);
-    }
-
-    fn say_goodbye(&mut self, id: WorkerId) {
-        while let Some(instruction) = self.worker(id).instructions.pop_front() {
-            if matches!(instruction, Instruction::End { .. }) {
-                return self.exit(id);
+            if matches!(worker.stage, Stage::Exchanging | Stage::Transferring) {
+                self.part_ends(id);
             }
         }
     }
 
     /// The process ends in good order.
-    fn exit(&mut self, id: WorkerId) {
-        self.ring_breaks_at(id);
+    pub(crate) fn exit(&mut self, id: WorkerId, status: Status) {
+        self.drop_seat(id);
+        self.worker(id).status.get_or_insert(status);
         self.send_up(id, Parcel::Gone("it has left"));
         self.process_ends(id);
     }
@@ -443,12 +359,4 @@ impl Sim {
             self.schedule_in(takes, Happening::Exited(id));
         }
     }
-}
-
-fn nonsense(text: &str) -> Failure {
-    Failure { text: text.to_owned(), bad_input: false, lost_rank: None }
-}
-
-fn lost_neighbour(rank: u32) -> Failure {
-    Failure { text: format!("rank {rank} was lost"), bad_input: false, lost_rank: Some(rank) }
 }

@@ -113,7 +113,7 @@ fn a_worker_that_floods_delays_nobody() {
     flooding.store(false, Ordering::SeqCst);
     let calls = run.runtime.block_on(async { tokio::time::timeout(PATIENT, flood).await });
     assert!(calls.unwrap().unwrap() > 0);
-    run.expect_refusal(&["under way"]);
+    run.expect_refusal(&["has its 2 workers"]);
     run.finish();
 }
 

@@ -1,5 +1,6 @@
 //! A run that real clients keep going, while somebody else misbehaves.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
@@ -7,9 +8,11 @@ use std::time::{Duration, Instant};
 
 use mattock_coordinator::event::Event;
 use mattock_coordinator::identity::JoinToken;
-use mattock_coordinator::membership::{Config, Outcome};
-use mattock_coordinator::protocol::{About, Finish, Formation, FromCoordinator, FromWorker, StepReport};
-use mattock_coordinator::{Client, Command, RunEnd, Server, ServerConfig};
+use mattock_coordinator::membership::{Config, Outcome, assigned};
+use mattock_coordinator::protocol::{
+    About, Finish, Formation, FromCoordinator, FromWorker, Holding, Place, StepReport,
+};
+use mattock_coordinator::{Client, Command, RunEnd, Server, ServerConfig, WorkerId};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
@@ -56,7 +59,8 @@ struct Shared {
 /// Ranks step together, as in a ring; the run's end is agreed on.
 #[derive(Default)]
 struct Pace {
-    done: Vec<u64>,
+    /// Steps of each worker.
+    done: BTreeMap<WorkerId, u64>,
     goal: Option<u64>,
 }
 
@@ -64,6 +68,7 @@ pub struct Run {
     pub token: JoinToken,
     pub runtime: Runtime,
     shared: Arc<Shared>,
+    expected: usize,
     workers: Vec<JoinHandle<Result<(), String>>>,
     end: tokio::task::JoinHandle<RunEnd>,
     _commands: mpsc::Sender<Command>,
@@ -80,7 +85,6 @@ impl Run {
         let (commands, commanded) = mpsc::channel(4);
         let end = runtime.spawn(server.run(events, commanded));
         let shared = Arc::<Shared>::default();
-        shared.pace.lock().unwrap().done = vec![0; setup.expected as usize];
         let reader = Arc::clone(&shared);
         std::thread::spawn(move || {
             while let Some(event) = emitted.blocking_recv() {
@@ -91,7 +95,8 @@ impl Run {
                 reader.changed.notify_all();
             }
         });
-        Self { token, runtime, shared, workers: Vec::new(), end, _commands: commands }
+        let (expected, workers) = (setup.expected as usize, Vec::new());
+        Self { token, runtime, shared, expected, workers, end, _commands: commands }
     }
 
     /// A run that trains on two workers.
@@ -101,8 +106,7 @@ impl Run {
 
     /// Adds the workers that are missing, and waits until they train.
     pub fn trained(mut self) -> Self {
-        let expected = self.shared.pace.lock().unwrap().done.len();
-        while self.workers.len() < expected {
+        while self.workers.len() < self.expected {
             self.add_worker();
         }
         self.advance(3);
@@ -118,6 +122,11 @@ impl Run {
     pub fn add_worker_with(&mut self, token: &JoinToken) {
         let (token, shared) = (token.clone(), Arc::clone(&self.shared));
         self.workers.push(std::thread::spawn(move || work(&token, &shared, false)));
+    }
+
+    /// Waits for the end of a worker that is not to come along any more.
+    pub fn remove_worker(&mut self, index: usize) -> Result<(), String> {
+        self.workers.remove(index).join().unwrap()
     }
 
     /// A worker that besides its steps reports as much as it can.
@@ -179,7 +188,7 @@ impl Run {
         self.advance(3);
         let goal = {
             let mut pace = self.shared.pace.lock().unwrap();
-            let goal = pace.done.iter().max().unwrap() + 3;
+            let goal = pace.done.values().max().unwrap() + 3;
             pace.goal = Some(goal);
             goal
         };
@@ -197,9 +206,12 @@ impl Run {
         assert_eq!(steps, (1..=goal).collect::<Vec<_>>(), "each step once, in order");
     }
 
-    /// Waits for a run that ends without being told to.
-    pub fn ended(self) -> RunEnd {
-        self.runtime.block_on(async { tokio::time::timeout(PATIENT, self.end).await }).unwrap().unwrap()
+    /// Waits for the loss of a worker, and returns why it was lost.
+    pub fn expect_loss(&self, lost: u64) -> String {
+        self.expect(&format!("the loss of worker {lost}"), |event| match event {
+            Event::WorkerLost { worker, reason } if *worker == lost => Some(reason.clone()),
+            _ => None,
+        })
     }
 }
 
@@ -207,6 +219,7 @@ pub fn config(setup: Setup) -> ServerConfig {
     let membership = Config {
         micro_batches: MICRO_BATCHES,
         expected: setup.expected,
+        min_workers: 1,
         max_workers: setup.expected,
         timeout: setup.timeout,
         mixed: false,
@@ -244,7 +257,7 @@ pub fn report(generation: u64, rank: u32, ranks: u32, step: u64) -> StepReport {
         state_hash: HASH ^ step,
         tokens: 1024,
         wide_blocks: 0,
-        micro_batches: (0..MICRO_BATCHES).filter(|index| index % ranks == rank).collect(),
+        micro_batches: assigned(MICRO_BATCHES, ranks, rank).collect(),
         tx_bytes: 1,
         rx_bytes: 1,
         seconds: vec![("compute".to_owned(), 0.001)],
@@ -253,81 +266,120 @@ pub fn report(generation: u64, rank: u32, ranks: u32, step: u64) -> StepReport {
 
 /// A worker from its token to the run's end, without the training.
 fn work(token: &JoinToken, shared: &Shared, floods: bool) -> Result<(), String> {
-    let say = |error: &dyn std::fmt::Display| error.to_string();
-    let enrollment = Client::enroll(token, token.timeout()).map_err(|error| say(&error))?;
+    let enrollment = Client::enroll(token, token.timeout()).map_err(|error| error.to_string())?;
     let worker = enrollment.worker();
-    let client = enrollment.join(about()).map_err(|error| say(&error))?;
+    let client = enrollment.join(about()).map_err(|error| error.to_string())?;
     if client.recipe() != RECIPE {
         return Err("the recipe came out different".to_owned());
     }
-    let reporter = client.reporter();
-    let tell = |message| reporter.send(message).map_err(|error| error.to_string());
-    tell(FromWorker::Ready { step: 0 })?;
-    let form = |message: &FromCoordinator| match message {
-        FromCoordinator::Form(formation) => Some(formation.clone()),
-        _ => None,
-    };
-    let Formation { generation, places, .. } = await_message(&client, form)?;
-    tell(FromWorker::Linked { generation })?;
-    await_message(&client, |message| matches!(message, FromCoordinator::Start { .. }).then_some(()))?;
-    if floods {
-        let reporter = client.reporter();
-        let text = "x".repeat(1000);
-        // It ends with the connection.
-        std::thread::spawn(move || while reporter.send(FromWorker::Notice { text: text.clone() }).is_ok() {});
-    }
-    let rank = places.iter().position(|place| place.worker == worker).unwrap();
-    let mut step = 0;
-    while let Some(next) = shared.next_step(rank)? {
-        step = next;
-        tell(FromWorker::Step(report(generation, rank as u32, places.len() as u32, step)))?;
-        std::thread::sleep(STEP);
-    }
-    tell(FromWorker::Finished(Finish {
-        step,
-        completed: true,
-        state_hash: HASH,
-        held_out_loss: None,
-        unigram_loss: None,
-        parameters: 1,
-    }))?;
-    await_message(&client, |message| matches!(message, FromCoordinator::End { .. }).then_some(()))?;
+    let step = if client.under_way() { None } else { Some(0) };
+    let worked = Work { worker, client: &client, shared, floods, step, ring: None, trains: false }.run();
     client.close();
-    Ok(())
+    worked
 }
 
-fn await_message<T>(client: &Client, wanted: impl Fn(&FromCoordinator) -> Option<T>) -> Result<T, String> {
-    loop {
-        let message = client.receive(PATIENT).map_err(|error| error.to_string())?;
-        let message = message.ok_or("nothing came of the coordinator")?;
-        if let Some(found) = wanted(&message) {
-            return Ok(found);
-        }
-        if let FromCoordinator::End { reason } = message {
-            return Err(reason);
+/// A worker that has joined.
+struct Work<'a> {
+    worker: WorkerId,
+    client: &'a Client,
+    shared: &'a Shared,
+    floods: bool,
+    /// Steps done in its state, if it has one.
+    step: Option<u64>,
+    ring: Option<Formation>,
+    trains: bool,
+}
+
+impl Work<'_> {
+    fn run(mut self) -> Result<(), String> {
+        let mut step = self.step;
+        self.tell(FromWorker::Ready { step })?;
+        let mut heard = Instant::now();
+        loop {
+            // The time that a step takes, or long.
+            let message = self.client.receive(STEP).map_err(|error| error.to_string())?;
+            if let Some(message) = message {
+                heard = Instant::now();
+                if let FromCoordinator::End { reason } = message {
+                    let over =
+                        self.shared.pace.lock().unwrap().goal.is_some_and(|goal| self.step == Some(goal));
+                    return if over { Ok(()) } else { Err(reason) };
+                }
+                self.follow(message)?;
+            }
+            match &self.ring {
+                Some(ring) if self.trains => self.go_on(&ring.clone())?,
+                _ => {}
+            }
+            if self.step != step {
+                (step, heard) = (self.step, Instant::now());
+            }
+            if heard.elapsed() > PATIENT {
+                return Err("neither the coordinator nor the other ranks come along".to_owned());
+            }
         }
     }
-}
 
-impl Shared {
-    /// The next step of a rank, once all others have done theirs; none when the goal is reached.
-    fn next_step(&self, rank: usize) -> Result<Option<u64>, String> {
-        let deadline = Instant::now() + PATIENT;
-        loop {
-            let mut pace = self.pace.lock().unwrap();
-            let mine = pace.done[rank];
-            if pace.done.iter().all(|done| *done >= mine) {
-                if pace.goal.is_some_and(|goal| mine >= goal) {
-                    return Ok(None);
+    fn tell(&self, message: FromWorker) -> Result<(), String> {
+        self.client.reporter().send(message).map_err(|error| error.to_string())
+    }
+
+    fn follow(&mut self, message: FromCoordinator) -> Result<(), String> {
+        match message {
+            FromCoordinator::Form(formation) if formation.places.iter().any(|p| p.worker == self.worker) => {
+                let generation = formation.generation;
+                self.ring = Some(formation);
+                self.tell(FromWorker::Linked { generation })
+            }
+            FromCoordinator::Start { .. } => {
+                self.trains = true;
+                // As if it came from a rank that has it.
+                let start = self.ring.as_ref().map_or(0, |ring| ring.step);
+                self.step = Some(start);
+                self.shared.pace.lock().unwrap().done.insert(self.worker, start);
+                if std::mem::take(&mut self.floods) {
+                    let reporter = self.client.reporter();
+                    let text = "x".repeat(1000);
+                    let flood =
+                        move || while reporter.send(FromWorker::Notice { text: text.clone() }).is_ok() {};
+                    // It ends with the connection.
+                    std::thread::spawn(flood);
                 }
-                pace.done[rank] += 1;
-                return Ok(Some(mine + 1));
+                Ok(())
             }
-            drop(pace);
-            if Instant::now() > deadline {
-                return Err("the other ranks do not come along".to_owned());
+            FromCoordinator::Recall { generation, .. } => {
+                self.trains = false;
+                let holding = self.step.map(Holding::at).unwrap_or_default();
+                self.tell(FromWorker::Held { generation, holding })
             }
-            std::thread::sleep(STEP / 5);
+            _ => Ok(()),
         }
+    }
+
+    /// Does the next step, once all others of the ring have done theirs; or is done.
+    fn go_on(&mut self, ring: &Formation) -> Result<(), String> {
+        let mine = self.step.unwrap_or(0);
+        let mut pace = self.shared.pace.lock().unwrap();
+        let done = |place: &Place| pace.done.get(&place.worker).copied().unwrap_or(ring.step);
+        if ring.places.iter().any(|place| done(place) < mine) {
+            return Ok(());
+        }
+        if pace.goal.is_some_and(|goal| mine >= goal) {
+            self.trains = false;
+            return self.tell(FromWorker::Finished(Finish {
+                step: mine,
+                completed: true,
+                state_hash: HASH,
+                held_out_loss: None,
+                unigram_loss: None,
+                parameters: 1,
+            }));
+        }
+        pace.done.insert(self.worker, mine + 1);
+        drop(pace);
+        self.step = Some(mine + 1);
+        let rank = ring.places.iter().position(|place| place.worker == self.worker).unwrap();
+        let report = report(ring.generation, rank as u32, ring.places.len() as u32, mine + 1);
+        self.tell(FromWorker::Step(report))
     }
 }

@@ -2,6 +2,9 @@
 
 use super::*;
 
+mod changes;
+mod ends;
+
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A registry, and how far its clock is.
@@ -12,7 +15,12 @@ struct Run {
 
 impl Run {
     fn new(expected: u32, max_workers: u32) -> Self {
-        let config = Config { micro_batches: 8, expected, max_workers, timeout: TIMEOUT, mixed: false };
+        Self::with_minimum(1, expected, max_workers)
+    }
+
+    fn with_minimum(min_workers: u32, expected: u32, max_workers: u32) -> Self {
+        let config =
+            Config { micro_batches: 8, expected, min_workers, max_workers, timeout: TIMEOUT, mixed: false };
         let now = Instant::now();
         Self { registry: Registry::new(config, now), now }
     }
@@ -28,19 +36,51 @@ impl Run {
         self.step(Event::Joined(WorkerId(id), candidate))
     }
 
-    /// Two workers that train; what was decided on the way is thrown away.
-    fn training() -> Self {
-        Self::train(2)
+    fn ready(&mut self, id: u64, step: Option<u64>) -> Vec<Action> {
+        self.step(Event::Ready(WorkerId(id), step))
     }
 
-    /// As many.
-    fn train(workers: u32) -> Self {
-        let mut run = Self::new(workers, workers);
+    fn linked(&mut self, id: u64) -> Vec<Action> {
+        self.step(Event::Linked(WorkerId(id), self.registry.generation))
+    }
+
+    /// The answer to the newest recall.
+    fn held(&mut self, id: u64, holding: Holding) -> Vec<Action> {
+        self.step(Event::Held(WorkerId(id), self.registry.generation, holding))
+    }
+
+    fn lost(&mut self, id: u64) -> Vec<Action> {
+        self.step(Event::Lost(WorkerId(id), "killed".into()))
+    }
+
+    /// A worker says that the ring does not hold.
+    fn broken(&mut self, id: u64, lost_rank: Option<u32>) -> Vec<Action> {
+        let generation = self.registry.generation;
+        let text = "it broke".to_owned();
+        self.step(Event::Broken(WorkerId(id), Break { generation, lost_rank, text }))
+    }
+
+    fn leaving(&mut self, id: u64) -> Vec<Action> {
+        self.step(Event::Leaving(WorkerId(id), "told to".into()))
+    }
+
+    fn phase(&self) -> Phase {
+        self.registry.phase()
+    }
+
+    /// Two workers that train, and a third may come; what was decided on the way is thrown away.
+    fn training() -> Self {
+        Self::train(1, 2)
+    }
+
+    /// As many, of which so many must stay; one more may come.
+    fn train(min_workers: u32, workers: u32) -> Self {
+        let mut run = Self::with_minimum(min_workers, workers, workers + 1);
         let ids = 0..u64::from(workers);
         ids.clone().for_each(|id| drop(run.join(id)));
-        ids.clone().for_each(|id| drop(run.step(Event::Ready(WorkerId(id), 0))));
-        ids.for_each(|id| drop(run.step(Event::Linked(WorkerId(id), 1))));
-        assert_eq!(run.registry.phase(), Phase::Running);
+        ids.clone().for_each(|id| drop(run.ready(id, Some(0))));
+        ids.for_each(|id| drop(run.linked(id)));
+        assert_eq!(run.phase(), Phase::Running);
         run
     }
 }
@@ -50,101 +90,63 @@ fn finish(state_hash: u64, held_out_loss: Option<f64>) -> Finish {
     Finish { step, completed, state_hash, held_out_loss, unigram_loss, parameters }
 }
 
+fn holding(step: u64, done: &[u32], running: Option<u32>) -> Holding {
+    Holding { step: Some(step), done: done.to_vec(), running }
+}
+
+/// The ring that these actions form: generation, step and source, and each place's worker with its first share.
+fn formed(actions: &[Action]) -> (u64, u64, Option<u32>, Vec<(u64, Vec<u32>)>) {
+    let form = actions.iter().find_map(|action| match action {
+        Action::Form(formation) => Some(formation),
+        _ => None,
+    });
+    let Formation { generation, step, source, places } = form.unwrap_or_else(|| panic!("{actions:?}"));
+    let places = places.iter().map(|place| (place.worker.0, place.first.clone()));
+    (*generation, *step, *source, places.collect())
+}
+
+/// Whom these actions recall, and why.
+fn recalled(actions: &[Action]) -> (Vec<u64>, String) {
+    let recall = actions.iter().find_map(|action| match action {
+        Action::Recall { members, reason, .. } => Some((members, reason)),
+        _ => None,
+    });
+    let (members, reason) = recall.unwrap_or_else(|| panic!("{actions:?}"));
+    (members.iter().map(|worker| worker.0).collect(), reason.clone())
+}
+
+/// The outcome, and the reason.
+fn end(actions: &[Action]) -> (Outcome, String) {
+    match actions.last() {
+        Some(Action::End(outcome, reason)) => (outcome.clone(), reason.clone()),
+        other => panic!("no end: {other:?}"),
+    }
+}
+
 #[test]
 fn a_run_starts_with_as_many_as_it_admits() {
     let mut run = Run::new(3, 2);
     assert_eq!(run.join(0), [Action::Admit(WorkerId(0))]);
     assert_eq!(run.join(1), [Action::Admit(WorkerId(1))]);
     assert!(matches!(run.join(2)[..], [Action::Refuse(WorkerId(2), _)]));
-    assert_eq!(run.step(Event::Ready(WorkerId(0), 0)), []);
-    assert!(matches!(run.step(Event::Ready(WorkerId(1), 0))[..], [Action::Form(_)]));
+    assert_eq!(run.ready(0, Some(0)), []);
+    let first = formed(&run.ready(1, Some(0)));
+    assert_eq!(first, (1, 0, None, vec![(0, vec![0, 1, 2, 3]), (1, vec![4, 5, 6, 7])]));
 }
 
 #[test]
-fn who_is_done_may_be_silent_and_sets_no_timer() {
-    let mut run = Run::training();
-    run.step(Event::Finished(WorkerId(0), finish(7, None)));
-    run.now += TIMEOUT / 2;
-    run.step(Event::Heard(WorkerId(1)));
-    assert_eq!(run.registry.deadline(), Some(run.now + TIMEOUT));
-    run.now += TIMEOUT - Duration::from_nanos(1);
-    assert_eq!(run.step(Event::Tick), []);
-    assert_eq!(run.step(Event::Lost(WorkerId(0), "it has left".into())), []);
-    let end = run.step(Event::Finished(WorkerId(1), finish(7, Some(0.5))));
-    assert_eq!(end, [Action::End(Outcome::Completed(finish(7, Some(0.5))), "all steps are done".into())]);
-}
-
-#[test]
-fn nobody_is_done_before_training() {
-    let mut run = Run::new(1, 1);
+fn who_joins_twice_is_let_in_once() {
+    let mut run = Run::new(2, 2);
     run.join(0);
-    run.step(Event::Finished(WorkerId(0), finish(7, None)));
-    run.now += TIMEOUT;
-    assert!(matches!(run.step(Event::Tick)[..], [Action::End(Outcome::WorkerLost(WorkerId(0)), _)]));
-}
-
-fn lost(rank: u32) -> Failure {
-    Failure { text: format!("rank {rank} was lost"), bad_input: false, lost_rank: Some(rank) }
+    assert_eq!(run.join(0), []);
 }
 
 #[test]
-fn who_is_called_lost_may_speak_for_itself() {
+fn another_fingerprint_is_refused() {
     let mut run = Run::training();
-    assert_eq!(run.step(Event::Failed(WorkerId(1), lost(0))), []);
-    run.now += TIMEOUT / HEARING - Duration::from_nanos(1);
-    let own = Failure { text: "the disk is full".into(), bad_input: true, lost_rank: None };
-    let end = Action::End(Outcome::BadInput, "worker 0: the disk is full".into());
-    assert_eq!(run.step(Event::Failed(WorkerId(0), own)), [end]);
-}
-
-#[test]
-fn who_does_not_speak_is_lost() {
-    let mut run = Run::training();
-    assert_eq!(run.step(Event::Failed(WorkerId(1), lost(0))), []);
-    run.now += TIMEOUT / HEARING;
-    assert_eq!(run.registry.deadline(), Some(run.now), "the hearing ends by itself");
-    let end = Action::End(Outcome::WorkerLost(WorkerId(0)), "worker 1: rank 0 was lost".into());
-    assert_eq!(run.step(Event::Tick), [end]);
-}
-
-#[test]
-fn who_left_because_of_another_is_not_the_one_that_was_lost() {
-    let mut run = Run::train(4);
-    // Rank 2 dies; 1 and 3 leave because of it, and 0 because of them.
-    for (worker, rank) in [(0, 1), (1, 2), (3, 2)] {
-        assert_eq!(run.step(Event::Failed(WorkerId(worker), lost(rank))), []);
-    }
-    run.now += TIMEOUT / HEARING;
-    let end = Action::End(Outcome::WorkerLost(WorkerId(2)), "worker 1: rank 2 was lost".into());
-    assert_eq!(run.step(Event::Tick), [end]);
-}
-
-#[test]
-fn two_that_accuse_each_other_end_the_run_too() {
-    let mut run = Run::training();
-    run.step(Event::Failed(WorkerId(0), lost(1)));
-    run.step(Event::Failed(WorkerId(1), lost(0)));
-    run.now += TIMEOUT / HEARING;
-    let end = Action::End(Outcome::WorkerLost(WorkerId(0)), "worker 1: rank 0 was lost".into());
-    assert_eq!(run.step(Event::Tick), [end]);
-}
-
-#[test]
-fn a_confirmed_death_ends_the_hearing() {
-    let mut run = Run::training();
-    run.step(Event::Failed(WorkerId(1), lost(0)));
-    let end = run.step(Event::Lost(WorkerId(0), "killed".into()));
-    let reason = "worker 0 was lost in generation 1: killed".to_owned();
-    assert_eq!(end, [Action::End(Outcome::WorkerLost(WorkerId(0)), reason)]);
-}
-
-#[test]
-fn who_calls_itself_lost_or_somebody_who_is_not_there_has_failed() {
-    for rank in [1, 9] {
-        let mut run = Run::training();
-        let end = run.step(Event::Failed(WorkerId(1), lost(rank)));
-        assert_eq!(end, [Action::End(Outcome::Failed, format!("worker 1: rank {rank} was lost"))]);
-    }
+    let candidate = Candidate { address: String::new(), fingerprint: "two".into() };
+    let refused = run.step(Event::Joined(WorkerId(7), candidate));
+    assert!(matches!(&refused[..], [Action::Refuse(_, reason)] if reason.contains("use one binary")));
 }
 
 #[test]
@@ -155,40 +157,13 @@ fn a_stop_is_passed_on_once_and_at_once() {
 }
 
 #[test]
-fn a_stop_while_workers_gather_ends_the_run() {
-    let end = Action::End(Outcome::Failed, "stopped before training began".into());
-    assert_eq!(Run::new(1, 1).step(Event::StopRequested), [end]);
-}
-
-#[test]
 fn a_stop_while_a_ring_forms_comes_with_the_start_too() {
     let mut run = Run::new(1, 1);
     run.join(0);
-    run.step(Event::Ready(WorkerId(0), 0));
+    run.ready(0, Some(0));
     assert_eq!(run.step(Event::StopRequested), [Action::Stop]);
-    let actions = run.step(Event::Linked(WorkerId(0), 1));
+    let actions = run.linked(0);
     assert!(matches!(actions[..], [Action::Start(_), Action::Stop]), "{actions:?}");
-}
-
-#[test]
-fn a_process_that_ends_before_it_joins_ends_a_run_that_waits_for_it() {
-    for (bad_input, outcome) in [(true, Outcome::BadInput), (false, Outcome::Failed)] {
-        let abandoned = || Event::Abandoned { cause: "exit status 2".into(), bad_input };
-        let reason = "a worker ended before it joined: exit status 2".to_owned();
-        assert_eq!(Run::new(2, 2).step(abandoned()), [Action::End(outcome, reason)]);
-        assert_eq!(Run::training().step(abandoned()), [], "a run that has its workers goes on");
-    }
-}
-
-#[test]
-fn workers_that_start_from_different_steps_do_not_form_a_ring() {
-    let mut run = Run::new(2, 2);
-    run.join(0);
-    run.join(1);
-    run.step(Event::Ready(WorkerId(0), 3));
-    let end = run.step(Event::Ready(WorkerId(1), 4));
-    let [Action::End(Outcome::Failed, reason)] = &end[..] else { panic!("{end:?}") };
-    assert!(reason.contains("different steps {3, 4}"), "{reason}");
 }
 
 #[test]

@@ -1,8 +1,10 @@
-//! Each micro-batch exactly once: in every ring, and in every step that is committed.
+//! Each micro-batch exactly once: in every ring's shares, and, as workers have really counted them, in every step that is
+//! committed.
 
 use std::time::Duration;
 
 use mattock_coordinator::membership::Action;
+use mattock_coordinator::protocol::Place;
 
 use super::{Invariant, demand};
 use crate::facts::{Fact, Setup};
@@ -27,14 +29,18 @@ impl Invariant for Coverage {
             Fact::Decided { actions, .. } => {
                 for action in *actions {
                     let Action::Form(formation) = action else { continue };
-                    let mut shared: Vec<u32> =
-                        formation.places.iter().flat_map(|place| place.micro_batches.clone()).collect();
-                    shared.sort_unstable();
                     let all: Vec<u32> = (0..self.micro_batches).collect();
-                    demand!(shared == all, "the ranks' micro-batches are {shared:?}, of {all:?}");
+                    let steady: fn(&Place) -> Vec<u32> = |place| place.micro_batches.clone();
+                    let first: fn(&Place) -> Vec<u32> = |place| place.first.clone();
+                    for share in [steady, first] {
+                        let mut shared: Vec<u32> = formation.places.iter().flat_map(share).collect();
+                        shared.sort_unstable();
+                        demand!(shared == all, "the ranks' micro-batches are {shared:?}, of {all:?}");
+                    }
                 }
             }
-            Fact::Committed { worker, step, counts, .. } => {
+            Fact::Committed { worker, state, counts, .. } => {
+                let step = state.step;
                 let once =
                     counts.len() == self.micro_batches as usize && counts.iter().all(|&count| count == 1);
                 demand!(once, "{worker} commits step {step} with counts {counts:?}");

@@ -1,61 +1,108 @@
-//! The ledger records a step once, in order, when all ranks have reported it and agree; and what it records is what
-//! they reported.
+//! The ledger records every step once, in order, and what it records is what the ranks reported; where not all could, the
+//! rest is what they were assigned. Only where a worker that loaded an older state leads the next ring are steps recorded
+//! again, and then identically.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use mattock_coordinator::WorkerId;
-use mattock_coordinator::event::StepRecord;
-use mattock_coordinator::membership::Action;
-use mattock_coordinator::protocol::{Formation, StepReport};
+use mattock_coordinator::event::{RankRecord, StepRecord};
+use mattock_coordinator::membership::{Action, Event};
+use mattock_coordinator::protocol::{Formation, Place, StepReport};
 
 use super::{Invariant, demand};
-use crate::facts::Fact;
+use crate::facts::{Cause, Fact};
 
 #[derive(Default)]
 pub(crate) struct Ledger {
-    ring: Option<Formation>,
+    rings: BTreeMap<u64, Formation>,
+    newest: u64,
     recorded: u64,
+    hashes: BTreeMap<u64, String>,
+    /// Workers that loaded a state, and that of which step.
+    loaded: BTreeMap<WorkerId, u64>,
     /// By generation, step and rank.
-    reported: BTreeMap<(u64, u64, u32), (WorkerId, StepReport)>,
+    reported: BTreeMap<(u64, u64, u32), StepReport>,
+    corrupt: bool,
 }
 
 impl Ledger {
+    fn form(&mut self, formation: &Formation) -> Result<(), String> {
+        self.is_complete()?;
+        let (step, recorded) = (formation.step, self.recorded);
+        if self.rings.is_empty() {
+            self.recorded = step;
+        } else if step < recorded {
+            let loaded = formation.places.iter().any(|place| self.loaded.get(&place.worker) == Some(&step));
+            demand!(loaded, "a ring starts from step {step}, and {recorded} are recorded");
+            self.recorded = step;
+        }
+        self.newest = formation.generation;
+        self.rings.insert(formation.generation, formation.clone());
+        Ok(())
+    }
+
+    /// All steps before the newest ring are recorded.
+    fn is_complete(&self) -> Result<(), String> {
+        let start = self.rings.get(&self.newest).map_or(0, |ring| ring.step);
+        let recorded = self.recorded;
+        demand!(recorded >= start, "a ring started from step {start}, and only {recorded} were recorded");
+        Ok(())
+    }
+
     fn record(&mut self, record: &StepRecord) -> Result<(), String> {
-        let (step, generation) = (record.step, record.generation);
-        let Some(ring) = self.ring.as_ref().filter(|ring| ring.generation == generation) else {
+        let (step, generation, before) = (record.step, record.generation, self.recorded);
+        let Some(ring) = self.rings.get(&generation) else {
             return Err(format!(
-                "step {step} is recorded for generation {generation}, which is not the ring's"
+                "step {step} is recorded for generation {generation}, of which there is no ring"
             ));
         };
-        let before = self.recorded;
         demand!(step == before + 1, "step {step} is recorded after {before}");
         self.recorded = step;
+        let known = self.hashes.entry(step).or_insert_with(|| record.state_hash.clone());
+        let same = *known == record.state_hash || self.corrupt;
+        demand!(same, "step {step} is recorded again with {}, it was {known}", record.state_hash);
         demand!(
             record.ranks.len() == ring.places.len() && record.world_size as usize == ring.places.len(),
             "step {step} is recorded for other ranks: {record:?}"
         );
+        let mut reports = 0;
         for (rank, (recorded, place)) in (0..).zip(record.ranks.iter().zip(&ring.places)) {
-            let Some((worker, report)) = self.reported.get(&(generation, step, rank)) else {
-                return Err(format!("step {step} is recorded before rank {rank} has reported it"));
-            };
-            demand!(
-                *worker == place.worker && recorded.worker == worker.0 && recorded.rank == rank,
-                "rank {rank} of step {step} is {worker}, recorded as {recorded:?}"
-            );
-            demand!(
-                record.state_hash == format!("{:016x}", report.state_hash)
-                    && record.loss.to_bits() == report.loss.to_bits(),
-                "step {step} is recorded as {record:?}, rank {rank} reported {report:?}"
-            );
-            demand!(
-                recorded.micro_batches == place.micro_batches,
-                "rank {rank} had {:?}, recorded {:?}",
-                place.micro_batches,
-                recorded.micro_batches
-            );
+            reports += u32::from(self.recorded_as_reported(record, rank, recorded, place)?);
+            let share = place.share(ring.step, step - 1);
+            demand!(recorded.micro_batches == share, "rank {rank} had {share:?}, recorded is {recorded:?}");
         }
+        let complete = generation == self.newest && self.rings[&generation].step < step;
+        demand!(reports > 0, "step {step} is recorded, and nobody has reported it");
+        demand!(complete || generation < self.newest, "step {step} was done before generation {generation}");
         Ok(())
+    }
+
+    /// Whether there is a report; then the record says what it said.
+    fn recorded_as_reported(
+        &self,
+        record: &StepRecord,
+        rank: u32,
+        recorded: &RankRecord,
+        place: &Place,
+    ) -> Result<bool, String> {
+        let (step, generation) = (record.step, record.generation);
+        demand!(
+            recorded.worker == place.worker.0 && recorded.rank == rank,
+            "rank {rank} of step {step} is {}, recorded as {recorded:?}",
+            place.worker
+        );
+        let Some(report) = self.reported.get(&(generation, step, rank)) else {
+            demand!(generation < self.newest, "step {step} is recorded before rank {rank} has reported it");
+            return Ok(false);
+        };
+        demand!(
+            record.state_hash == format!("{:016x}", report.state_hash)
+                && record.loss.to_bits() == report.loss.to_bits()
+                || self.corrupt,
+            "step {step} is recorded as {record:?}, rank {rank} reported {report:?}"
+        );
+        Ok(true)
     }
 }
 
@@ -66,17 +113,28 @@ impl Invariant for Ledger {
 
     fn observe(&mut self, _: Duration, fact: &Fact<'_>) -> Result<(), String> {
         match fact {
-            Fact::Decided { actions, .. } => {
+            Fact::Caused(Cause::Corruption) => self.corrupt = true,
+            Fact::Decided { event, actions, .. } => {
+                if let Event::Ready(worker, Some(step)) = event {
+                    self.loaded.insert(*worker, *step);
+                }
                 for action in *actions {
-                    if let Action::Form(formation) = action {
-                        self.recorded = formation.step;
-                        self.ring = Some(formation.clone());
+                    match action {
+                        Action::Form(formation) => self.form(formation)?,
+                        Action::Start(_) => self.is_complete()?,
+                        _ => {}
                     }
                 }
             }
-            Fact::Reported(worker, report) => {
+            Fact::Counted(worker, report) => {
                 let key = (report.generation, report.step, report.rank);
-                self.reported.insert(key, (*worker, (*report).clone()));
+                let places = self.rings.get(&report.generation).map(|ring| &ring.places);
+                let own = places.and_then(|places| places.get(report.rank as usize));
+                // Who reports for another is not listened to.
+                if own.is_none_or(|place| place.worker != *worker) {
+                    return Ok(());
+                }
+                self.reported.insert(key, (*report).clone());
             }
             Fact::Recorded(record) => self.record(record)?,
             _ => {}

@@ -1,6 +1,4 @@
-//! Once faults stop, the run has completed or ended with a reason within three timeouts.
-//!
-//! All steps of a simulated run take a fraction of that.
+//! Once faults stop, the run has completed, or ended with a reason, within three timeouts and the time of its work.
 
 use std::time::Duration;
 
@@ -24,7 +22,10 @@ impl Invariant for Liveness {
             Fact::Decided { phase, .. } => self.phase = Some(*phase),
             Fact::TimeIsUp => {
                 let phase = self.phase;
-                demand!(phase == Some(Phase::Ended), "three timeouts after the last fault it is {phase:?}");
+                demand!(
+                    phase == Some(Phase::Ended),
+                    "three timeouts and the time of its work after the last fault the run is {phase:?}"
+                );
             }
             _ => {}
         }

@@ -30,7 +30,8 @@ impl Invariant for Lockstep {
                     self.steps = places.map(|place| (place.worker, formation.step)).collect();
                 }
             }
-            Fact::Committed { worker, generation, step, .. } if *generation == self.generation => {
+            Fact::Committed { worker, generation, state, .. } if *generation == self.generation => {
+                let step = &state.step;
                 let Some(before) = self.steps.insert(*worker, *step) else {
                     return Err(format!("{worker} commits step {step} of a ring it is not in"));
                 };

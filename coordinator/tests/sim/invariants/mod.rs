@@ -6,6 +6,7 @@ use crate::facts::{Fact, Setup, Violation};
 
 mod admission;
 mod coverage;
+mod fence;
 mod finality;
 mod generations;
 mod ledger;
@@ -13,6 +14,8 @@ mod liveness;
 mod lockstep;
 mod one_ring;
 mod outcome;
+mod recalled;
+mod state;
 mod timers;
 
 /// Something that must hold; it remembers what it needs of the facts so far.
@@ -34,7 +37,10 @@ impl Invariants {
             Box::new(admission::Admission::new(setup)),
             Box::new(one_ring::OneRing::default()),
             Box::new(generations::Generations::default()),
+            Box::new(recalled::Recalled::default()),
+            Box::new(fence::Fence::default()),
             Box::new(coverage::Coverage::new(setup)),
+            Box::new(state::States::new(setup)),
             Box::new(lockstep::Lockstep::default()),
             Box::new(ledger::Ledger::default()),
             Box::new(outcome::Truth::new(setup)),

@@ -1,5 +1,6 @@
-//! A run's outcome is the truth: complete only where every rank has done every step, and otherwise for a cause that
-//! there was. No worker is called lost to which nothing happened.
+//! A run's outcome is the truth: complete only where every rank has done every step, with the state of one process alone,
+//! and otherwise for a cause that there was. What happens to workers is none: the run goes on without them, unless the last
+//! is gone and nobody starts another. No worker is called lost to which nothing happened.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -10,9 +11,12 @@ use mattock_coordinator::protocol::{Finish, Formation};
 
 use super::{Invariant, demand};
 use crate::facts::{Cause, Fact, Setup};
+use crate::state::State;
 
 pub(crate) struct Truth {
     steps: u64,
+    /// The hash that the run must end with.
+    hash: u64,
     ring: Option<Formation>,
     finishes: BTreeMap<WorkerId, Finish>,
     causes: BTreeSet<Cause>,
@@ -20,7 +24,8 @@ pub(crate) struct Truth {
 
 impl Truth {
     pub(crate) fn new(setup: &Setup) -> Self {
-        Self { steps: setup.steps, ring: None, finishes: BTreeMap::new(), causes: BTreeSet::new() }
+        let hash = State::serial(setup.micro_batches, setup.steps).hash;
+        Self { steps: setup.steps, hash, ring: None, finishes: BTreeMap::new(), causes: BTreeSet::new() }
     }
 
     /// All ranks have ended alike, and the outcome says what they said.
@@ -41,6 +46,12 @@ impl Truth {
         Ok(())
     }
 
+    fn may_be_lost(&self, worker: WorkerId, reason: &str) -> Result<(), String> {
+        let trouble = self.causes.contains(&Cause::Trouble(worker));
+        demand!(trouble, "{worker} is called lost, and nothing happened to it: {reason}");
+        Ok(())
+    }
+
     fn judge(&self, outcome: &Outcome, reason: &str) -> Result<(), String> {
         let has = |cause| self.causes.contains(&cause);
         match outcome {
@@ -52,22 +63,26 @@ impl Truth {
                     finish.step,
                     self.steps
                 );
+                let right = finish.state_hash == self.hash || finish.step > self.steps;
+                demand!(right || has(Cause::Corruption), "the run ends with other bits: {finish:?}");
             }
             Outcome::Stopped(finish) => {
                 self.all_finished(finish)?;
-                demand!(has(Cause::Stop), "stopped, and nobody asked for it");
+                let leaves = self.causes.iter().any(|cause| matches!(cause, Cause::Leave(_)));
+                demand!(has(Cause::Stop) || leaves, "stopped, and nobody asked for it");
                 demand!(!finish.completed, "called stopped with all steps done");
             }
             Outcome::WorkerLost(worker) => {
+                self.may_be_lost(*worker, reason)?;
                 demand!(
-                    has(Cause::Trouble(*worker)),
-                    "{worker} is called lost, and nothing happened to it: {reason}"
+                    has(Cause::Abandoned),
+                    "given up for {worker}, and another could have come: {reason}"
                 );
             }
             Outcome::BadInput => demand!(has(Cause::BadInput), "bad input, and there was none: {reason}"),
             Outcome::Failed => {
-                let trouble = self.causes.iter().any(|cause| *cause != Cause::BadInput);
-                demand!(trouble, "failed for no cause: {reason}");
+                let causes = [Cause::Abandoned, Cause::Stop, Cause::Corruption, Cause::Failure];
+                demand!(causes.into_iter().any(has), "failed for no cause: {reason}");
             }
         }
         Ok(())
@@ -89,6 +104,11 @@ impl Invariant for Truth {
                 for action in *actions {
                     match action {
                         Action::Form(formation) => self.ring = Some(formation.clone()),
+                        Action::Lose(worker, reason) => self.may_be_lost(*worker, reason)?,
+                        Action::Release(worker, _) => {
+                            let told = self.causes.contains(&Cause::Leave(*worker));
+                            demand!(told, "{worker} is released, and nobody told it to leave");
+                        }
                         Action::End(outcome, reason) => self.judge(outcome, reason)?,
                         _ => {}
                     }

@@ -1,0 +1,102 @@
+//! How runs end.
+
+use super::*;
+
+#[test]
+fn who_is_done_may_be_silent_and_sets_no_timer() {
+    let mut run = Run::training();
+    run.step(Event::Finished(WorkerId(0), finish(7, None)));
+    run.now += TIMEOUT / 2;
+    run.step(Event::Heard(WorkerId(1)));
+    assert_eq!(run.registry.deadline(), Some(run.now + TIMEOUT));
+    run.now += TIMEOUT - Duration::from_nanos(1);
+    assert_eq!(run.step(Event::Tick), []);
+    assert_eq!(run.lost(0), []);
+    let over = run.step(Event::Finished(WorkerId(1), finish(7, Some(0.5))));
+    assert_eq!(over, [Action::End(Outcome::Completed(finish(7, Some(0.5))), "all steps are done".into())]);
+}
+
+#[test]
+fn nobody_is_done_before_training() {
+    let mut run = Run::new(1, 1);
+    run.join(0);
+    run.step(Event::Finished(WorkerId(0), finish(7, None)));
+    run.now += TIMEOUT;
+    assert!(matches!(run.step(Event::Tick)[..], [Action::Lose(WorkerId(0), _)]));
+}
+
+#[test]
+fn different_final_states_are_a_failure() {
+    let mut run = Run::training();
+    run.step(Event::Finished(WorkerId(0), finish(7, None)));
+    let (outcome, reason) = end(&run.step(Event::Finished(WorkerId(1), finish(8, None))));
+    assert!(outcome == Outcome::Failed && reason.contains("different states"), "{reason}");
+}
+
+#[test]
+fn a_failure_is_the_runs_the_inputs_or_the_workers() {
+    let fail = |blame| {
+        let failure = Failure { text: "the disk is full".into(), blame };
+        Run::training().step(Event::Failed(WorkerId(0), failure))
+    };
+    let reason = "worker 0: the disk is full".to_owned();
+    assert_eq!(fail(Blame::Run), [Action::End(Outcome::Failed, reason.clone())]);
+    assert_eq!(fail(Blame::Input), [Action::End(Outcome::BadInput, reason)]);
+    let actions = fail(Blame::Worker);
+    assert_eq!(actions[0], Action::Lose(WorkerId(0), "the disk is full".into()));
+    assert_eq!(recalled(&actions).0, [1], "the other goes on");
+}
+
+#[test]
+fn a_stop_while_workers_gather_ends_the_run() {
+    let end = Action::End(Outcome::Failed, "stopped before training began".into());
+    assert_eq!(Run::new(1, 1).step(Event::StopRequested), [end]);
+}
+
+#[test]
+fn a_process_that_ends_before_it_joins_ends_a_run_that_waits_for_it() {
+    for (bad_input, outcome) in [(true, Outcome::BadInput), (false, Outcome::Failed)] {
+        let abandoned = || Event::Abandoned { cause: "exit status 2".into(), bad_input };
+        let reason = "a worker ended before it joined: exit status 2".to_owned();
+        assert_eq!(Run::new(2, 2).step(abandoned()), [Action::End(outcome, reason)]);
+    }
+}
+
+#[test]
+fn the_last_of_a_run_whose_processes_are_not_replaced_ends_it() {
+    let abandoned = || Event::Abandoned { cause: "exit status 9".into(), bad_input: false };
+    let mut run = Run::training();
+    run.lost(0);
+    assert_eq!(run.step(abandoned()), []);
+    run.held(1, Holding::at(0));
+    let (outcome, reason) = end(&run.lost(1));
+    assert_eq!(outcome, Outcome::WorkerLost(WorkerId(1)));
+    assert!(reason.contains("no worker is left"), "{reason}");
+}
+
+#[test]
+fn a_stopped_run_without_workers_ends() {
+    let mut run = Run::training();
+    run.step(Event::StopRequested);
+    run.lost(0);
+    let (outcome, reason) = end(&run.lost(1));
+    assert!(outcome == Outcome::Failed && reason.contains("resume"), "{reason}");
+}
+
+#[test]
+fn workers_that_start_from_different_steps_do_not_form_a_ring() {
+    let mut run = Run::new(2, 2);
+    run.join(0);
+    run.join(1);
+    run.ready(0, Some(3));
+    let (outcome, reason) = end(&run.ready(1, Some(4)));
+    assert!(outcome == Outcome::Failed && reason.contains("different steps"), "{reason}");
+}
+
+#[test]
+fn after_the_end_nothing_is_decided() {
+    let mut run = Run::new(1, 1);
+    run.step(Event::StopRequested);
+    assert_eq!(run.join(0), []);
+    assert_eq!(run.registry.deadline(), None);
+}
