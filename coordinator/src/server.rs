@@ -95,6 +95,8 @@ pub enum Command {
         bad_input: bool,
         /// Whether another is started in its place.
         replaced: bool,
+        /// How many of the launcher's processes are left, that one included.
+        left: usize,
     },
 }
 

@@ -70,7 +70,7 @@ pub struct CoordinatorArgs {
 #[serde(rename_all = "snake_case")]
 enum Said {
     Stop(#[expect(dead_code, reason = "its presence says all")] bool),
-    Exited { pid: u32, status: String, replaced: bool },
+    Exited { pid: u32, status: String, replaced: bool, left: usize },
 }
 
 /// Runs `mattock coordinator`; `out` is standard output.
@@ -180,9 +180,9 @@ fn stdin_lines(supervised: bool) -> mpsc::Receiver<String> {
 fn read(line: &str) -> Option<Command> {
     match serde_json::from_str(line) {
         Ok(Said::Stop(_)) => Some(Command::Stop),
-        Ok(Said::Exited { pid, status, replaced }) => {
+        Ok(Said::Exited { pid, status, replaced, left }) => {
             let bad_input = status.ends_with(": 2");
-            Some(Command::ProcessExited { pid, status, bad_input, replaced })
+            Some(Command::ProcessExited { pid, status, bad_input, replaced, left })
         }
         Err(error) => {
             tracing::warn!(%error, %line, "no command of a launcher");

@@ -314,7 +314,9 @@ impl<'a> Supervisor<'a> {
                 let wanted = self.workers.ended(number, status);
                 let over = self.over || self.stopped || self.killed.is_some() || self.coordinator.is_some();
                 let replaced = wanted && !over;
-                let exited = json!({ "pid": pid, "status": status.to_string(), "replaced": replaced });
+                let left = self.workers.living().count() + usize::from(replaced);
+                let status = status.to_string();
+                let exited = json!({ "pid": pid, "status": status, "replaced": replaced, "left": left });
                 self.command(&json!({ "exited": exited })).await;
                 if replaced {
                     self.start_worker(number);

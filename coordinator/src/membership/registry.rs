@@ -209,11 +209,15 @@ impl Registry {
             Event::Failed(id, failure) => self.fail(id, &failure, actions),
             Event::Leaving(id, reason) => self.leave(id, reason, actions),
             Event::Lost(id, cause) => self.lose(id, &cause, actions),
-            Event::Abandoned { cause, bad_input: true } if !self.is_under_way() => {
+            Event::Abandoned { cause, bad_input: true, .. } if !self.is_under_way() => {
                 let reason = format!("a worker ended before it joined: {cause}");
                 self.end(Outcome::BadInput, &reason, actions);
             }
-            Event::Abandoned { cause, .. } => self.abandoned = Some(cause),
+            Event::Abandoned { cause, left, .. } => {
+                if self.generation == 0 || left == 0 {
+                    self.abandoned = Some(cause);
+                }
+            }
             Event::StopRequested => self.request_stop(actions),
             Event::Tick => {}
         }
@@ -541,6 +545,7 @@ impl Registry {
             return self.end(Outcome::Failed, &reason, actions);
         }
         self.generation += 1;
+        self.abandoned = None;
         let formation = self.formation_of(free, &holdings, step);
         for id in free {
             self.workers.entry(*id).and_modify(|worker| worker.standing = Standing::Member);

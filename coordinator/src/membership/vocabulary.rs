@@ -69,6 +69,8 @@ pub enum Event {
         cause: String,
         /// Whether it said that the user's input is at fault.
         bad_input: bool,
+        /// Processes that may still become workers, or are.
+        left: usize,
     },
     /// The user wants to stop.
     StopRequested,

@@ -150,14 +150,14 @@ impl Core {
     pub(super) fn command(&self, command: Command) -> Vec<membership::Event> {
         match command {
             Command::Stop => vec![membership::Event::StopRequested],
-            Command::ProcessExited { pid, status, bad_input, replaced } => {
+            Command::ProcessExited { pid, status, bad_input, replaced, left } => {
                 let link = self.links.iter().find(|(_, link)| link.about.pid == pid);
                 let lost = link.map(|(worker, _)| {
                     membership::Event::Lost(*worker, format!("its process {pid} ended: {status}"))
                 });
                 let bad_input = bad_input && lost.is_none();
-                let abandoned =
-                    || membership::Event::Abandoned { cause: format!("process {pid}: {status}"), bad_input };
+                let cause = format!("process {pid}: {status}");
+                let abandoned = || membership::Event::Abandoned { cause, bad_input, left };
                 lost.into_iter().chain((!replaced).then(abandoned)).collect()
             }
         }

@@ -149,7 +149,8 @@ impl Sim {
             self.worker(next).fruitless = fruitless;
         } else if !over {
             self.cause(Cause::Abandoned);
-            self.decide(Event::Abandoned { cause, bad_input: bad_input && !linked });
+            let left = self.workers.values().filter(|worker| worker.local && !worker.is_gone()).count();
+            self.decide(Event::Abandoned { cause, bad_input: bad_input && !linked, left });
         }
     }
 

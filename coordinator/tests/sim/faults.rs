@@ -160,7 +160,8 @@ impl Sim {
         if bad_input {
             self.cause(Cause::BadInput);
         }
-        self.decide(Event::Abandoned { cause: "it ended".to_owned(), bad_input });
+        let left = self.workers.values().filter(|worker| worker.local && !worker.is_gone()).count();
+        self.decide(Event::Abandoned { cause: "it ended".to_owned(), bad_input, left });
     }
 
     fn sicken(&mut self, victim: WorkerId) {

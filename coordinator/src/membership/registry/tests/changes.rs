@@ -313,7 +313,7 @@ fn a_joiner_that_cannot_use_the_input_costs_the_run_nothing() {
     let failure = Failure { text: "no such file".into(), blame: Blame::Input };
     let actions = run.step(Event::Failed(WorkerId(2), failure));
     assert_eq!(actions, [Action::Lose(WorkerId(2), "no such file".into())]);
-    assert_eq!(run.step(Event::Abandoned { cause: "status 2".into(), bad_input: true }), []);
+    assert_eq!(run.step(Event::Abandoned { cause: "status 2".into(), bad_input: true, left: 2 }), []);
     assert_eq!(run.phase(), Phase::Running);
 }
 

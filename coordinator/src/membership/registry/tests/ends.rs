@@ -56,7 +56,7 @@ fn a_stop_while_workers_gather_ends_the_run() {
 #[test]
 fn a_process_that_ends_before_it_joins_ends_a_run_that_waits_for_it() {
     for (bad_input, outcome) in [(true, Outcome::BadInput), (false, Outcome::Failed)] {
-        let abandoned = || Event::Abandoned { cause: "exit status 2".into(), bad_input };
+        let abandoned = || Event::Abandoned { cause: "exit status 2".into(), bad_input, left: 1 };
         let reason = "a worker ended before it joined: exit status 2".to_owned();
         assert_eq!(Run::new(2, 2).step(abandoned()), [Action::End(outcome, reason)]);
     }
@@ -64,12 +64,14 @@ fn a_process_that_ends_before_it_joins_ends_a_run_that_waits_for_it() {
 
 #[test]
 fn the_last_of_a_run_whose_processes_are_not_replaced_ends_it() {
-    let abandoned = || Event::Abandoned { cause: "exit status 9".into(), bad_input: false };
+    let abandoned = |left| Event::Abandoned { cause: "exit status 9".into(), bad_input: false, left };
     let mut run = Run::training();
     run.lost(0);
-    assert_eq!(run.step(abandoned()), []);
+    assert_eq!(run.step(abandoned(1)), []);
     run.held(1, Holding::at(0));
-    let (outcome, reason) = end(&run.lost(1));
+    let actions = run.lost(1);
+    assert!(!actions.iter().any(|action| matches!(action, Action::End(..))), "another may come: {actions:?}");
+    let (outcome, reason) = end(&run.step(abandoned(0)));
     assert_eq!(outcome, Outcome::WorkerLost(WorkerId(1)));
     assert!(reason.contains("no worker is left"), "{reason}");
 }
