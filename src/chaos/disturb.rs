@@ -133,6 +133,9 @@ impl<'a> Disturbed<'a> {
                 self.all_died = true;
             }
             (_, None) => {}
+            // The last one's leave would end the run in order.
+            (Kind::Leave, _)
+                if living.iter().filter(|(worker, _)| !self.struck.contains(worker)).count() < 2 => {}
             (Kind::Pause(part), Some((_, pid))) => {
                 signal(pid, Signal::STOP);
                 self.paused.push((Instant::now() + self.plan.timeout.mul_f64(part), pid));
