@@ -7,10 +7,16 @@
 //! # Invariants
 //! 1. No state is written unless every micro-batch was counted exactly once.
 //! 2. All ranks read the same verdict from the same total.
+//! 3. No state is written unless all ranks started from the same one: each bit of its hash was set by all of them, or by none.
 
 use crate::plan::NonFinite;
 
-/// One rank's contribution, or the total over ranks: `[counts; M] [loss bits; M] [nonfinite] [stop]`.
+/// Bits of a state hash.
+const HASH_BITS: usize = 64;
+/// The words at the end: whether a gradient was not finite, whether to stop, how many ranks there are.
+const FLAGS: usize = 3;
+
+/// One rank's contribution, or the total over ranks: `[counts; M] [loss bits; M] [hash bits; 64] [nonfinite] [stop] [ranks]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Ballot {
     words: Vec<u32>,
@@ -42,6 +48,12 @@ pub enum CommitError {
         /// How often it was counted.
         count: u32,
     },
+    /// Some rank's memory, or device, did something wrong.
+    #[error("the ranks of step {step} did not start from the same state: nothing was written")]
+    OtherState {
+        /// The step.
+        step: u64,
+    },
     /// `nonfinite = "stop"`.
     #[error(
         "the gradient of step {step} is not finite: nothing was written; lower the learning rate, or set \
@@ -54,12 +66,21 @@ pub enum CommitError {
 }
 
 impl Ballot {
-    pub(crate) fn new(micro_batches: usize) -> Self {
-        Self { words: vec![0; 2 * micro_batches + 2] }
+    /// That of a rank that starts from the state with this hash.
+    pub(crate) fn new(micro_batches: usize, state_hash: u64) -> Self {
+        let mut words = vec![0; 2 * micro_batches];
+        words.extend((0..HASH_BITS).map(|bit| (state_hash >> bit & 1) as u32));
+        words.extend([0, 0, 1]);
+        Self { words }
     }
 
     fn micro_batches(&self) -> usize {
-        self.words.len() / 2 - 1
+        (self.words.len() - HASH_BITS - FLAGS) / 2
+    }
+
+    fn flags(&mut self) -> &mut [u32] {
+        let start = self.words.len() - FLAGS;
+        &mut self.words[start..]
     }
 
     /// This rank computed micro-batch `index`.
@@ -71,14 +92,12 @@ impl Ballot {
 
     /// This rank met an infinity or NaN.
     pub(crate) fn nonfinite(&mut self) {
-        let index = 2 * self.micro_batches();
-        self.words[index] = 1;
+        self.flags()[0] = 1;
     }
 
     /// This rank was asked to stop after the step.
     pub(crate) fn stop(&mut self) {
-        let index = 2 * self.micro_batches() + 1;
-        self.words[index] = 1;
+        self.flags()[1] = 1;
     }
 
     pub(crate) fn into_words(self) -> Vec<u32> {
@@ -93,7 +112,11 @@ impl Ballot {
     /// Reads the total.
     pub(crate) fn verdict(&self, step: u64, nonfinite: NonFinite) -> Result<Verdict, CommitError> {
         let (counts, rest) = self.words.split_at(self.micro_batches());
-        let (losses, flags) = rest.split_at(self.micro_batches());
+        let (losses, rest) = rest.split_at(self.micro_batches());
+        let (hash, flags) = rest.split_at(HASH_BITS);
+        if hash.iter().any(|&set| set != 0 && set != flags[2]) {
+            return Err(CommitError::OtherState { step });
+        }
         if let Some((index, &count)) = counts.iter().enumerate().find(|&(_, &count)| count != 1) {
             return Err(CommitError::NotOnce { step, index, count });
         }
@@ -111,6 +134,8 @@ impl Ballot {
 mod tests {
     use super::*;
 
+    const HASH: u64 = 0xfedc_ba98_7654_3210;
+
     fn total(ballots: &[Ballot]) -> Ballot {
         let mut words = vec![0u32; ballots[0].words.len()];
         for ballot in ballots {
@@ -120,7 +145,7 @@ mod tests {
     }
 
     fn split(owners: [usize; 3]) -> Vec<Ballot> {
-        let mut ballots = vec![Ballot::new(3), Ballot::new(3)];
+        let mut ballots = vec![Ballot::new(3, HASH), Ballot::new(3, HASH)];
         for (index, owner) in owners.into_iter().enumerate() {
             ballots[owner].count(index, 1.5 + index as f32);
         }
@@ -143,7 +168,22 @@ mod tests {
             total(&ballots).verdict(7, NonFinite::Stop),
             Err(CommitError::NotOnce { step: 7, index: 1, count: 2 })
         );
-        assert!(Ballot::new(3).verdict(7, NonFinite::Skip).is_err());
+        assert!(Ballot::new(3, HASH).verdict(7, NonFinite::Skip).is_err());
+    }
+
+    #[test]
+    fn ranks_that_start_from_different_states_write_nothing() {
+        for bit in 0..64 {
+            let mut ballots = split([0, 1, 0]);
+            let mut other = Ballot::new(3, HASH ^ 1 << bit);
+            other.count(1, 2.5);
+            ballots[1] = other;
+            assert_eq!(
+                total(&ballots).verdict(7, NonFinite::Skip),
+                Err(CommitError::OtherState { step: 7 }),
+                "bit {bit}"
+            );
+        }
     }
 
     #[test]

@@ -18,6 +18,7 @@ use mattock_coordinator::protocol::{Break, Finish, Formation, FromWorker, StepRe
 use mattock_kernels::TrainBackend;
 
 use super::{SessionError, Worker};
+use crate::commit::CommitError;
 use crate::evaluate::held_out;
 use crate::phases::Phase;
 use crate::plan::Plan;
@@ -57,7 +58,11 @@ enum Interruption {
     /// The coordinator knows, and will say what comes next.
     Recalled,
     /// The ring does not hold any more.
-    Broken(Break),
+    Broken {
+        /// The rank that was lost, where it is known.
+        lost_rank: Option<u32>,
+        text: String,
+    },
     /// This worker cannot go on.
     Fatal(SessionError),
 }
@@ -65,15 +70,16 @@ enum Interruption {
 impl<E: Into<SessionError>> From<E> for Interruption {
     fn from(error: E) -> Self {
         use CollectiveError::{Cancelled, Closed, PeerLost, TimedOut};
-        let broken = |generation: Generation, lost_rank, error: &CollectiveError| {
-            Self::Broken(Break { generation: generation.0, lost_rank, text: error.to_string() })
-        };
         match error.into() {
             SessionError::Step(StepError::Recalled(_)) => Self::Recalled,
             SessionError::Step(StepError::Collective(Cancelled { .. } | Closed { .. })) => Self::Recalled,
             SessionError::Step(StepError::Collective(
-                ref error @ (PeerLost { ref at, peer, .. } | TimedOut { ref at, peer, .. }),
-            )) => broken(at.generation, Some(peer.0), error),
+                ref error @ (PeerLost { peer, .. } | TimedOut { peer, .. }),
+            )) => Self::Broken { lost_rank: Some(peer.0), text: error.to_string() },
+            // Who of them is wrong the coordinator can tell: it knows all hashes.
+            SessionError::Step(StepError::Commit(error @ CommitError::OtherState { .. })) => {
+                Self::Broken { lost_rank: None, text: error.to_string() }
+            }
             error => Self::Fatal(error),
         }
     }
@@ -203,7 +209,10 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
         let report = match trained {
             Ok(finish) => FromWorker::Finished(finish),
             Err(Interruption::Recalled) => return Ok(()),
-            Err(Interruption::Broken(broken)) => FromWorker::Broken(broken),
+            Err(Interruption::Broken { lost_rank, text }) => {
+                let generation = seat.formation.generation;
+                FromWorker::Broken(Break { generation, lost_rank, text })
+            }
             Err(Interruption::Fatal(error)) => {
                 tell_history(&seat.group, &error);
                 return Err(error);

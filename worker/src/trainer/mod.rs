@@ -87,6 +87,8 @@ pub struct Trainer<'a, B: TrainBackend, T: Task> {
     plan: &'a Plan,
     space: Space,
     state: State,
+    /// Of the state.
+    state_hash: u64,
     device: B::Device,
     blocks: Vec<T::Block<B>>,
     lengths: Vec<usize>,
@@ -114,6 +116,7 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
         Self {
             task,
             plan,
+            state_hash: state.hash(),
             state,
             device,
             blocks,
@@ -168,6 +171,7 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
     /// Takes another state, from storage.
     pub fn replace(&mut self, state: State) {
         self.forget();
+        self.state_hash = state.hash();
         self.state = state;
     }
 
@@ -293,7 +297,7 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
 
     /// What this rank contributes to the commit.
     fn ballot(&self, stop: bool) -> Ballot {
-        let mut ballot = Ballot::new(self.plan.batch.micro_batches() as usize);
+        let mut ballot = Ballot::new(self.plan.batch.micro_batches() as usize, self.state_hash);
         self.counted.iter().for_each(|(&index, &loss)| ballot.count(index as usize, loss));
         if self.sum.nonfinite() {
             ballot.nonfinite();
@@ -323,6 +327,7 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
             self.state.step += 1;
             self.state.hash()
         };
+        self.state_hash = state_hash;
         self.forget();
         let Verdict { loss, stop, .. } = *verdict;
         StepDone { step: self.state.step, loss, grad_norm, lr, state_hash, stop, wide_blocks }

@@ -1,5 +1,6 @@
 //! The trainer in one process: ranks as threads over in-memory links.
 
+use std::sync::Barrier;
 use std::thread;
 
 use burn::backend::Autodiff;
@@ -11,6 +12,7 @@ use mattock_data::keys::Stream;
 use mattock_kernels::{Cpu, Kernels};
 
 use super::{StepError, Trainer};
+use crate::commit::CommitError;
 use crate::gate::{Gate, Recalled};
 use crate::plan::{self, AdamW, Batch, NonFinite, Plan, Reduce, Schedule, Sum};
 use crate::state::State;
@@ -182,14 +184,22 @@ fn the_loss_falls() {
 const SHARES: [[u32; 2]; 3] = [[0, 1], [2, 3], [4, 5]];
 const RESUMED: [[u32; 3]; 2] = [[0, 1, 5], [2, 3, 4]];
 
-/// A rank that goes from a ring of three to one of two in the middle of its step `breaks`; the last one breaks off.
-fn survive(plan: &Plan, rank: usize, three: Group, two: Option<Group>, breaks: u64) -> Option<State> {
+/// A rank that goes from a ring of three to one of two in the middle of its step `breaks`; the last one breaks off, once
+/// all `have` the step before: a total that does not reach everybody is another matter.
+fn survive(
+    plan: &Plan,
+    rank: usize,
+    (three, two): (Group, Option<Group>),
+    breaks: u64,
+    have: &Barrier,
+) -> Option<State> {
     let (mut trainer, gate) = (trainer(plan), Gate::default());
     gate.open(1, 0, trainer.resume(&SHARES[rank])).unwrap();
     for _ in 1..breaks {
         trainer.step(&three, &SHARES[rank], &gate, false).unwrap();
         gate.reported();
     }
+    have.wait();
     let Some(two) = two else {
         three.cancel("killed");
         return None;
@@ -214,12 +224,12 @@ fn a_rank_that_breaks_off_leaves_no_trace() {
         let plan = plan(2, sum);
         let (_, _, reference) = train(&plan, 1, 5).remove(0);
         for breaks in [1, 2, 4] {
-            let (three, two) = (groups(3), groups(2));
+            let (three, two, have) = (groups(3), groups(2), Barrier::new(3));
             let states = thread::scope(|scope| {
                 let twos = two.into_iter().map(Some).chain([None]);
                 let start = |((rank, three), two): ((usize, Group), Option<Group>)| {
-                    let plan = &plan;
-                    scope.spawn(move || survive(plan, rank, three, two, breaks))
+                    let (plan, have) = (&plan, &have);
+                    scope.spawn(move || survive(plan, rank, (three, two), breaks, have))
                 };
                 let ranks: Vec<_> = three.into_iter().enumerate().zip(twos).map(start).collect();
                 ranks.into_iter().filter_map(|rank| rank.join().unwrap()).collect::<Vec<State>>()
@@ -293,4 +303,28 @@ fn a_rank_without_the_state_gets_it() {
             ranks.into_iter().for_each(|rank| rank.join().unwrap());
         });
     }
+}
+
+#[test]
+fn ranks_that_start_from_different_states_write_nothing() {
+    let plan = plan(2, Sum::Exact);
+    thread::scope(|scope| {
+        let start = |(rank, group): (usize, Group)| {
+            let plan = &plan;
+            scope.spawn(move || {
+                let (mut trainer, gate) = (trainer(plan), Gate::default());
+                if rank == 1 {
+                    let mut state = trainer.state.clone();
+                    state.second[5] = f32::from_bits(state.second[5].to_bits() ^ 1);
+                    trainer.replace(state);
+                }
+                let before = trainer.state.clone();
+                let error = trainer.step(&group, &SHARES[rank], &gate, false).unwrap_err();
+                assert!(matches!(error, StepError::Commit(CommitError::OtherState { .. })), "{error}");
+                assert!(trainer.state == before);
+            })
+        };
+        let ranks: Vec<_> = groups(3).into_iter().enumerate().map(start).collect();
+        ranks.into_iter().for_each(|rank| rank.join().unwrap());
+    });
 }

@@ -35,7 +35,7 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
     ) -> Result<(), StepError> {
         self.clock.enter(Phase::Transfer);
         let sends = group.ring().rank() == root;
-        let own = [self.state.hash() as i64, i64::from(!self.state.exponents.is_empty())];
+        let own = [self.state_hash as i64, i64::from(!self.state.exponents.is_empty())];
         let head: [i64; 2] = spread_small(group, root, &own)?.try_into().unwrap_or(own);
         if outdated {
             self.forget();
@@ -59,6 +59,7 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
             if got != want {
                 return Err(StepError::Transfer { root: root.0, got, want });
             }
+            self.state_hash = got;
         }
         Ok(())
     }
