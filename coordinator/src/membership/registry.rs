@@ -388,6 +388,8 @@ impl Registry {
         if member {
             self.stale = Some(Stale { reason: format!("{id} was lost: {cause}"), ..Stale::default() });
         }
+        // That explains why rings broke.
+        self.breaks = 0;
         self.last_lost = Some((id, cause.to_owned()));
         actions.push(Action::Lose(id, cause.to_owned()));
     }

@@ -115,8 +115,8 @@ fn whatever_happens_the_run_ends_and_says_why() {
     }
 }
 
-/// All that a live worker may be at.
-const STAGES: [Stage; 11] = [
+/// All that a live worker may be at, for as long as it matters to others.
+const STAGES: [Stage; 10] = [
     Stage::Booting,
     Stage::Joining,
     Stage::Loading,
@@ -127,7 +127,6 @@ const STAGES: [Stage; 11] = [
     Stage::Exchanging,
     Stage::Writing,
     Stage::Finishing,
-    Stage::Leaving,
 ];
 
 fn name(outcome: &Outcome) -> &'static str {
