@@ -150,7 +150,7 @@ impl Sim {
 
     /// One worker more than the run waits for, or one that does not fit in.
     pub(crate) fn surplus(&mut self, fingerprint: &'static str) -> WorkerId {
-        let local = self.rng.chance(20);
+        let local = self.local && self.rng.chance(20);
         self.boot(fingerprint, local)
     }
 

@@ -81,6 +81,21 @@ fn whatever_happens_to_workers_the_run_completes() {
     }
 }
 
+/// The same in long runs, of which a fault may hit what an earlier one has left.
+#[test]
+fn whatever_happens_again_and_again_the_run_completes() {
+    for_each_seed_of(8, |seed| {
+        let long = Duration::ZERO..=Duration::from_secs(40);
+        let swarm = Swarm { workers: 2..=6, micro_batches: 4..=24, steps: 100..=200, ..Swarm::deadly() };
+        let mut sim = Sim::new(seed, Swarm { faults: 5..=30, fault_times: long, ..swarm });
+        sim.respawn = true;
+        sim.run_until(Duration::from_secs(45), |sim| sim.phase() == Phase::Ended)?;
+        sim.settle()?;
+        assert!(sim.has_completed() || sim.was_given_up(), "{:?}", sim.coordinator.end);
+        Ok(())
+    });
+}
+
 /// The same in large rings.
 #[test]
 fn whatever_happens_to_many_workers_the_run_completes() {
