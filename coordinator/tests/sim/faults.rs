@@ -79,13 +79,7 @@ impl Sim {
             Kind::Stall => self.stall(victim, &[Way::Up, Way::Down]),
             Kind::StallUp => self.stall(victim, &[Way::Up]),
             Kind::StallDown => self.stall(victim, &[Way::Down]),
-            Kind::CutRing | Kind::CutRingOneWay | Kind::Partition => {
-                let ends = self.cut_link(victim, kind == Kind::CutRingOneWay);
-                ends.into_iter().flatten().for_each(|end| self.cause(Cause::Trouble(end)));
-                if kind == Kind::Partition {
-                    self.cuts.extend(ends.map(|[a, b]| (a, b)));
-                }
-            }
+            Kind::CutRing | Kind::CutRingOneWay | Kind::Partition => self.cut(kind, victim),
             Kind::Deafen => {
                 self.cause(Cause::Trouble(victim));
                 self.worker(victim).deaf = true;
@@ -118,6 +112,14 @@ impl Sim {
             Kind::Babble => self.babble(victim),
             Kind::Repeat => self.worker(victim).repeats = true,
             Kind::Surplus | Kind::Stranger | Kind::Stop | Kind::Abandon => {}
+        }
+    }
+
+    fn cut(&mut self, kind: Kind, victim: WorkerId) {
+        let ends = self.cut_link(victim, kind == Kind::CutRingOneWay);
+        ends.into_iter().flatten().for_each(|end| self.cause(Cause::Trouble(end)));
+        if kind == Kind::Partition {
+            self.cuts.extend(ends.map(|[a, b]| (a, b)));
         }
     }
 
