@@ -1,11 +1,14 @@
 //! Who did what in which step: the ranks' reports put together, and held against each other.
 //!
 //! # Invariants
-//! 1. A step is recorded once: when all ranks of its ring have reported it, or, where the ring broke meanwhile, when the
-//!    next ring starts from it. Ranks that could not report it did what they were assigned: no rank commits a step
-//!    unless every micro-batch was counted once.
+//! 1. A step is recorded once: when all ranks of its ring have reported it, or, where the ring broke meanwhile, when all
+//!    ranks of a later ring are known to have it. Ranks that could not report it did what they were assigned: no rank
+//!    commits a step unless every micro-batch was counted once.
 //! 2. All ranks report the same loss and state hash, or the ledger names one that differs.
 //! 3. In a recorded step every micro-batch was computed by exactly one rank.
+//!
+//! Why "are known to have it": the next ring may start from a step that one rank alone has committed. Should that one die
+//! before the others have got its state, they do the step again.
 
 use std::collections::BTreeMap;
 
@@ -58,58 +61,71 @@ pub struct Ledger {
     /// The newest step that is settled, or was before this ring.
     settled: u64,
     open: BTreeMap<u64, BTreeMap<u32, StepReport>>,
+    /// Steps from which this ring starts, done in those before: recorded when one more shows that all its ranks have them.
+    waiting: Vec<StepRecord>,
 }
 
 impl Ledger {
     /// The ledger of one ring.
     pub fn new(micro_batches: u32, formation: Formation) -> Self {
-        Self { micro_batches, settled: formation.step, formation, open: BTreeMap::new() }
+        let (open, waiting) = (BTreeMap::new(), Vec::new());
+        Self { micro_batches, settled: formation.step, formation, open, waiting }
     }
 
-    /// The ledger of the next ring. Steps that the old ring committed, but not all of its ranks reported, are settled;
-    /// those that the new ring will do again are forgotten.
+    /// The ledger of the next ring. Steps that rings before have committed, but not all of their ranks reported, wait for
+    /// this one to show that it has them; those that it will do again are forgotten.
     ///
     /// # Errors
     /// Where the ranks' reports do not fit together.
-    pub fn reformed(self, formation: Formation) -> Result<(Self, Vec<StepRecord>), Disagreement> {
-        let mut records = Vec::new();
+    pub fn reformed(mut self, formation: Formation) -> Result<Self, Disagreement> {
+        let mut waiting = std::mem::take(&mut self.waiting);
+        waiting.retain(|record| record.step <= formation.step);
         for (&step, reports) in self.open.range(..=formation.step) {
-            records.extend(self.settle(step, reports.values().cloned().collect())?);
+            waiting.extend(self.settle(step, reports.values().cloned().collect())?);
         }
-        Ok((Self::new(self.micro_batches, formation), records))
+        Ok(Self { waiting, ..Self::new(self.micro_batches, formation) })
     }
 
-    /// Takes in a worker's report of its rank; returns the step's record when it is complete. Reports of other rings, of
-    /// ranks that are not the worker's, and of settled steps are ignored.
+    /// The steps that still wait, where all ranks have said that they are done.
+    pub fn finish(&mut self) -> Vec<StepRecord> {
+        std::mem::take(&mut self.waiting)
+    }
+
+    /// Whether a worker may hold the state after `step`: it has reported that, or its ring started from it, or later.
+    pub fn may_hold(&self, worker: WorkerId, step: u64) -> bool {
+        let own = |rank: &u32| self.formation.places.get(*rank as usize).is_some_and(|p| p.worker == worker);
+        step <= self.settled || self.open.get(&step).is_some_and(|reports| reports.keys().any(own))
+    }
+
+    /// Takes in a worker's report of its rank; returns the records of steps that are complete with it. Reports of other
+    /// rings, of ranks that are not the worker's, and of settled steps are ignored.
     ///
     /// # Errors
     /// Where the ranks' reports do not fit together.
-    pub fn report(
-        &mut self,
-        worker: WorkerId,
-        report: StepReport,
-    ) -> Result<Option<StepRecord>, Disagreement> {
+    pub fn report(&mut self, worker: WorkerId, report: StepReport) -> Result<Vec<StepRecord>, Disagreement> {
         let places = &self.formation.places;
         let own = places.get(report.rank as usize).is_some_and(|place| place.worker == worker);
         if report.generation != self.formation.generation || !own {
-            return Ok(None);
+            return Ok(Vec::new());
         }
         let ranks = places.len();
         let step = report.step;
         if step <= self.settled {
-            return Ok(None);
+            return Ok(Vec::new());
         }
         if !self.open.contains_key(&step) && self.open.len() >= OPEN_STEPS_MAX {
             return Err(Disagreement::TooFarApart(step));
         }
+        // All ranks took part in this step, so all have the ones before.
+        let mut records = std::mem::take(&mut self.waiting);
         let reports = self.open.entry(step).or_default();
         reports.insert(report.rank, report);
-        if reports.len() < ranks {
-            return Ok(None);
+        if reports.len() == ranks {
+            let reports = self.open.remove(&step).unwrap_or_default();
+            self.settled = step;
+            records.extend(self.settle(step, reports.into_values().collect())?);
         }
-        let reports = self.open.remove(&step).unwrap_or_default();
-        self.settled = step;
-        self.settle(step, reports.into_values().collect())
+        Ok(records)
     }
 
     fn settle(&self, step: u64, reports: Vec<StepReport>) -> Result<Option<StepRecord>, Disagreement> {
@@ -190,7 +206,7 @@ mod tests {
     }
 
     /// From the worker that has the rank.
-    fn tell(ledger: &mut Ledger, report: StepReport) -> Result<Option<StepRecord>, Disagreement> {
+    fn tell(ledger: &mut Ledger, report: StepReport) -> Result<Vec<StepRecord>, Disagreement> {
         let worker =
             ledger.formation.places.get(report.rank as usize).map_or(WorkerId(5), |place| place.worker);
         ledger.report(worker, report)
@@ -217,8 +233,8 @@ mod tests {
     #[test]
     fn a_step_is_recorded_when_all_ranks_have_reported() {
         let mut ledger = ledger();
-        assert_eq!(tell(&mut ledger, report(1, 9, &[2])), Ok(None));
-        let record = tell(&mut ledger, report(0, 9, &[0, 1])).unwrap().unwrap();
+        assert_eq!(tell(&mut ledger, report(1, 9, &[2])), Ok(vec![]));
+        let record = tell(&mut ledger, report(0, 9, &[0, 1])).unwrap().remove(0);
         assert_eq!(record.ranks.iter().map(|rank| rank.worker).collect::<Vec<_>>(), [5, 8]);
         assert_eq!(record.state_hash, "0000000000000009");
     }
@@ -248,8 +264,8 @@ mod tests {
     #[test]
     fn reports_of_another_ring_are_ignored() {
         let mut ledger = ledger();
-        assert_eq!(tell(&mut ledger, StepReport { generation: 1, ..report(0, 9, &[0]) }), Ok(None));
-        assert_eq!(tell(&mut ledger, report(7, 9, &[0])), Ok(None));
+        assert_eq!(tell(&mut ledger, StepReport { generation: 1, ..report(0, 9, &[0]) }), Ok(vec![]));
+        assert_eq!(tell(&mut ledger, report(7, 9, &[0])), Ok(vec![]));
         assert!(ledger.open.is_empty());
     }
 
@@ -257,12 +273,12 @@ mod tests {
     fn a_settled_step_is_not_recorded_again() {
         let mut ledger = ledger();
         tell(&mut ledger, report(0, 9, &[0, 1])).unwrap();
-        assert!(tell(&mut ledger, report(1, 9, &[2])).unwrap().is_some());
+        assert!(tell(&mut ledger, report(1, 9, &[2])).unwrap().len() == 1);
         for _ in 0..2 {
-            assert_eq!(tell(&mut ledger, report(0, 9, &[0, 1])), Ok(None));
-            assert_eq!(tell(&mut ledger, report(1, 8, &[2])), Ok(None));
+            assert_eq!(tell(&mut ledger, report(0, 9, &[0, 1])), Ok(vec![]));
+            assert_eq!(tell(&mut ledger, report(1, 8, &[2])), Ok(vec![]));
         }
-        assert_eq!(tell(&mut ledger, StepReport { step: 0, ..report(0, 9, &[0, 1]) }), Ok(None));
+        assert_eq!(tell(&mut ledger, StepReport { step: 0, ..report(0, 9, &[0, 1]) }), Ok(vec![]));
         assert!(ledger.open.is_empty(), "nothing is kept of them");
     }
 
@@ -270,19 +286,31 @@ mod tests {
     fn nobody_reports_for_another() {
         let mut ledger = ledger();
         for worker in [8, 7] {
-            assert_eq!(ledger.report(WorkerId(worker), report(0, 1, &[0, 1])), Ok(None));
+            assert_eq!(ledger.report(WorkerId(worker), report(0, 1, &[0, 1])), Ok(vec![]));
         }
         assert!(ledger.open.is_empty());
         tell(&mut ledger, report(0, 9, &[0, 1])).unwrap();
-        assert!(tell(&mut ledger, report(1, 9, &[2])).unwrap().is_some(), "it would have disagreed");
+        assert_eq!(tell(&mut ledger, report(1, 9, &[2])).unwrap().len(), 1, "it would have disagreed");
     }
 
-    #[test]
-    fn what_only_some_could_report_is_settled_when_the_next_ring_starts_from_it() {
+    /// What rank 0 reports of steps 1 and 2, before the ring breaks.
+    fn half_reported() -> Ledger {
         let mut ledger = ledger();
         tell(&mut ledger, report(0, 9, &[1])).unwrap();
         tell(&mut ledger, StepReport { step: 2, ..report(0, 10, &[0, 1]) }).unwrap();
-        let (next, records) = ledger.reformed(formation(3, 2)).unwrap();
+        ledger
+    }
+
+    fn later(generation: u64, step: u64, rank: u32) -> StepReport {
+        let share: &[u32] = if rank == 0 { &[1] } else { &[0, 2] };
+        StepReport { generation, step, ..report(rank, 11, share) }
+    }
+
+    #[test]
+    fn what_only_some_could_report_is_recorded_when_all_of_the_next_ring_have_it() {
+        let mut next = half_reported().reformed(formation(3, 2)).unwrap();
+        assert_eq!(tell(&mut next, StepReport { generation: 2, ..later(3, 3, 0) }), Ok(vec![]), "it is late");
+        let records = tell(&mut next, later(3, 3, 1)).unwrap();
         let done: Vec<(u64, u64, Vec<Vec<u32>>)> = records
             .iter()
             .map(|record| {
@@ -292,29 +320,37 @@ mod tests {
             .collect();
         assert_eq!(done, [(1, 2, vec![vec![1], vec![0, 2]]), (2, 2, vec![vec![0, 1], vec![2]])]);
         assert_eq!(records[1].state_hash, "000000000000000a");
-        assert!(next.open.is_empty() && next.settled == 2);
+        let steps: Vec<u64> = tell(&mut next, later(3, 3, 0)).unwrap().iter().map(|r| r.step).collect();
+        assert_eq!(steps, [3], "each once");
     }
 
     #[test]
     fn what_will_be_done_again_is_forgotten() {
-        let mut ledger = ledger();
-        tell(&mut ledger, report(0, 9, &[1])).unwrap();
-        tell(&mut ledger, StepReport { step: 2, ..report(0, 10, &[0, 1]) }).unwrap();
-        let (mut next, records) = ledger.reformed(formation(3, 1)).unwrap();
+        let mut next = half_reported().reformed(formation(3, 1)).unwrap();
+        let records = tell(&mut next, later(3, 2, 0)).unwrap();
         assert_eq!(records.iter().map(|record| record.step).collect::<Vec<_>>(), [1]);
-        assert!(next.open.is_empty());
-        let again = |rank, share: &[u32]| StepReport { generation: 3, step: 2, ..report(rank, 10, share) };
-        assert_eq!(tell(&mut next, again(0, &[1])), Ok(None));
-        let record = tell(&mut next, again(1, &[0, 2])).unwrap().unwrap();
+        let record = tell(&mut next, later(3, 2, 1)).unwrap().remove(0);
         assert_eq!((record.step, record.generation), (2, 3), "the old report is none of its own");
+    }
+
+    /// One rank has committed step 2, and dies while it gives its state to the other.
+    #[test]
+    fn what_only_one_had_and_took_with_it_is_recorded_when_it_is_done_again() {
+        let again = half_reported().reformed(formation(3, 2)).unwrap().reformed(formation(4, 1)).unwrap();
+        let (mut first, mut second) = (again.clone(), again);
+        assert_eq!(first.finish().iter().map(|record| record.step).collect::<Vec<_>>(), [1]);
+        assert_eq!(first.finish(), [], "once");
+        tell(&mut second, later(4, 2, 0)).unwrap();
+        let record = tell(&mut second, later(4, 2, 1)).unwrap().remove(0);
+        assert_eq!((record.step, record.generation), (2, 4));
     }
 
     #[test]
     fn what_was_recorded_is_not_settled_again() {
         let mut ledger = ledger();
         tell(&mut ledger, report(0, 9, &[1])).unwrap();
-        assert!(tell(&mut ledger, report(1, 9, &[0, 2])).unwrap().is_some());
-        assert_eq!(ledger.reformed(formation(3, 1)).unwrap().1, []);
+        assert_eq!(tell(&mut ledger, report(1, 9, &[0, 2])).unwrap().len(), 1);
+        assert_eq!(ledger.reformed(formation(3, 1)).unwrap().finish(), []);
     }
 
     #[test]
@@ -323,6 +359,17 @@ mod tests {
         tell(&mut ledger, report(0, 9, &[0, 1])).unwrap();
         let error = ledger.reformed(formation(3, 1)).unwrap_err();
         assert_eq!(error, Disagreement::Coverage { step: 1, index: 0, times: 2 });
+    }
+
+    #[test]
+    fn a_state_that_a_worker_may_hold_is_its_rings_or_one_that_it_reported() {
+        let mut ledger = ledger();
+        let may = |ledger: &Ledger, worker, step| ledger.may_hold(WorkerId(worker), step);
+        assert!(may(&ledger, 5, 0) && !may(&ledger, 5, 1));
+        tell(&mut ledger, report(0, 9, &[1])).unwrap();
+        assert!(may(&ledger, 5, 1) && !may(&ledger, 8, 1) && !may(&ledger, 5, 2));
+        tell(&mut ledger, report(1, 9, &[0, 2])).unwrap();
+        assert!(may(&ledger, 8, 1) && may(&ledger, 8, 0));
     }
 
     #[test]

@@ -117,6 +117,12 @@ impl Core {
             let text = format!("it holds {held} micro-batches of a step of {micro_batches}");
             return membership::Event::Failed(worker, Failure { text, blame: Blame::Worker });
         }
+        let may_hold = |ledger: &Ledger| holding.step.is_none_or(|step| ledger.may_hold(worker, step));
+        let current = self.registry.formation().is_some_and(|ring| ring.generation == generation);
+        if current && !self.ledger.as_ref().is_none_or(may_hold) {
+            let text = format!("it holds the state of step {:?}, which it has not reported", holding.step);
+            return membership::Event::Failed(worker, Failure { text, blame: Blame::Worker });
+        }
         membership::Event::Held(worker, generation, holding)
     }
 
@@ -127,23 +133,33 @@ impl Core {
         if let Some(text) = misreport(ring, worker, &report, self.config.membership.micro_batches) {
             return vec![membership::Event::Failed(worker, Failure { text, blame: Blame::Worker })];
         }
-        match self.ledger.as_mut().map_or(Ok(None), |ledger| ledger.report(worker, report)) {
-            Ok(Some(record)) => {
-                self.commit(record).await;
-                vec![heard, membership::Event::Stepped]
+        match self.ledger.as_mut().map_or(Ok(Vec::new()), |ledger| ledger.report(worker, report)) {
+            Ok(records) => {
+                let stepped = (!records.is_empty()).then_some(membership::Event::Stepped);
+                for record in records {
+                    self.commit(record).await;
+                }
+                std::iter::once(heard).chain(stepped).collect()
             }
-            Ok(None) => vec![heard],
             Err(disagreement) => vec![disagree(worker, &disagreement)],
         }
     }
 
     async fn commit(&mut self, record: StepRecord) {
         self.step = record.step;
-        let recovery = self.recovery.take_if(|recovery| recovery.has_started());
+        let newest = self.registry.formation().is_some_and(|ring| ring.generation == record.generation);
+        let recovery = self.recovery.take_if(|recovery| newest && recovery.has_started());
         let recovered = recovery.map(|recovery| recovery.end(Instant::now(), &record));
         self.emit(Event::Step(record)).await;
         if let Some(recovered) = recovered {
             self.emit(recovered).await;
+        }
+    }
+
+    /// All ranks are done: they have every step.
+    async fn close_ledger(&mut self) {
+        for record in self.ledger.as_mut().map(Ledger::finish).unwrap_or_default() {
+            self.commit(record).await;
         }
     }
 
@@ -190,7 +206,12 @@ impl Core {
                 },
                 Action::Start(formation) => self.start(formation.generation),
                 Action::Stop => self.tell_all(&FromCoordinator::Stop),
-                Action::End(outcome, reason) => end = Some(RunEnd { outcome, reason }),
+                Action::End(outcome, reason) => {
+                    if matches!(outcome, Outcome::Completed(_) | Outcome::Stopped(_)) {
+                        self.close_ledger().await;
+                    }
+                    end = Some(RunEnd { outcome, reason });
+                }
             }
         }
         self.show();
@@ -246,14 +267,7 @@ impl Core {
         let resumed_from = formation.step;
         let fresh = self.ledger.is_none() || resumed_from < self.step;
         let ledger = match self.ledger.take() {
-            Some(ledger) => {
-                let (ledger, settled) = ledger.reformed(formation)?;
-                for record in settled {
-                    self.step = record.step;
-                    self.emit(Event::Step(record)).await;
-                }
-                ledger
-            }
+            Some(ledger) => ledger.reformed(formation)?,
             None => Ledger::new(self.config.membership.micro_batches, formation),
         };
         self.ledger = Some(ledger);

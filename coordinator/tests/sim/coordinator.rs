@@ -84,7 +84,7 @@ impl Sim {
             FromWorker::Step(report) => return self.record(worker, report),
             FromWorker::Ready { step } => Event::Ready(worker, step),
             FromWorker::Linked { generation } => Event::Linked(worker, generation),
-            FromWorker::Held { generation, holding } => Event::Held(worker, generation, holding),
+            FromWorker::Held { generation, holding } => self.hold(worker, generation, holding),
             FromWorker::Broken(broken) => Event::Broken(worker, broken),
             FromWorker::Leaving { reason } => Event::Leaving(worker, reason),
             FromWorker::Finished(finish) => Event::Finished(worker, finish),
@@ -97,6 +97,19 @@ impl Sim {
         self.decide(event);
     }
 
+    fn hold(&self, worker: WorkerId, generation: u64, holding: Holding) -> Event {
+        let may_hold = |ledger: &Ledger| holding.step.is_none_or(|step| ledger.may_hold(worker, step));
+        let current = self.coordinator.registry.formation().is_some_and(|ring| ring.generation == generation);
+        match current && !self.coordinator.ledger.as_ref().is_none_or(may_hold) {
+            true => {
+                let text =
+                    format!("it holds the state of step {:?}, which it has not reported", holding.step);
+                Event::Failed(worker, Failure { text, blame: Blame::Worker })
+            }
+            false => Event::Held(worker, generation, holding),
+        }
+    }
+
     fn record(&mut self, worker: WorkerId, report: StepReport) {
         self.decide(Event::Heard(worker));
         let ring = self.coordinator.registry.formation();
@@ -105,13 +118,15 @@ impl Sim {
         }
         self.observe(&Fact::Counted(worker, &report));
         let recorded =
-            self.coordinator.ledger.as_mut().map_or(Ok(None), |ledger| ledger.report(worker, report));
+            self.coordinator.ledger.as_mut().map_or(Ok(Vec::new()), |ledger| ledger.report(worker, report));
         match recorded {
-            Ok(Some(record)) => {
-                self.commit(record);
-                self.decide(Event::Stepped);
+            Ok(records) => {
+                let stepped = !records.is_empty();
+                records.into_iter().for_each(|record| self.commit(record));
+                if stepped {
+                    self.decide(Event::Stepped);
+                }
             }
-            Ok(None) => {}
             Err(disagreement) => {
                 let (text, blame) = (disagreement.to_string(), Blame::Run);
                 self.decide(Event::Failed(worker, Failure { text, blame }));
@@ -120,6 +135,10 @@ impl Sim {
     }
 
     fn commit(&mut self, mut record: StepRecord) {
+        let newest = self.coordinator.registry.formation().map(|ring| ring.generation);
+        if self.sabotage == Some(Sabotage::ForgetsSteps) && newest != Some(record.generation) {
+            return;
+        }
         trace(|| format!("{:?} step {} is recorded", self.now, record.step));
         self.coordinator.step = record.step;
         if self.sabotage == Some(Sabotage::WrongRecord) {
@@ -240,6 +259,10 @@ impl Sim {
             }
             Action::Stop => self.tell_all(&FromCoordinator::Stop),
             Action::End(outcome, reason) => {
+                if matches!(outcome, Outcome::Completed(_) | Outcome::Stopped(_)) {
+                    let waiting = self.coordinator.ledger.as_mut().map(Ledger::finish).unwrap_or_default();
+                    waiting.into_iter().for_each(|record| self.commit(record));
+                }
                 self.tell_all(&FromCoordinator::End { reason: reason.clone() });
                 self.coordinator.end.get_or_insert((outcome, reason));
                 self.schedule_in(FAREWELL, Happening::Dismiss);
@@ -267,15 +290,14 @@ impl Sim {
         let start = formation.step;
         let next = match self.coordinator.ledger.take() {
             Some(ledger) => ledger.reformed(formation),
-            None => Ok((Ledger::new(self.setup.micro_batches, formation), Vec::new())),
+            None => Ok(Ledger::new(self.setup.micro_batches, formation)),
         };
         match next {
-            Ok((ledger, settled)) => {
-                self.coordinator.ledger = Some(ledger);
-                if self.sabotage != Some(Sabotage::ForgetsSteps) {
-                    settled.into_iter().for_each(|record| self.commit(record));
+            Ok(ledger) => {
+                if self.coordinator.ledger.is_none() || start < self.coordinator.step {
+                    self.coordinator.step = start;
                 }
-                self.coordinator.step = start;
+                self.coordinator.ledger = Some(ledger);
             }
             Err(disagreement) => {
                 let (text, blame) = (disagreement.to_string(), Blame::Run);

@@ -79,13 +79,7 @@ impl Sim {
             Kind::Stall => self.stall(victim, &[Way::Up, Way::Down]),
             Kind::StallUp => self.stall(victim, &[Way::Up]),
             Kind::StallDown => self.stall(victim, &[Way::Down]),
-            Kind::CutRing | Kind::CutRingOneWay | Kind::Partition => {
-                let ends = self.cut_link(victim, kind == Kind::CutRingOneWay);
-                ends.into_iter().flatten().for_each(|end| self.cause(Cause::Trouble(end)));
-                if kind == Kind::Partition {
-                    self.cuts.extend(ends.map(|[a, b]| (a, b)));
-                }
-            }
+            Kind::CutRing | Kind::CutRingOneWay | Kind::Partition => self.cut(kind, victim),
             Kind::Deafen => {
                 self.cause(Cause::Trouble(victim));
                 self.worker(victim).deaf = true;
@@ -121,6 +115,14 @@ impl Sim {
         }
     }
 
+    fn cut(&mut self, kind: Kind, victim: WorkerId) {
+        let ends = self.cut_link(victim, kind == Kind::CutRingOneWay);
+        ends.into_iter().flatten().for_each(|end| self.cause(Cause::Trouble(end)));
+        if kind == Kind::Partition {
+            self.cuts.extend(ends.map(|[a, b]| (a, b)));
+        }
+    }
+
     /// Kills a process; what it had sent arrives in part, and the news of its death soon or never.
     pub(crate) fn kill(&mut self, victim: WorkerId) {
         self.cause(Cause::Trouble(victim));
@@ -150,7 +152,7 @@ impl Sim {
 
     /// One worker more than the run waits for, or one that does not fit in.
     pub(crate) fn surplus(&mut self, fingerprint: &'static str) -> WorkerId {
-        let local = self.rng.chance(20);
+        let local = self.local && self.rng.chance(20);
         self.boot(fingerprint, local)
     }
 

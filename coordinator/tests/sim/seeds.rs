@@ -6,7 +6,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use crate::facts::Violation;
 
 /// Seeds of a test, where the environment does not say otherwise.
-const SEEDS: u64 = 2_000;
+const SEEDS: u64 = 4_000;
 /// Lines of a trace that are printed.
 const TRACE_LINES_MAX: usize = 400;
 

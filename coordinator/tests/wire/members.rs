@@ -223,17 +223,22 @@ fn a_member_leaves() {
     run.finish();
 }
 
-/// An answer to a recall that claims more than there is costs its sender the place.
+/// An answer to a recall that claims more than there is, or a state that its sender has not reported, costs it its place.
 #[test]
 fn a_holding_that_cannot_be_is_no_answer() {
-    let (run, mut liar) = Liar::in_a_run();
-    run.runtime.block_on(async {
-        liar.hear(|message| matches!(message, FromCoordinator::Start { .. })).await;
-        let holding = Holding { done: vec![0; 5], ..Holding::at(0) };
-        liar.tell(&FromWorker::Held { generation: 1, holding }).await;
-        liar.hear(|message| matches!(message, FromCoordinator::End { .. })).await;
-    });
-    let reason = run.expect_loss(1);
-    assert!(reason.contains("5 micro-batches of a step of 4"), "{reason}");
-    run.finish();
+    let lies = [
+        (Holding { done: vec![0; 5], ..Holding::at(0) }, "5 micro-batches of a step of 4"),
+        (Holding::at(7), "which it has not reported"),
+    ];
+    for (holding, words) in lies {
+        let (run, mut liar) = Liar::in_a_run();
+        run.runtime.block_on(async {
+            liar.hear(|message| matches!(message, FromCoordinator::Start { .. })).await;
+            liar.tell(&FromWorker::Held { generation: 1, holding }).await;
+            liar.hear(|message| matches!(message, FromCoordinator::End { .. })).await;
+        });
+        let reason = run.expect_loss(1);
+        assert!(reason.contains(words), "{reason}");
+        run.finish();
+    }
 }

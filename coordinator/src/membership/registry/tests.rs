@@ -94,8 +94,11 @@ fn holding(step: u64, done: &[u32], running: Option<u32>) -> Holding {
     Holding { step: Some(step), done: done.to_vec(), running }
 }
 
-/// The ring that these actions form: generation, step and source, and each place's worker with its first share.
-fn formed(actions: &[Action]) -> (u64, u64, Option<u32>, Vec<(u64, Vec<u32>)>) {
+/// Workers, by rank, with their shares of the first step.
+type Shares = Vec<(u64, Vec<u32>)>;
+
+/// The ring that these actions form: generation, step, source, and shares.
+fn formed(actions: &[Action]) -> (u64, u64, Option<u32>, Shares) {
     let form = actions.iter().find_map(|action| match action {
         Action::Form(formation) => Some(formation),
         _ => None,

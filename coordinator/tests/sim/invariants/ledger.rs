@@ -1,13 +1,13 @@
-//! The ledger records every step once, in order, and what it records is what the ranks reported; where not all could, the
-//! rest is what they were assigned. Only where a worker that loaded an older state leads the next ring are steps recorded
-//! again, and then identically.
+//! The ledger records every step once, in order, up to the last, and what it records is what the ranks reported; where not
+//! all could, the rest is what they were assigned. Only where everybody who had the state is gone, and a worker that loaded
+//! an older one leads the next ring, are steps recorded again, and then identically.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use mattock_coordinator::WorkerId;
 use mattock_coordinator::event::{RankRecord, StepRecord};
-use mattock_coordinator::membership::{Action, Event};
+use mattock_coordinator::membership::{Action, Event, Outcome};
 use mattock_coordinator::protocol::{Formation, Place, StepReport};
 
 use super::{Invariant, demand};
@@ -24,11 +24,12 @@ pub(crate) struct Ledger {
     /// By generation, step and rank.
     reported: BTreeMap<(u64, u64, u32), StepReport>,
     corrupt: bool,
+    /// The step that the run ended with.
+    ended: Option<u64>,
 }
 
 impl Ledger {
     fn form(&mut self, formation: &Formation) -> Result<(), String> {
-        self.is_complete()?;
         let (step, recorded) = (formation.step, self.recorded);
         if self.rings.is_empty() {
             self.recorded = step;
@@ -39,14 +40,6 @@ impl Ledger {
         }
         self.newest = formation.generation;
         self.rings.insert(formation.generation, formation.clone());
-        Ok(())
-    }
-
-    /// All steps before the newest ring are recorded.
-    fn is_complete(&self) -> Result<(), String> {
-        let start = self.rings.get(&self.newest).map_or(0, |ring| ring.step);
-        let recorded = self.recorded;
-        demand!(recorded >= start, "a ring started from step {start}, and only {recorded} were recorded");
         Ok(())
     }
 
@@ -121,7 +114,9 @@ impl Invariant for Ledger {
                 for action in *actions {
                     match action {
                         Action::Form(formation) => self.form(formation)?,
-                        Action::Start(_) => self.is_complete()?,
+                        Action::End(Outcome::Completed(finish) | Outcome::Stopped(finish), _) => {
+                            self.ended = Some(finish.step);
+                        }
                         _ => {}
                     }
                 }
@@ -137,6 +132,11 @@ impl Invariant for Ledger {
                 self.reported.insert(key, (*report).clone());
             }
             Fact::Recorded(record) => self.record(record)?,
+            Fact::TimeIsUp => {
+                let (ended, recorded) = (self.ended, self.recorded);
+                let all = ended.is_none_or(|step| step == recorded);
+                demand!(all, "the run ended after step {ended:?}, and {recorded} are recorded");
+            }
             _ => {}
         }
         Ok(())

@@ -46,6 +46,11 @@ impl Truth {
         Ok(())
     }
 
+    /// Whether somebody was told to leave: where too few would be left, that stops the run.
+    fn leaves(&self) -> bool {
+        self.causes.iter().any(|cause| matches!(cause, Cause::Leave(_)))
+    }
+
     fn may_be_lost(&self, worker: WorkerId, reason: &str) -> Result<(), String> {
         let trouble = self.causes.contains(&Cause::Trouble(worker));
         demand!(trouble, "{worker} is called lost, and nothing happened to it: {reason}");
@@ -68,8 +73,7 @@ impl Truth {
             }
             Outcome::Stopped(finish) => {
                 self.all_finished(finish)?;
-                let leaves = self.causes.iter().any(|cause| matches!(cause, Cause::Leave(_)));
-                demand!(has(Cause::Stop) || leaves, "stopped, and nobody asked for it");
+                demand!(has(Cause::Stop) || self.leaves(), "stopped, and nobody asked for it");
                 demand!(!finish.completed, "called stopped with all steps done");
             }
             Outcome::WorkerLost(worker) => {
@@ -82,7 +86,7 @@ impl Truth {
             Outcome::BadInput => demand!(has(Cause::BadInput), "bad input, and there was none: {reason}"),
             Outcome::Failed => {
                 let causes = [Cause::Abandoned, Cause::Stop, Cause::Corruption, Cause::Failure];
-                demand!(causes.into_iter().any(has), "failed for no cause: {reason}");
+                demand!(causes.into_iter().any(has) || self.leaves(), "failed for no cause: {reason}");
             }
         }
         Ok(())

@@ -116,6 +116,21 @@ fn rings_that_break_in_a_row_cost_the_accused_its_place() {
 }
 
 #[test]
+fn a_death_explains_the_breaks_before_it() {
+    let mut run = Run::train(1, 3);
+    for _ in 0..BREAKS_MAX {
+        run.broken(1, Some(0));
+        (0..3).for_each(|id| drop(run.held(id, Holding::at(0))));
+        (0..3).for_each(|id| drop(run.linked(id)));
+    }
+    run.lost(2);
+    (0..2).for_each(|id| drop(run.held(id, Holding::at(0))));
+    (0..2).for_each(|id| drop(run.linked(id)));
+    let actions = run.broken(1, Some(0));
+    assert!(matches!(actions[..], [Action::Recall { .. }]), "nobody has to go: {actions:?}");
+}
+
+#[test]
 fn a_step_ends_a_row_of_breaks() {
     let mut run = Run::training();
     for _ in 0..2 * BREAKS_MAX {
