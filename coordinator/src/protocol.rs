@@ -198,6 +198,19 @@ pub enum FromWorker {
     Failed(Failure),
     /// Alive.
     Heartbeat,
+    /// Alive, and this far.
+    Pulse(Pulse),
+}
+
+/// How far a worker's training is, as its listening thread sees it: a process may live although its training does not.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Archive, Serialize, Deserialize)]
+pub struct Pulse {
+    /// Grows with every piece of work that is begun or done.
+    pub progress: u64,
+    /// Whether it works, and does not wait for others.
+    pub busy: bool,
+    /// The longest that a piece of work has taken it so far.
+    pub slowest_ms: u64,
 }
 
 /// A place in a ring.

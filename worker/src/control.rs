@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mattock_collectives::Group;
 use mattock_coordinator::membership::{Instruction, Member};
@@ -18,6 +18,8 @@ use crate::gate::Gate;
 
 /// How often the thread looks whether it is still wanted.
 const PULSE: Duration = Duration::from_millis(200);
+/// How often, in parts of the timeout, the coordinator hears how far training is.
+const PULSES_PER_TIMEOUT: u32 = 8;
 /// Instructions that may wait: more than a run can have rings in a while.
 const INSTRUCTIONS_MAX: usize = 64;
 
@@ -54,13 +56,13 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    pub(crate) fn start(client: Client) -> std::io::Result<Self> {
+    pub(crate) fn start(client: Client, timeout: Duration) -> std::io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let reporter = client.reporter();
         let (sender, instructions) = mpsc::sync_channel(INSTRUCTIONS_MAX);
         let listener = Arc::clone(&shared);
         let thread = thread::Builder::new().name("mattock-listen".to_owned()).spawn(move || {
-            listen(&client, &listener, &sender);
+            listen(&client, &listener, &sender, timeout / PULSES_PER_TIMEOUT);
             client.close();
         })?;
         Ok(Self { shared, reporter, instructions, thread })
@@ -133,10 +135,16 @@ impl Control {
     }
 }
 
-fn listen(client: &Client, shared: &Shared, instructions: &SyncSender<Instruction>) {
+fn listen(client: &Client, shared: &Shared, instructions: &SyncSender<Instruction>, every: Duration) {
     let (mut member, reporter) = (Member::new(client.worker()), client.reporter());
+    let mut told = Instant::now();
     while !shared.dismissed.load(Ordering::Relaxed) {
-        let message = match client.receive(PULSE) {
+        if told.elapsed() >= every && member.generation().is_some() {
+            told = Instant::now();
+            // Where nobody hears it, the next message says so.
+            let _ = reporter.send(FromWorker::Pulse(shared.gate.pulse()));
+        }
+        let message = match client.receive(PULSE.min(every)) {
             Ok(Some(message)) => message,
             Ok(None) => continue,
             Err(error) => {

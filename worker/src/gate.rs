@@ -8,14 +8,17 @@
 //! listener              freeze: done, running ──> Held                      (waits until reported)
 //! ```
 //!
+//! It also sees how far training is, and whether it works or waits for others: a process may be alive whose device is not.
+//!
 //! # Invariants
 //! 1. After [`freeze`](Gate::freeze) of a generation, [`begin`](Gate::begin) and [`commit`](Gate::commit) in it fail.
 //! 2. A state whose step was told is written, and its step reported, before it is told.
 
 use std::collections::BTreeSet;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
-use mattock_coordinator::protocol::Holding;
+use mattock_coordinator::protocol::{Holding, Pulse};
 
 /// The ring is over; what was held has been told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -41,6 +44,29 @@ struct Progress {
     recalled: Option<u64>,
     /// A step is committed, but not yet reported.
     writing: bool,
+    work: Work,
+}
+
+/// Pieces of work, one after the other.
+#[derive(Debug, Default, Clone, Copy)]
+struct Work {
+    /// How many have begun or ended.
+    pieces: u64,
+    /// When the one that is under way has begun; nothing while others are waited for.
+    since: Option<Instant>,
+    slowest: Duration,
+}
+
+impl Work {
+    /// A piece ends, and another begins, or it is others' turn.
+    fn turn(&mut self, busy: bool) {
+        let now = Instant::now();
+        if let Some(since) = self.since {
+            self.slowest = self.slowest.max(now - since);
+        }
+        self.pieces += 1;
+        self.since = busy.then_some(now);
+    }
 }
 
 impl Progress {
@@ -89,6 +115,7 @@ impl Gate {
         progress.generation = generation;
         progress.check()?;
         (progress.step, progress.done, progress.running) = (Some(step), done.into_iter().collect(), None);
+        progress.work.turn(true);
         Ok(())
     }
 
@@ -107,6 +134,7 @@ impl Gate {
         let mut progress = self.lock();
         progress.check()?;
         progress.running = Some(index);
+        progress.work.turn(true);
         Ok(())
     }
 
@@ -115,6 +143,18 @@ impl Gate {
         let mut progress = self.lock();
         progress.running = None;
         progress.done.insert(index);
+        progress.work.turn(true);
+    }
+
+    /// It is the others' turn: training waits for them.
+    pub(crate) fn wait(&self) {
+        self.lock().work.turn(false);
+    }
+
+    /// How far training is.
+    pub fn pulse(&self) -> Pulse {
+        let Work { pieces, since, slowest } = self.lock().work;
+        Pulse { progress: pieces, busy: since.is_some(), slowest_ms: slowest.as_millis() as u64 }
     }
 
     /// The state is going to be that after `step`.
@@ -124,12 +164,15 @@ impl Gate {
         progress.step = Some(step);
         progress.done.clear();
         progress.writing = true;
+        progress.work.turn(true);
         Ok(())
     }
 
     /// It is, and the coordinator was told.
     pub(crate) fn reported(&self) {
-        self.lock().writing = false;
+        let mut progress = self.lock();
+        progress.writing = false;
+        progress.work.turn(true);
         self.reported.notify_all();
     }
 }
@@ -160,6 +203,24 @@ mod tests {
         assert_eq!(gate.freeze(1), holding(7, &[3, 4], None), "what was running is done now");
         gate.open(2, 7, [3, 4]).unwrap();
         gate.begin(5).unwrap();
+    }
+
+    #[test]
+    fn work_is_told_from_waiting() {
+        let gate = Gate::default();
+        assert_eq!(gate.pulse(), Pulse::default());
+        gate.open(1, 7, []).unwrap();
+        gate.begin(3).unwrap();
+        thread::sleep(Duration::from_millis(20));
+        let computing = gate.pulse();
+        assert!(computing.busy);
+        gate.end(3);
+        gate.wait();
+        let waiting = gate.pulse();
+        assert!(!waiting.busy && waiting.progress > computing.progress && waiting.slowest_ms >= 20);
+        thread::sleep(Duration::from_millis(50));
+        gate.commit(8).unwrap();
+        assert!(gate.pulse().busy && gate.pulse().slowest_ms < 20 + 50, "waiting is no work");
     }
 
     #[test]

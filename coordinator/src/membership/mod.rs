@@ -14,6 +14,7 @@
 //! Deliberately absent, so far: a second coordinator that takes over from a dead one.
 
 mod assign;
+mod detector;
 mod member;
 mod registry;
 mod vocabulary;

@@ -15,13 +15,15 @@
 //! lost; who was not is given the timeout, whatever else is heard of it.
 
 mod forming;
+mod losses;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use super::detector::{Detector, Progress};
 use super::vocabulary::{Action, Candidate, Config, Event, Outcome, Phase};
 use crate::ids::WorkerId;
-use crate::protocol::{Blame, Break, Failure, Finish, Formation, Holding};
+use crate::protocol::{Finish, Formation, Holding};
 
 /// Who was called lost must answer a recall within this part of a timeout.
 const HEARING: u32 = 20;
@@ -48,6 +50,8 @@ struct Worker {
     candidate: Candidate,
     heard: Instant,
     standing: Standing,
+    /// How far its training is, once it has said so.
+    progress: Option<Progress>,
     finish: Option<Finish>,
     /// How it was lost after it was done, if it was.
     gone: Option<String>,
@@ -90,6 +94,7 @@ pub struct Registry {
     phase: Phase,
     now: Instant,
     workers: BTreeMap<WorkerId, Worker>,
+    detector: Detector,
     generation: u64,
     formation: Option<Formation>,
     linked: BTreeSet<WorkerId>,
@@ -111,6 +116,7 @@ impl Registry {
     /// A run without workers.
     pub fn new(config: Config, now: Instant) -> Self {
         Self {
+            detector: Detector::new(config.timeout),
             config,
             phase: Phase::Gathering,
             now,
@@ -151,7 +157,8 @@ impl Registry {
             Standing::Recalled { until } => Some(until),
             _ => None,
         });
-        silent.chain(heard_out).min().filter(|_| self.phase != Phase::Ended)
+        let hang = self.workers.values().filter_map(|worker| self.hangs_at(worker));
+        silent.chain(heard_out).chain(hang).min().filter(|_| self.phase != Phase::Ended)
     }
 
     /// Takes in one event, then decides once: every way to a ring, and to the end, passes through here.
@@ -183,6 +190,12 @@ impl Registry {
         match event {
             Event::Joined(id, candidate) => self.join(id, candidate, actions),
             Event::Heard(id) => self.hear(id),
+            Event::Pulse(id, pulse) => {
+                self.hear(id);
+                if let Some(worker) = self.workers.get_mut(&id) {
+                    worker.progress = Some(self.detector.note(worker.progress, pulse, self.now));
+                }
+            }
             Event::Ready(id, step) => {
                 self.hear(id);
                 let loading = |worker: &&mut Worker| worker.standing == Standing::Loading;
@@ -249,7 +262,8 @@ impl Registry {
         }
         self.fingerprint.get_or_insert_with(|| candidate.fingerprint.clone());
         let (heard, standing) = (self.now, Standing::Loading);
-        let worker = Worker { candidate, heard, standing, finish: None, gone: None, leaving: None };
+        let (progress, finish, gone, leaving) = (None, None, None, None);
+        let worker = Worker { candidate, heard, standing, progress, finish, gone, leaving };
         self.workers.insert(id, worker);
         actions.push(Action::Admit(id));
     }
@@ -308,91 +322,6 @@ impl Registry {
         if let Some(worker) = self.workers.get_mut(&id).filter(owes) {
             worker.standing = Standing::Free(holding);
         }
-    }
-
-    fn break_ring(&mut self, id: WorkerId, broken: Break) {
-        self.hear(id);
-        let places = self.formation.iter().flat_map(|formation| &formation.places);
-        let workers: Vec<WorkerId> = places.map(|place| place.worker).collect();
-        if broken.generation != self.generation || !workers.contains(&id) || !self.workers.contains_key(&id) {
-            return;
-        }
-        let lost = broken.lost_rank.and_then(|rank| workers.get(rank as usize).copied());
-        let accused = lost.filter(|&lost| lost != id);
-        if self.is_member(id) {
-            let reason = format!("{id}: {}", broken.text);
-            self.stale.get_or_insert(Stale { reason, broken_by: Some(id), accused });
-        } else if self.phase == Phase::Recalling {
-            // Another was quicker to call the ring broken, but may have called somebody lost who only gave it up too.
-            accused.into_iter().for_each(|accused| self.hear_out(accused));
-        }
-    }
-
-    /// Who was called lost, and has yet to answer, must do so soon.
-    fn hear_out(&mut self, accused: WorkerId) {
-        let hearing = self.now + (self.config.timeout / HEARING).max(HEARING_MIN);
-        if let Some(Standing::Recalled { until }) =
-            self.workers.get_mut(&accused).map(|worker| &mut worker.standing)
-        {
-            *until = hearing.min(*until);
-        }
-    }
-
-    /// A worker says that it cannot go on.
-    fn fail(&mut self, id: WorkerId, failure: &Failure, actions: &mut Vec<Action>) {
-        if !self.workers.contains_key(&id) {
-            return;
-        }
-        // Where others have a state, and train, it is not the run's input that is at fault.
-        let joins = self.workers.get(&id).is_some_and(|worker| !worker.has_state()) && self.is_under_way();
-        let outcome = match failure.blame {
-            Blame::Input if !joins => Outcome::BadInput,
-            Blame::Run => Outcome::Failed,
-            Blame::Input | Blame::Worker => {
-                self.lose(id, &failure.text, actions);
-                return;
-            }
-        };
-        self.end(outcome, &format!("{id}: {}", failure.text), actions);
-    }
-
-    fn notice_silence(&mut self, actions: &mut Vec<Action>) {
-        let timeout = self.config.timeout;
-        // Who is done may be silent.
-        let silent = |worker: &Worker| worker.finish.is_none() && self.now >= worker.heard + timeout;
-        let gone: Vec<WorkerId> =
-            self.workers.iter().filter(|(_, worker)| silent(worker)).map(|(id, _)| *id).collect();
-        for id in gone {
-            self.lose(id, &format!("nothing was heard of it for {timeout:?}"), actions);
-        }
-        let is_late = |worker: &Worker| match worker.standing {
-            Standing::Recalled { until } => self.now >= until,
-            _ => false,
-        };
-        let late: Vec<WorkerId> =
-            self.workers.iter().filter(|(_, worker)| is_late(worker)).map(|(id, _)| *id).collect();
-        for id in late {
-            self.lose(id, "it did not say in time what it holds of the ring that was recalled", actions);
-        }
-    }
-
-    /// A worker is gone; unless it was done, the ring goes on without it.
-    fn lose(&mut self, id: WorkerId, cause: &str, actions: &mut Vec<Action>) {
-        let Some(worker) = self.workers.get_mut(&id) else { return };
-        if worker.finish.is_some() {
-            worker.gone.get_or_insert_with(|| cause.to_owned());
-            return;
-        }
-        let member = self.is_member(id);
-        self.workers.remove(&id);
-        self.out.insert(id);
-        if member {
-            self.stale = Some(Stale { reason: format!("{id} was lost: {cause}"), ..Stale::default() });
-        }
-        // That explains why rings broke.
-        self.breaks = 0;
-        self.last_lost = Some((id, cause.to_owned()));
-        actions.push(Action::Lose(id, cause.to_owned()));
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::ids::WorkerId;
-use crate::protocol::{Break, Failure, Finish, Formation, Holding};
+use crate::protocol::{Break, Failure, Finish, Formation, Holding, Pulse};
 
 /// What a registry must know of the run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,6 +45,8 @@ pub enum Event {
     Joined(WorkerId, Candidate),
     /// Anything was heard of a worker.
     Heard(WorkerId),
+    /// A worker said how far its training is.
+    Pulse(WorkerId, Pulse),
     /// A worker may be put into a ring; with the steps done in the state that it has loaded, if it has one.
     Ready(WorkerId, Option<u64>),
     /// A worker's links of this generation are up.

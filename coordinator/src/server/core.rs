@@ -107,6 +107,7 @@ impl Core {
                 self.emit(Event::Notice { message: text }).await;
                 Meaning::Heard(worker)
             }
+            FromWorker::Pulse(pulse) => Meaning::Pulse(worker, pulse),
             FromWorker::Hello(_) | FromWorker::Heartbeat => Meaning::Heard(worker),
         }]
     }

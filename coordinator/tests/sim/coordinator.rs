@@ -89,6 +89,7 @@ impl Sim {
             FromWorker::Leaving { reason } => Event::Leaving(worker, reason),
             FromWorker::Finished(finish) => Event::Finished(worker, finish),
             FromWorker::Failed(failure) => Event::Failed(worker, failure),
+            FromWorker::Pulse(pulse) => Event::Pulse(worker, pulse),
             FromWorker::Hello(_)
             | FromWorker::Checkpoint { .. }
             | FromWorker::Notice { .. }

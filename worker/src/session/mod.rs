@@ -153,7 +153,7 @@ pub fn run<T: Task>(options: Options<'_>) -> Result<(), SessionError> {
     let (run, recipe, settings) =
         (client.run().to_owned(), client.recipe().to_owned(), client.settings().to_owned());
     let under_way = client.under_way();
-    let control = Control::start(client)?;
+    let control = Control::start(client, limit)?;
     control.leave_on(options.leave, limit / LEAVE)?;
     let (cache, resolve) = (options.cache.as_path(), options.resolve);
     let worker = Worker { cache, resolve, device, node, control, limit, run, recipe, under_way };

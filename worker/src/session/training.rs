@@ -205,6 +205,7 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
         let trained = self.train(seat);
         // Where a step was written, but could not be reported, nobody must wait for that report.
         self.worker.control.gate().reported();
+        self.worker.control.gate().wait();
         self.trainer.pause();
         let report = match trained {
             Ok(finish) => FromWorker::Finished(finish),
@@ -260,6 +261,8 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
                 break;
             }
         }
+        // The last checkpoint has a limit of its own.
+        control.gate().wait();
         Ok(self.finish(rank, state_hash)?)
     }
 
@@ -275,6 +278,7 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
                 self.finish = None;
             }
             let root = Rank(*source);
+            gate.wait();
             self.trainer.receive_state(&seat.group, root, *step, outdated).map_err(wrapped)?;
             self.whole = true;
         } else if outdated {

@@ -194,8 +194,9 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
         stop: bool,
     ) -> Result<StepDone, StepError> {
         self.attach();
-        self.settle_exponents(group)?;
+        self.settle_exponents(group, gate)?;
         self.compute(group, share, gate)?;
+        gate.wait();
 
         self.clock.enter(Phase::Exchange);
         let summed = self.sum.finish(group, &self.exponents, &mut self.gradient)?;
@@ -218,7 +219,7 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
 
     /// The step's exponents: those of the state, or for the first step from the maxima of micro-batch 0, which rank 0
     /// measures. Every rank takes part in that, whatever it measured in a ring before: some may be new.
-    fn settle_exponents(&mut self, group: &Group) -> Result<(), StepError> {
+    fn settle_exponents(&mut self, group: &Group, gate: &Gate) -> Result<(), StepError> {
         if !self.sum.has_exponents() || !self.state.exponents.is_empty() {
             self.exponents.clone_from(&self.state.exponents);
             return Ok(());
@@ -228,10 +229,12 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
             let measured = self.maxima.take().unwrap_or_else(|| self.measure());
             self.clock.enter(Phase::Exchange);
             self.maxima = Some(measured.clone());
+            gate.wait();
             group.broadcast(Arc::new(Buffer::from(measured.clone()))).wait()?;
             measured
         } else {
             self.clock.enter(Phase::Exchange);
+            gate.wait();
             let zeros = vec![0.0f32; self.space.len() / BLOCK];
             group.receive_broadcast(root, zeros.into()).wait()?.into_vec()
         };

@@ -1,9 +1,11 @@
 //! The registry, event by event.
 
 use super::*;
+use crate::protocol::{Blame, Break, Failure};
 
 mod changes;
 mod ends;
+mod hangs;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 

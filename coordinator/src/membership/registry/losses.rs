@@ -1,0 +1,107 @@
+//! Who is lost: by its own word, by others', by silence, or because its training stands still.
+
+use std::time::Instant;
+
+use super::{HEARING, HEARING_MIN, Registry, Stale, Standing, Worker};
+use crate::ids::WorkerId;
+use crate::membership::vocabulary::{Action, Outcome, Phase};
+use crate::protocol::{Blame, Break, Failure};
+
+impl Registry {
+    pub(super) fn break_ring(&mut self, id: WorkerId, broken: Break) {
+        self.hear(id);
+        let places = self.formation.iter().flat_map(|formation| &formation.places);
+        let workers: Vec<WorkerId> = places.map(|place| place.worker).collect();
+        if broken.generation != self.generation || !workers.contains(&id) || !self.workers.contains_key(&id) {
+            return;
+        }
+        let lost = broken.lost_rank.and_then(|rank| workers.get(rank as usize).copied());
+        let accused = lost.filter(|&lost| lost != id);
+        if self.is_member(id) {
+            let reason = format!("{id}: {}", broken.text);
+            self.stale.get_or_insert(Stale { reason, broken_by: Some(id), accused });
+        } else if self.phase == Phase::Recalling {
+            // Another was quicker to call the ring broken, but may have called somebody lost who only gave it up too.
+            accused.into_iter().for_each(|accused| self.hear_out(accused));
+        }
+    }
+
+    /// Who was called lost, and has yet to answer, must do so soon.
+    pub(super) fn hear_out(&mut self, accused: WorkerId) {
+        let hearing = self.now + (self.config.timeout / HEARING).max(HEARING_MIN);
+        if let Some(Standing::Recalled { until }) =
+            self.workers.get_mut(&accused).map(|worker| &mut worker.standing)
+        {
+            *until = hearing.min(*until);
+        }
+    }
+
+    /// A worker says that it cannot go on.
+    pub(super) fn fail(&mut self, id: WorkerId, failure: &Failure, actions: &mut Vec<Action>) {
+        if !self.workers.contains_key(&id) {
+            return;
+        }
+        // Where others have a state, and train, it is not the run's input that is at fault.
+        let joins = self.workers.get(&id).is_some_and(|worker| !worker.has_state()) && self.is_under_way();
+        let outcome = match failure.blame {
+            Blame::Input if !joins => Outcome::BadInput,
+            Blame::Run => Outcome::Failed,
+            Blame::Input | Blame::Worker => {
+                self.lose(id, &failure.text, actions);
+                return;
+            }
+        };
+        self.end(outcome, &format!("{id}: {}", failure.text), actions);
+    }
+
+    pub(super) fn notice_silence(&mut self, actions: &mut Vec<Action>) {
+        let timeout = self.config.timeout;
+        // Who is done may be silent.
+        let silent = |worker: &Worker| worker.finish.is_none() && self.now >= worker.heard + timeout;
+        let gone: Vec<WorkerId> =
+            self.workers.iter().filter(|(_, worker)| silent(worker)).map(|(id, _)| *id).collect();
+        for id in gone {
+            self.lose(id, &format!("nothing was heard of it for {timeout:?}"), actions);
+        }
+        let hangs = |worker: &Worker| self.hangs_at(worker).is_some_and(|at| self.now >= at);
+        let hung: Vec<WorkerId> =
+            self.workers.iter().filter(|(_, worker)| hangs(worker)).map(|(id, _)| *id).collect();
+        for id in hung {
+            self.lose(id, &self.detector.verdict(), actions);
+        }
+        let is_late = |worker: &Worker| match worker.standing {
+            Standing::Recalled { until } => self.now >= until,
+            _ => false,
+        };
+        let late: Vec<WorkerId> =
+            self.workers.iter().filter(|(_, worker)| is_late(worker)).map(|(id, _)| *id).collect();
+        for id in late {
+            self.lose(id, "it did not say in time what it holds of the ring that was recalled", actions);
+        }
+    }
+
+    /// When a worker hangs, if it is at work; who is done is not.
+    pub(super) fn hangs_at(&self, worker: &Worker) -> Option<Instant> {
+        let trains = worker.finish.is_none() && worker.standing != Standing::Loading;
+        worker.progress.filter(|_| trains).and_then(|progress| self.detector.hangs_at(progress))
+    }
+
+    /// A worker is gone; unless it was done, the ring goes on without it.
+    pub(super) fn lose(&mut self, id: WorkerId, cause: &str, actions: &mut Vec<Action>) {
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        if worker.finish.is_some() {
+            worker.gone.get_or_insert_with(|| cause.to_owned());
+            return;
+        }
+        let member = self.is_member(id);
+        self.workers.remove(&id);
+        self.out.insert(id);
+        if member {
+            self.stale = Some(Stale { reason: format!("{id} was lost: {cause}"), ..Stale::default() });
+        }
+        // That explains why rings broke.
+        self.breaks = 0;
+        self.last_lost = Some((id, cause.to_owned()));
+        actions.push(Action::Lose(id, cause.to_owned()));
+    }
+}

@@ -1,0 +1,50 @@
+//! Workers that live, but whose training stands still.
+
+use super::*;
+use crate::protocol::Pulse;
+
+impl Run {
+    fn pulse(&mut self, id: u64, progress: u64, busy: bool) -> Vec<Action> {
+        self.step(Event::Pulse(WorkerId(id), Pulse { progress, busy, slowest_ms: 100 }))
+    }
+
+    /// Half a timeout later, everybody is heard of, and this far.
+    fn later(&mut self, progress: [(u64, bool); 2]) -> Vec<Action> {
+        self.now += TIMEOUT / 2;
+        let pulses = (0..).zip(progress).map(|(id, (progress, busy))| self.pulse(id, progress, busy));
+        pulses.flatten().collect()
+    }
+}
+
+#[test]
+fn who_stands_still_at_work_is_lost_and_who_waits_for_it_is_not() {
+    let mut run = Run::training();
+    assert_eq!(run.later([(4, true), (7, false)]), []);
+    assert_eq!(run.later([(4, true), (7, false)]), []);
+    assert_eq!(run.registry.deadline(), Some(run.now + TIMEOUT / 2), "it hangs from then on");
+    let actions = run.later([(4, true), (7, false)]);
+    let [Action::Lose(WorkerId(0), reason), Action::Recall { members, .. }] = &actions[..] else {
+        panic!("{actions:?}")
+    };
+    assert!(reason.contains("one piece of work"), "{reason}");
+    assert_eq!(members[..], [WorkerId(1)]);
+}
+
+#[test]
+fn who_gets_on_is_not_lost_however_slow() {
+    let mut run = Run::training();
+    for progress in 0..20 {
+        assert_eq!(run.later([(progress, true), (7, false)]), []);
+    }
+}
+
+#[test]
+fn who_is_done_does_not_hang() {
+    let mut run = Run::training();
+    run.pulse(0, 4, true);
+    run.step(Event::Finished(WorkerId(0), finish(7, None)));
+    for progress in 0..5 {
+        run.now += TIMEOUT / 2;
+        assert_eq!(run.pulse(1, progress, false), []);
+    }
+}
