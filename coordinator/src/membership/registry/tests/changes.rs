@@ -174,6 +174,17 @@ fn nobody_is_let_in_when_the_run_is_all_but_over() {
 }
 
 #[test]
+fn nobody_is_let_in_to_be_stopped() {
+    let mut run = Run::training();
+    run.join(2);
+    run.step(Event::StopRequested);
+    assert_eq!(run.ready(2, None), []);
+    let recall = run.lost(0);
+    assert_eq!(recalled(&recall).0, [1]);
+    assert_eq!(formed(&run.held(1, Holding::at(1))).3.len(), 2, "where a ring is formed anyway, it may help");
+}
+
+#[test]
 fn a_leaver_is_released_and_its_part_handed_out() {
     let mut run = Run::train(2, 3);
     assert_eq!(recalled(&run.leaving(0)), (vec![0, 1, 2], "worker 0 leaves: told to".to_owned()));
