@@ -393,7 +393,8 @@ impl Registry {
     }
 
     fn is_stale(&self) -> bool {
-        let comes = |worker: &Worker| worker.held().is_some();
+        // Nobody is let in to be stopped.
+        let comes = |worker: &Worker| worker.held().is_some() && !self.stop;
         let leaves = |worker: &Worker| worker.leaving.is_some() && worker.standing == Standing::Member;
         let done = self.workers.values().any(|worker| worker.finish.is_some());
         // Nobody is let in, or let go, when the run is all but over.

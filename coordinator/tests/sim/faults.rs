@@ -80,6 +80,11 @@ impl Sim {
             Kind::StallUp => self.stall(victim, &[Way::Up]),
             Kind::StallDown => self.stall(victim, &[Way::Down]),
             Kind::CutRing | Kind::CutRingOneWay | Kind::Partition => self.cut(kind, victim),
+            Kind::NoLink => {
+                self.cause(Cause::Trouble(victim));
+                self.fails_to_link(victim);
+            }
+            Kind::Slow => self.worker(victim).slow = true,
             Kind::Deafen => {
                 self.cause(Cause::Trouble(victim));
                 self.worker(victim).deaf = true;
@@ -241,6 +246,7 @@ impl Sim {
 fn can_suffer(kind: Kind, worker: &Worker, start: State) -> bool {
     match kind {
         Kind::CutRing | Kind::CutRingOneWay | Kind::Partition => worker.seat.is_some(),
+        Kind::NoLink => worker.stage == Stage::Linking,
         Kind::Leave => worker.member.is_some(),
         Kind::Flip => worker.whole,
         Kind::JoinAgain | Kind::Babble => worker.member.is_some() && worker.stage != Stage::Leaving,

@@ -19,9 +19,9 @@ use crate::worker::{Seat, Stage};
 const TOTAL_DELAY: std::ops::RangeInclusive<Duration> = Duration::ZERO..=Duration::from_millis(50);
 /// How long a state takes to a rank.
 const TRANSFER_DELAY: std::ops::RangeInclusive<Duration> = Duration::ZERO..=Duration::from_millis(200);
-/// How long a neighbour's death takes to be noticed on the links.
-const NOTICE_DELAY: std::ops::RangeInclusive<Duration> =
-    Duration::from_millis(1)..=Duration::from_millis(1_500);
+/// How long a neighbour's death takes to be noticed on the links, at most.
+pub(crate) const NOTICE_DELAY_MAX: Duration = Duration::from_millis(1_500);
+const NOTICE_DELAY: std::ops::RangeInclusive<Duration> = Duration::from_millis(1)..=NOTICE_DELAY_MAX;
 
 /// What a rank contributes to a commit.
 #[derive(Debug, Clone)]

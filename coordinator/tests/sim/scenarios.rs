@@ -8,6 +8,7 @@ use mattock_coordinator::membership::{Event, Outcome, Phase};
 
 use crate::facts::Violation;
 use crate::faults::Plight;
+use crate::ring::NOTICE_DELAY_MAX;
 use crate::sabotage::Sabotage;
 use crate::seeds::{for_each_seed, for_each_seed_of, traced};
 use crate::sim::Sim;
@@ -215,6 +216,29 @@ fn a_silent_host_is_given_one_timeout() {
         let took = sim.now - frozen;
         assert!(took <= TIMEOUT + DELAY_MAX, "noticed after {took:?}");
         assert!(took + TIMEOUT / HEARTBEATS >= TIMEOUT, "given up after {took:?}");
+        sim.settle()?;
+        assert!(sim.has_completed(), "{:?}", sim.coordinator.end);
+        Ok(())
+    });
+}
+
+/// A death of which nobody tells but the neighbours in the ring costs the time in which they notice, and a hearing, but not
+/// the timeout.
+#[test]
+fn a_death_that_only_neighbours_notice_costs_no_timeout() {
+    for_each_seed_of(4, |seed| {
+        let mut sim = Sim::new(seed, Swarm { steps: 60..=60, workers: 2..=8, ..Swarm::calm() });
+        sim.workers.values_mut().for_each(|worker| worker.local = false);
+        let survived = |sim: &Sim| sim.ring_size() > sim.setup.min_workers as usize && sim.ring_size() > 1;
+        if !sim.run_until_training()? || sim.setup.steps - sim.setup.start < 30 || !survived(&sim) {
+            return Ok(());
+        }
+        let (ids, size): (Vec<_>, _) = (sim.workers.keys().copied().collect(), sim.ring_size());
+        let victim = sim.rng.pick(&ids).unwrap();
+        sim.kill(victim);
+        let goes_on = |sim: &Sim| sim.ring_size() == size - 1 && sim.phase() == Phase::Running;
+        let limit = NOTICE_DELAY_MAX + TIMEOUT / 20 + NEXT_RING;
+        assert!(sim.run_until(sim.now + limit, goes_on)?, "{:?} of {}", sim.phase(), sim.generation());
         sim.settle()?;
         assert!(sim.has_completed(), "{:?}", sim.coordinator.end);
         Ok(())

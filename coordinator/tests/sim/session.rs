@@ -81,6 +81,15 @@ impl Sim {
         self.idle(id);
     }
 
+    /// Its links do not come up.
+    pub(crate) fn fails_to_link(&mut self, id: WorkerId) {
+        let Some(generation) = self.worker(id).generation() else { return };
+        self.drop_seat(id);
+        let text = "a neighbour cannot be reached".to_owned();
+        self.report(id, FromWorker::Broken(Break { generation, lost_rank: None, text }));
+        self.idle(id);
+    }
+
     /// Brings itself to where the ring starts, with the state of another rank if its own is not that.
     fn enter(&mut self, id: WorkerId) {
         let worker = self.worker(id);
@@ -167,7 +176,11 @@ impl Sim {
         worker.computes = index;
         let generation = seat.formation.generation;
         self.observe(&Fact::Began { worker: id, generation, index });
-        let takes = self.rng.duration(&ms(1..=30));
+        let mut takes = self.rng.duration(&ms(1..=30));
+        if std::mem::take(&mut self.worker(id).slow) {
+            takes = self.rng.duration(&(TIMEOUT..=3 * TIMEOUT));
+            self.slow_work += takes;
+        }
         self.turn_to(id, Stage::Computing, Some(takes));
     }
 

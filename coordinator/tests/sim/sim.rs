@@ -83,6 +83,8 @@ pub(crate) struct Sim {
     /// Whether it starts others in the place of those that end.
     pub(crate) respawn: bool,
     pub(crate) calm: bool,
+    /// What workers have been at that takes much longer than usual.
+    pub(crate) slow_work: Duration,
     /// Of the first worker that was let in: all others must have the same.
     pub(crate) fingerprint: Option<&'static str>,
     queue: BinaryHeap<Reverse<(Duration, u64, Happening)>>,
@@ -138,6 +140,7 @@ impl Sim {
             sabotage: None,
             plights: BTreeSet::new(),
             calm: false,
+            slow_work: Duration::ZERO,
             fingerprint: None,
             queue: BinaryHeap::new(),
             scheduled: 0,
@@ -346,7 +349,8 @@ impl Sim {
     /// How long the work takes, once nothing goes wrong: all steps by one worker, and the last checkpoint to a far store.
     fn work(&self) -> Duration {
         let step = Duration::from_millis(30) * self.setup.micro_batches + Duration::from_millis(100);
-        step * self.setup.steps as u32 + Duration::from_secs(15)
+        let slow = self.workers.values().filter(|worker| worker.slow && !worker.is_gone()).count() as u32;
+        step * self.setup.steps as u32 + Duration::from_secs(15) + self.slow_work + 3 * TIMEOUT * slow
     }
 
     /// Stops faults and demands that the run ends within three timeouts and the time of its work; then watches a while longer.

@@ -38,6 +38,10 @@ pub(crate) enum Kind {
     CutRingOneWay,
     /// The line between two workers carries no ring until faults stop; both reach the coordinator.
     Partition,
+    /// A worker cannot bring up its links.
+    NoLink,
+    /// A worker computes for longer than the timeout, as when it compiles; it is alive all the while.
+    Slow,
     /// A worker's listening thread hangs; it says that it is alive all the while.
     Deafen,
     /// A worker is told to leave.
@@ -68,7 +72,7 @@ pub(crate) enum Kind {
 
 impl Kind {
     /// All kinds.
-    pub(crate) const ALL: [Self; 24] = [
+    pub(crate) const ALL: [Self; 26] = [
         Self::Kill,
         Self::Pause,
         Self::Silence,
@@ -80,6 +84,8 @@ impl Kind {
         Self::CutRing,
         Self::CutRingOneWay,
         Self::Partition,
+        Self::NoLink,
+        Self::Slow,
         Self::Deafen,
         Self::Leave,
         Self::JoinAgain,
@@ -95,7 +101,7 @@ impl Kind {
         Self::Repeat,
     ];
     /// Those that happen to workers: whatever they do, the run completes.
-    pub(crate) const SURVIVED: [Self; 17] = [
+    pub(crate) const SURVIVED: [Self; 19] = [
         Self::Kill,
         Self::Pause,
         Self::Silence,
@@ -107,6 +113,8 @@ impl Kind {
         Self::CutRing,
         Self::CutRingOneWay,
         Self::Partition,
+        Self::NoLink,
+        Self::Slow,
         Self::Deafen,
         Self::Ill,
         Self::JoinAgain,

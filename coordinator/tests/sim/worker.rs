@@ -85,6 +85,8 @@ pub(crate) struct Worker {
     pub(crate) instructions: VecDeque<Instruction>,
     /// How its work will fail, if so.
     pub(crate) ailing: Option<Failure>,
+    /// Whether its next micro-batch takes longer than the timeout.
+    pub(crate) slow: bool,
     /// Whether it reports steps twice.
     pub(crate) repeats: bool,
     pub(crate) paused_until: Option<Duration>,
@@ -134,6 +136,7 @@ impl Worker {
             restores: None,
             instructions: VecDeque::new(),
             ailing: None,
+            slow: false,
             repeats: false,
             paused_until: None,
             deferred: Vec::new(),

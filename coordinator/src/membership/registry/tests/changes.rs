@@ -131,6 +131,24 @@ fn a_death_explains_the_breaks_before_it() {
 }
 
 #[test]
+fn who_comes_or_leaves_breaks_nothing() {
+    let mut run = Run::training();
+    for id in 2..3 + u64::from(BREAKS_MAX) {
+        run.join(id);
+        run.ready(id, None);
+        let members: Vec<u64> = run.registry.workers().map(|(worker, _)| worker.0).collect();
+        members.iter().for_each(|&member| drop(run.held(member, Holding::at(0))));
+        members.iter().for_each(|&member| drop(run.linked(member)));
+        run.leaving(id);
+        members.iter().for_each(|&member| drop(run.held(member, Holding::at(0))));
+        members.iter().for_each(|&member| drop(run.linked(member)));
+        assert_eq!(run.phase(), Phase::Running);
+    }
+    let actions = run.broken(1, Some(0));
+    assert!(matches!(actions[..], [Action::Recall { .. }]), "{actions:?}");
+}
+
+#[test]
 fn a_step_ends_a_row_of_breaks() {
     let mut run = Run::training();
     for _ in 0..2 * BREAKS_MAX {
@@ -171,6 +189,17 @@ fn nobody_is_let_in_when_the_run_is_all_but_over() {
     assert_eq!(run.ready(2, None), []);
     let over = run.step(Event::Finished(WorkerId(1), finish(7, None)));
     assert_eq!(end(&over).0, Outcome::Completed(finish(7, Some(0.5))));
+}
+
+#[test]
+fn nobody_is_let_in_to_be_stopped() {
+    let mut run = Run::training();
+    run.join(2);
+    run.step(Event::StopRequested);
+    assert_eq!(run.ready(2, None), []);
+    let recall = run.lost(0);
+    assert_eq!(recalled(&recall).0, [1]);
+    assert_eq!(formed(&run.held(1, Holding::at(1))).3.len(), 2, "where a ring is formed anyway, it may help");
 }
 
 #[test]
