@@ -16,6 +16,7 @@
 #[cfg(test)]
 extern crate self as mattock_collectives;
 
+mod alarm;
 mod buffer;
 mod collective;
 mod driver;
@@ -26,6 +27,7 @@ pub mod frame;
 mod frame_reader;
 mod group;
 mod io_thread;
+mod layout;
 pub mod link;
 pub mod memory;
 mod node;

@@ -261,11 +261,13 @@ pub(crate) struct Fold {
     pub(crate) pair: fn(&[u8], &[u8], &mut [u8], Last),
     /// `sum[i] = combine(own[i], sum[i])`, in the order (sum, own).
     pub(crate) add: fn(&mut [u8], &[u8], Last),
+    /// Other ranks are to be added elsewhere: no combination here is the last.
+    pub(crate) is_partial: bool,
 }
 
 impl Fold {
     pub(crate) fn of<R: Reduction>() -> Self {
-        Self { pair: pair::<R>, add: add_widest::<R> }
+        Self { pair: pair::<R>, add: add_widest::<R>, is_partial: false }
     }
 }
 

@@ -1,5 +1,7 @@
 //! The ring as one of its members sees it: everybody sends to the next rank and receives from the previous one.
 
+use std::sync::Arc;
+
 use crate::{Generation, Rank, WorldSize};
 
 /// A rank's place in one generation of the ring.
@@ -51,6 +53,25 @@ impl Ring {
     pub(crate) fn minus(&self, rank: Rank, hops: u32) -> Rank {
         let n = self.world_size.get();
         self.plus(rank, n - hops % n)
+    }
+}
+
+/// What the ranks of a ring are called in the group that they are a part of.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Members {
+    /// By rank of the part; `None` where the part is the whole.
+    names: Option<Arc<[Rank]>>,
+}
+
+impl Members {
+    /// A part of these ranks.
+    pub(crate) fn of(names: &[Rank]) -> Self {
+        Self { names: Some(names.into()) }
+    }
+
+    /// The group's name for a rank of the part.
+    pub(crate) fn name(&self, rank: Rank) -> Rank {
+        self.names.as_ref().and_then(|names| names.get(rank.0 as usize).copied()).unwrap_or(rank)
     }
 }
 

@@ -19,6 +19,7 @@ impl Group {
     pub fn buffer<E: Element>(&self, len: usize) -> Buffer<E> {
         match &self.way {
             Way::Host { engine, .. } => engine.buffer(len),
+            Way::Ring { within: Some(within), .. } => within.engine.buffer(len),
             Way::Ring { .. } => Buffer::zeroed(len),
         }
     }

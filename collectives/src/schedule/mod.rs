@@ -30,6 +30,8 @@ pub(crate) enum Parts {
     Even { len: usize, ranks: WorldSize },
     /// Of any lengths: where each ends.
     Uneven { ends: Arc<[usize]> },
+    /// Only these elements of a payload of `len`, divided among the leaders of hosts, of whose `ranks` it is.
+    Piece { len: usize, elements: Range<usize>, leaders: WorldSize, ranks: WorldSize },
 }
 
 impl Parts {
@@ -46,7 +48,7 @@ impl Parts {
     /// Elements of the whole payload.
     pub(crate) fn len(&self) -> usize {
         match self {
-            Self::Even { len, .. } => *len,
+            Self::Even { len, .. } | Self::Piece { len, .. } => *len,
             Self::Uneven { ends } => ends.last().copied().unwrap_or(0),
         }
     }
@@ -59,13 +61,17 @@ impl Parts {
                 let before = (rank as usize).checked_sub(1).map_or(0, |before| ends[before]);
                 before..ends[rank as usize]
             }
+            Self::Piece { elements, leaders, .. } => {
+                let part = segment(elements.len(), leaders.get(), rank);
+                elements.start + part.start..elements.start + part.end
+            }
         }
     }
 
     /// The length of the longest segment.
     pub(crate) fn longest(&self) -> usize {
         match self {
-            Self::Even { .. } => self.segment(0).len(),
+            Self::Even { .. } | Self::Piece { .. } => self.segment(0).len(),
             Self::Uneven { ends } => {
                 (0..ends.len() as u32).map(|rank| self.segment(rank).len()).max().unwrap_or(0)
             }

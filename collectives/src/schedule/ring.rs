@@ -71,8 +71,12 @@ impl Schedule {
         self.collective
     }
 
-    pub(crate) fn world_size(&self) -> WorldSize {
-        self.ring.world_size()
+    /// How many ranks' inputs are reduced.
+    pub(crate) fn ranks(&self) -> WorldSize {
+        match &self.parts {
+            Parts::Piece { ranks, .. } => *ranks,
+            _ => self.ring.world_size(),
+        }
     }
 
     /// Elements of the whole payload.

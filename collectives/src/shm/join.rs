@@ -19,6 +19,7 @@ use crate::error::CollectiveError;
 use crate::group::{Group, GroupConfig};
 use crate::io_thread::IoThread;
 use crate::reduction::SaturatingSum;
+use crate::ring::Members;
 
 /// Who is on this host answers sooner than this.
 const MEETING_MAX: Duration = Duration::from_secs(10);
@@ -53,7 +54,9 @@ pub(crate) async fn share_memory(
     let mut started = None;
     if let (Some((host, arena)), None) = (host, &obstacle) {
         let met = meet(io, &ring, host, cards, arena.clone(), config.timeout.min(MEETING_MAX)).await;
-        match met.and_then(|(board, peers)| Engine::start(ring.ring(), config, board, arena, peers, io)) {
+        match met.and_then(|(board, peers)| {
+            Engine::start((ring.ring(), Members::default()), config, board, arena, peers, io)
+        }) {
             Ok(engine) => started = Some(Group::on_host(engine, ring.keep())),
             Err(error) => obstacle = Some(error.to_string()),
         }

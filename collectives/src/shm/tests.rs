@@ -14,7 +14,7 @@ use crate::group::{Group, GroupConfig};
 use crate::io_thread::IoThread;
 use crate::rank::{Generation, Rank, WorldSize};
 use crate::reduction::{ElementKind, ReductionKind, Sum};
-use crate::ring::Ring;
+use crate::ring::{Members, Ring};
 use crate::{Buffer, frame, memory};
 
 const PATIENT: Duration = Duration::from_secs(60);
@@ -48,7 +48,10 @@ fn pair(timeout: Duration) -> (Group, Puppet) {
     let io = Arc::new(IoThread::start("test").unwrap());
     let (ring, board, arena, met) = own;
     let config = GroupConfig { timeout, ..GroupConfig::default() };
-    let group = Group::on_host(Engine::start(ring, config, board, arena, met, &io).unwrap(), io);
+    let group = Group::on_host(
+        Engine::start((ring, Members::default()), config, board, arena, met, &io).unwrap(),
+        io,
+    );
     let (_, board, _arena, mut met) = other;
     (group, Puppet { board, met: met.swap_remove(0).unwrap(), _arena })
 }
