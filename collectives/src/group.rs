@@ -139,7 +139,13 @@ impl Linked {
     /// Waits until the driver has ended.
     fn wait(&mut self) {
         // How it ends is all the same.
-        drop(self.driver.take().map(Pending::wait));
+        let _ = self.driver.take().map(Pending::wait);
+    }
+}
+
+impl Drop for Linked {
+    fn drop(&mut self) {
+        self.shared.close();
     }
 }
 
@@ -249,7 +255,7 @@ impl Group {
                 for Linked { shared, .. } in leaders.chain([links]) {
                     add(&shared.sent_bytes, &shared.received_bytes);
                 }
-                for Hierarchy { engine, .. } in within {
+                if let Some(Hierarchy { engine, .. }) = within {
                     add(&engine.sent_bytes, &engine.received_bytes);
                 }
             }
@@ -276,7 +282,7 @@ impl Group {
         match &mut self.way {
             Way::Ring { links, within } => {
                 links.wait();
-                for Hierarchy { leaders, thread, .. } in within {
+                if let Some(Hierarchy { leaders, thread, .. }) = within {
                     leaders.iter_mut().for_each(Linked::wait);
                     drop(thread.take().map(JoinHandle::join));
                 }

@@ -127,7 +127,7 @@ fn engines(
 ) -> io::Result<Vec<(Arc<Engine>, JoinHandle<()>)>> {
     /// Bytes that a rank may share.
     const ARENA_BYTES: usize = 1 << 32;
-    let hosts: Vec<Host> = places.iter().map(|_| Host::listen()).collect::<io::Result<_>>()?;
+    let hosts: Vec<Host> = places.iter().map(|_| Host::listen(0)).collect::<io::Result<_>>()?;
     let cards: Vec<Card> = hosts.iter().map(|host| host.card).collect();
     let join = |(ring, members): (Ring, Members), host: Host| {
         let (board, arena) = (Board::new()?, Arena::new(ARENA_BYTES)?);

@@ -164,15 +164,24 @@ impl Between {
         let mut rounds = Rounds::new(self, engine, op, &order);
         let Buffers { input, mut output, .. } = order.buffers;
         let outcome = rounds.run(turn, input.as_ref(), &mut output);
-        engine.set_patience(1);
         let Rounds { phase, bytes_done, .. } = rounds;
         outcome.map(|()| output).map_err(|Ended| {
             // Where no alarm was raised, the parts were closed in an orderly way.
             let fault = self.alarm.fault().or(engine.fault()).unwrap_or(&Fault::Closed);
-            let (rank, generation) = (self.whole.rank(), self.whole.generation());
-            fault.at(Place { rank, generation, op, phase, bytes_done })
+            fault.at(self.place(op, phase, bytes_done))
         })
     }
+
+    fn place(&self, op: OpId, phase: Phase, bytes_done: u64) -> Place {
+        Place { rank: self.whole.rank(), generation: self.whole.generation(), op, phase, bytes_done }
+    }
+}
+
+/// What a leader sends round its ring.
+struct Held<E> {
+    buffer: Arc<Buffer<E>>,
+    /// The elements of the payload that are in it.
+    holds: Range<usize>,
 }
 
 /// A part has ended, and with it all: the alarm knows why.
@@ -232,9 +241,8 @@ impl<'a, E: Element> Rounds<'a, E> {
                 self.phase = Phase::Reducing { pass: step as u32 };
                 let piece = self.piece(step);
                 let sum = self.reduce(turn, piece.clone(), input, output)?;
-                if let (Some((leaders, chunk_bytes)), Some((sum, holds))) = (&self.between.leaders, sum) {
-                    let pending = self.send(leaders, *chunk_bytes, piece, sum, holds);
-                    self.under_way.push_back(pending);
+                if let (Some(leaders), Some(sum)) = (&self.between.leaders, sum) {
+                    self.under_way.push_back(self.send(leaders, piece, sum));
                 }
             }
             if let Some(step) = step.checked_sub(window) {
@@ -250,22 +258,22 @@ impl<'a, E: Element> Rounds<'a, E> {
         start..self.len.min(start + self.piece_len)
     }
 
-    /// Reduces a piece within the host. The leader receives the sum, and which elements of the payload it holds.
+    /// Reduces a piece within the host; the leader receives the sum.
     fn reduce(
         &mut self,
         turn: &mut Turn,
         piece: Range<usize>,
         input: Option<&Arc<Buffer<E>>>,
         output: &Buffer<E>,
-    ) -> Result<Option<(Arc<Buffer<E>>, Range<usize>)>, Ended> {
+    ) -> Result<Option<Held<E>>, Ended> {
         let all = input.map_or(output, |input| input);
         if self.is_alone() {
             return Ok(Some(match input {
-                Some(input) => (input.clone(), 0..self.len),
+                Some(input) => Held { buffer: input.clone(), holds: 0..self.len },
                 None => {
                     let mut copy = self.engine.scratch(piece.len());
                     copy.copy_from_slice(&all[piece.clone()]);
-                    (Arc::new(copy), piece)
+                    Held { buffer: Arc::new(copy), holds: piece }
                 }
             }));
         }
@@ -278,33 +286,26 @@ impl<'a, E: Element> Rounds<'a, E> {
             ..self.call(turn, Collective::Reduce { root: LEADER }, piece.len())
         };
         self.within(turn, call)?;
-        Ok(self.is_leader().then(|| (Arc::new(sum), piece)))
+        Ok(self.is_leader().then(|| Held { buffer: Arc::new(sum), holds: piece }))
     }
 
     /// Sends a piece round the ring of leaders.
     fn send(
         &self,
-        leaders: &Shared,
-        chunk_bytes: u32,
+        (leaders, chunk_bytes): &(Arc<Shared>, u32),
         piece: Range<usize>,
-        sum: Arc<Buffer<E>>,
-        holds: Range<usize>,
+        sum: Held<E>,
     ) -> Pending<Buffer<E>> {
-        let at = Place {
-            rank: self.between.whole.rank(),
-            generation: self.between.whole.generation(),
-            op: self.op,
-            phase: self.phase,
-            bytes_done: self.bytes_done,
-        };
+        let at = self.between.place(self.op, self.phase, self.bytes_done);
         let (resolve, pending) = Pending::new(CollectiveError::Closed { at });
         let output = self.engine.scratch(piece.len());
-        let buffers = Buffers { input: Some(sum), input_holds: holds, output, output_holds: piece.clone() };
-        let (leaders_ring, ranks) = (leaders.ring, self.between.whole.world_size());
-        let parts =
-            Parts::Piece { len: self.len, elements: piece, leaders: leaders_ring.world_size(), ranks };
-        let chunk_len = chunk_bytes as usize / size_of::<E>();
-        let schedule = Schedule::new(leaders_ring, self.op.collective, parts, chunk_len);
+        let Held { buffer, holds } = sum;
+        let buffers =
+            Buffers { input: Some(buffer), input_holds: holds, output, output_holds: piece.clone() };
+        let (ring, ranks) = (leaders.ring, self.between.whole.world_size());
+        let parts = Parts::Piece { len: self.len, elements: piece, leaders: ring.world_size(), ranks };
+        let chunk_len = *chunk_bytes as usize / size_of::<E>();
+        let schedule = Schedule::new(ring, self.op.collective, parts, chunk_len);
         let resolve = Box::new(move |outcome| drop(resolve.send(outcome)));
         let transfer = TypedTransfer::new(schedule, Some(self.combine.kernel()), buffers, resolve);
         leaders.update(|exchange| exchange.submit_as(self.op, Box::new(transfer)));

@@ -31,7 +31,7 @@ struct Puppet {
 
 /// Rank 0 of two, and a puppet.
 fn pair(timeout: Duration) -> (Group, Puppet) {
-    let hosts = [Host::listen().unwrap(), Host::listen().unwrap()];
+    let hosts = [Host::listen(0).unwrap(), Host::listen(0).unwrap()];
     let cards = hosts.each_ref().map(|host| host.card);
     let meet = |rank: u32, host: Host| {
         let ring = Ring::new(Rank(rank), WorldSize::new(2).unwrap(), Generation(0)).unwrap();

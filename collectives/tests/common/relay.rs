@@ -31,6 +31,7 @@ pub struct Log {
     from_node: AtomicU64,
     mistreated: AtomicU64,
     silent: AtomicBool,
+    exclusive: AtomicBool,
 }
 
 /// A network between one caller and one node.
@@ -42,6 +43,13 @@ pub struct Relay {
 impl Relay {
     pub fn before(node: SocketAddr) -> Self {
         Self::with(node, Weather::default(), 0)
+    }
+
+    /// Only the first caller gets through.
+    pub fn for_one_caller(node: SocketAddr) -> Self {
+        let relay = Self::before(node);
+        relay.log.exclusive.store(true, Ordering::SeqCst);
+        relay
     }
 
     /// Mistreats datagrams in a way that only depends on the seed and on their order.
@@ -105,6 +113,10 @@ impl Way {
 
     fn take(&mut self, datagram: &mut [u8], from: SocketAddr) {
         if self.log.silent.load(Ordering::SeqCst) {
+            return;
+        }
+        let is_other = from != self.node && self.caller.is_some_and(|caller| caller != from);
+        if is_other && self.log.exclusive.load(Ordering::SeqCst) {
             return;
         }
         self.log.seen.lock().unwrap().extend_from_slice(datagram);

@@ -1,0 +1,172 @@
+//! From a ring to the best group that its ranks can form: over the memory of one host where all are on one; over memory within
+//! hosts and links between leaders where some share one; the ring as it is where none do.
+//!
+//! ```text
+//! all-gather of cards round the ring -> who is where? -> meet, link -> has everybody? -> the better group, else the ring
+//! ```
+//!
+//! A card says where its rank lives, and how it reaches the next rank: together, how to reach every rank.
+//!
+//! Every rank decides by the same facts, so all decide the same; and what may have failed on one is put to the vote.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Core, RingSpec};
+use crate::buffer::Buffer;
+use crate::error::CollectiveError;
+use crate::group::hierarchy::Hierarchy;
+use crate::group::{Group, Linked};
+use crate::layout::{Layout, Seat};
+use crate::link::quic::directions::{DIRECTIONS_BYTES, Directions};
+use crate::link::quic::hello::Part;
+use crate::rank::Rank;
+use crate::reduction::SaturatingSum;
+use crate::shm::arena::Arena;
+use crate::shm::board::Board;
+use crate::shm::engine::Engine;
+use crate::shm::meet::{CARD_BYTES, Card, Host, Met};
+
+/// Who is on this host answers sooner than this, and so does another leader.
+const MEETING_MAX: Duration = Duration::from_secs(10);
+/// The others wait with their votes for a timeout: a meeting is over in this part of it.
+const MEETINGS_PER_TIMEOUT: u32 = 2;
+
+/// What a rank tells all others.
+const TOLD_BYTES: usize = CARD_BYTES + DIRECTIONS_BYTES;
+
+/// What a rank has told.
+struct Told {
+    card: Card,
+    /// How it reaches the next rank.
+    next: Option<Directions>,
+}
+
+/// What may take the ring's place, or help it.
+enum Better {
+    Shared(Group),
+    Hierarchical(Hierarchy),
+}
+
+/// The best group for these ranks, and why it is no better one, if so.
+///
+/// # Errors
+/// Where the ring breaks meanwhile.
+pub(super) async fn best(
+    core: &Arc<Core>,
+    ring: Group,
+    spec: &RingSpec,
+) -> Result<(Group, String), CollectiveError> {
+    let host = core.arena.as_ref().and_then(|arena| {
+        let host = Host::listen(core.host).inspect_err(|error| tracing::warn!(%error, "no local socket"));
+        Some((host.ok()?, arena.clone()))
+    });
+    let own = host.as_ref().map_or(Card::unwilling(), |(host, _)| host.card);
+    let told = tell(&ring, own, spec).await?;
+    let are_willing = told.iter().all(|told| told.card.apart(&told.card).is_none());
+    let layout = Layout::of(&told, |a, b| a.card.apart(&b.card).is_none());
+    let apart = told.iter().find_map(|other| told[0].card.apart(&other.card)).unwrap_or_default();
+    let (true, true, Some(host)) = (are_willing, layout.has_company(), host) else {
+        return Ok((ring, apart.to_owned()));
+    };
+    let better = better(core, &ring, &layout, &told, host).await;
+    let failures = Arc::new(vec![u32::from(better.is_err())].into());
+    let failures = ring.all_reduce::<SaturatingSum>(failures, Buffer::default()).await?[0];
+    match better {
+        Ok(Better::Shared(group)) if failures == 0 => Ok((group, String::new())),
+        Ok(Better::Hierarchical(parts)) if failures == 0 => Ok((ring.with(parts), apart.to_owned())),
+        refused => {
+            let reason = refused.err().unwrap_or_else(|| "another rank could not".to_owned());
+            tracing::warn!(reason, "QUIC between all ranks, though some share a host");
+            Ok((ring, reason))
+        }
+    }
+}
+
+/// Tells all others, and hears from them, by rank.
+async fn tell(ring: &Group, card: Card, spec: &RingSpec) -> Result<Vec<Told>, CollectiveError> {
+    let ranks = ring.ring().world_size().get() as usize;
+    let next = Directions { address: spec.next.0, name: spec.next.1.clone() };
+    let own = [&card.encode()[..], &next.encode()].concat();
+    let told = ring.all_gather(Arc::new(own.into()), ranks * TOLD_BYTES, Buffer::default()).await?;
+    let (told, _) = told.as_chunks::<TOLD_BYTES>();
+    Ok(told.iter().map(Told::decode).collect())
+}
+
+impl Told {
+    fn decode(wire: &[u8; TOLD_BYTES]) -> Self {
+        let card = std::array::from_fn(|i| wire[i]);
+        let next = std::array::from_fn(|i| wire[CARD_BYTES + i]);
+        let card = Card::decode(&card).unwrap_or(Card::unwilling());
+        Self { card, next: Directions::decode(&next) }
+    }
+}
+
+/// Meets the ranks of this host, and links to the leaders of others, at the same time.
+async fn better(
+    core: &Arc<Core>,
+    ring: &Group,
+    layout: &Layout,
+    told: &[Told],
+    (host, arena): (Host, Arena),
+) -> Result<Better, String> {
+    let (rank, generation) = (ring.ring().rank(), ring.ring().generation());
+    let limit = (core.group.timeout / MEETINGS_PER_TIMEOUT).min(MEETING_MAX);
+    let seat = layout.within(rank, generation).ok_or("this rank is on no host")?;
+    let leader = layout.between(rank, generation).filter(|_| layout.hosts() > 1);
+    let ((board, peers), leaders) = tokio::try_join!(
+        meet(core, &seat, told, (host, arena.clone()), limit),
+        link(core, leader, told, limit)
+    )?;
+    let place = (seat.ring, seat.members);
+    // From here to its owner nothing waits: an engine must be closed.
+    let engine = Engine::start(place, core.group, board, arena, peers, &core.thread);
+    let engine = engine.map_err(|error| error.to_string())?;
+    Ok(match layout.hosts() {
+        1 => Better::Shared(Group::on_host(engine, ring.keep())),
+        _ => Better::Hierarchical(Hierarchy::new(engine, leaders)),
+    })
+}
+
+/// Meets the ranks of this host on a thread that may block.
+async fn meet(
+    core: &Core,
+    seat: &Seat,
+    told: &[Told],
+    (host, arena): (Host, Arena),
+    limit: Duration,
+) -> Result<(Board, Vec<Option<Met>>), String> {
+    let cards: Vec<Card> = seat.ranks.iter().map(|rank| told[rank.0 as usize].card).collect();
+    let ring = seat.ring;
+    let meeting = core.thread.handle().spawn_blocking(move || {
+        let board = Board::new()?;
+        let met = host.meet(ring, &cards, [board.file().as_fd(), arena.file().as_fd()], limit)?;
+        Ok((board, met))
+    });
+    meeting.await.map_err(io::Error::other).flatten().map_err(|error| error.to_string())
+}
+
+/// Links to the leaders of the hosts before and behind this one, where this rank leads its own.
+async fn link(
+    core: &Core,
+    leader: Option<Seat>,
+    told: &[Told],
+    limit: Duration,
+) -> Result<Option<Linked>, String> {
+    let Some(Seat { ring, members, .. }) = leader else { return Ok(None) };
+    let (next, prev) = (members.name(ring.next()), members.name(ring.prev()));
+    let (next, prev) = (directions(told, next)?, directions(told, prev)?);
+    let place = (ring, members);
+    let links = core.join(Part::Leaders, place.clone(), next, &prev.name, limit).await;
+    let links = links.map_err(|error| format!("no link between hosts: {error}"))?;
+    Ok(Some(Linked::start(&core.thread, place, core.group, links)))
+}
+
+/// How to reach a rank, by the one before it.
+fn directions(told: &[Told], rank: Rank) -> Result<&Directions, String> {
+    let before = (rank.0 as usize + told.len() - 1) % told.len();
+    let known = told[before].next.as_ref();
+    known.ok_or_else(|| format!("rank {before} gave no directions to rank {rank}"))
+}
