@@ -24,7 +24,10 @@ impl Group {
         }
     }
 
-    /// Reduces the inputs of all ranks, element by element; everybody receives the result.
+    /// Reduces the inputs of all ranks, element by element; everybody receives the result, the same bits.
+    ///
+    /// Integers come to the same whatever carries the group. Floats are added in an order that depends on how many ranks there
+    /// are, and, where some but not all of them share a host, on who does, on the length and on the size of chunks.
     ///
     /// `output` is memory to write the result to, whatever its length. The input is read while the operation is
     /// pending; links may hold on to it until the neighbour has acknowledged it, so its reference count may drop
