@@ -5,8 +5,10 @@
 
 mod batch;
 pub(crate) mod hierarchy;
+pub(crate) mod line;
 mod operations;
 mod order;
+pub(crate) mod shortcut;
 
 pub use batch::{Batch, FUSED_BYTES_MAX};
 
@@ -16,7 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use self::hierarchy::Hierarchy;
+use self::shortcut::Shortcut;
 use crate::alarm::Part;
 use crate::driver::{Shared, drive};
 use crate::fault::Fault;
@@ -102,8 +104,8 @@ pub struct Group {
 
 /// How operations are run.
 enum Way {
-    /// Round the ring; what `within` carries, faster.
-    Ring { links: Linked, within: Option<Hierarchy> },
+    /// Round the ring; what the shortcut carries, faster.
+    Ring { links: Linked, shortcut: Option<Shortcut> },
     /// Over the memory of this host, by a thread.
     Host { engine: Arc<Engine>, thread: Option<JoinHandle<()>> },
 }
@@ -178,7 +180,7 @@ impl Group {
         keep: Arc<dyn Any + Send + Sync>,
     ) -> Self {
         let links = Linked::start(thread, (ring, Members::default()), config, links);
-        let way = Way::Ring { links, within: None };
+        let way = Way::Ring { links, shortcut: None };
         Self { ring, transport, way, recorder: Arc::default(), keep }
     }
 
@@ -186,7 +188,7 @@ impl Group {
     pub(crate) fn alone(ring: Ring, config: GroupConfig, keep: Arc<dyn Any + Send + Sync>) -> Self {
         let chunk_bytes = config.chunk_bytes();
         let shared = Shared::new(ring, Members::default(), chunk_bytes, config.timeout);
-        let way = Way::Ring { links: Linked { shared, chunk_bytes, driver: None }, within: None };
+        let way = Way::Ring { links: Linked { shared, chunk_bytes, driver: None }, shortcut: None };
         Self { ring, transport: Transport::Alone, way, recorder: Arc::default(), keep }
     }
 
@@ -201,11 +203,13 @@ impl Group {
     }
 
     /// The group with a faster way for what its ranks do most. All ranks must do this before the next operation.
-    pub(crate) fn with(mut self, hierarchy: Hierarchy) -> Self {
-        if let Way::Ring { links, within } = &mut self.way {
-            hierarchy.join(&links.shared);
-            *within = Some(hierarchy);
-            self.transport = Transport::Hierarchical;
+    pub(crate) fn with(mut self, faster: Shortcut) -> Self {
+        if let Way::Ring { links, shortcut } = &mut self.way {
+            faster.join(&links.shared);
+            if let Shortcut::Hosts(_) = faster {
+                self.transport = Transport::Hierarchical;
+            }
+            *shortcut = Some(faster);
         }
         self
     }
@@ -226,10 +230,11 @@ impl Group {
     }
 
     /// How an all-reduce of so many bytes is done: `ring` round the links; over shared memory `board` in one round of small
-    /// messages, or `direct` from everybody's input; `hierarchical` within hosts, between leaders, within hosts.
+    /// messages, or `direct` from everybody's input; `hierarchical` within hosts, between leaders, within hosts;
+    /// `line` to the last rank and back.
     pub fn algorithm(&self, bytes: usize) -> &'static str {
         match &self.way {
-            Way::Ring { within: Some(_), .. } => "hierarchical",
+            Way::Ring { shortcut: Some(shortcut), .. } => shortcut.algorithm(),
             Way::Ring { .. } => "ring",
             Way::Host { .. } if bytes <= INLINE_BYTES => "board",
             Way::Host { .. } => "direct",
@@ -250,12 +255,12 @@ impl Group {
             sum.received_bytes += received.load(Ordering::Relaxed);
         };
         match &self.way {
-            Way::Ring { links, within } => {
-                let leaders = within.iter().flat_map(|within| &within.leaders);
-                for Linked { shared, .. } in leaders.chain([links]) {
+            Way::Ring { links, shortcut } => {
+                let beside = shortcut.iter().flat_map(Shortcut::links);
+                for Linked { shared, .. } in beside.chain([links]) {
                     add(&shared.sent_bytes, &shared.received_bytes);
                 }
-                if let Some(Hierarchy { engine, .. }) = within {
+                if let Some(engine) = shortcut.as_ref().and_then(Shortcut::engine) {
                     add(&engine.sent_bytes, &engine.received_bytes);
                 }
             }
@@ -268,7 +273,7 @@ impl Group {
     pub fn cancel(&self, cause: impl Into<String>) {
         let fault = Fault::Cancelled { cause: cause.into() };
         match &self.way {
-            Way::Ring { within: Some(within), .. } => within.raise(&fault),
+            Way::Ring { shortcut: Some(shortcut), .. } => shortcut.raise(&fault),
             Way::Ring { links, .. } => links.shared.end(fault),
             Way::Host { engine, .. } => engine.fail(fault),
         }
@@ -280,12 +285,9 @@ impl Group {
         self.end();
         // How a thread ends is all the same.
         match &mut self.way {
-            Way::Ring { links, within } => {
+            Way::Ring { links, shortcut } => {
                 links.wait();
-                if let Some(Hierarchy { leaders, thread, .. }) = within {
-                    leaders.iter_mut().for_each(Linked::wait);
-                    drop(thread.take().map(JoinHandle::join));
-                }
+                shortcut.iter_mut().for_each(Shortcut::wait);
             }
             Way::Host { thread, .. } => drop(thread.take().map(JoinHandle::join)),
         }
@@ -293,9 +295,9 @@ impl Group {
 
     fn end(&self) {
         match &self.way {
-            Way::Ring { links, within } => {
+            Way::Ring { links, shortcut } => {
                 links.shared.close();
-                within.iter().for_each(Hierarchy::end);
+                shortcut.iter().for_each(Shortcut::end);
             }
             Way::Host { engine, .. } => engine.close(),
         }

@@ -54,7 +54,7 @@ pub use pending::Pending;
 pub use rank::{Generation, Rank, WorldSize};
 pub use recorder::{End, Record};
 pub use reduction::{Element, ElementKind, Max, Mean, Min, Reduction, ReductionKind, SaturatingSum, Sum};
-pub use ring::Ring;
+pub use ring::{Ring, Shape};
 pub use schedule::segment;
 pub use shm::arena::{Arena, ArenaError};
 pub use shm::copy::copy_past_caches;

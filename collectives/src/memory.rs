@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use crate::group::hierarchy::Hierarchy;
+use crate::group::line::Line;
+use crate::group::shortcut::Shortcut;
 use crate::group::{Group, GroupConfig, Linked};
 use crate::io_thread::IoThread;
 use crate::layout::{Layout, Seat};
@@ -106,9 +108,29 @@ pub fn hierarchical_groups(hosts: &[u32], config: GroupConfig) -> io::Result<Vec
     let whole = groups_on(&thread, ranks, config, |_, sender| sender);
     let joined = all.zip(whole).map(|(rank, group)| {
         let engine = engines_of.remove(&rank).ok_or(io::ErrorKind::NotFound)?;
-        Ok(group.with(Hierarchy::new(engine, between.remove(&rank))))
+        Ok(group.with(Shortcut::Hosts(Hierarchy::new(engine, between.remove(&rank)))))
     });
     joined.collect()
+}
+
+/// As [`groups`], used as a line: what is reduced goes to the last rank and back.
+///
+/// # Errors
+/// If the system gives us no thread.
+pub fn line_groups(ranks: WorldSize, config: GroupConfig) -> io::Result<Vec<Group>> {
+    let thread = Arc::new(IoThread::start("mattock-memory")?);
+    let whole = groups_on(&thread, ranks, config, |_, sender| sender);
+    if ranks.get() == 1 {
+        return Ok(whole);
+    }
+    let (there, mut back) = (ring_of_links(whole.len()), ring_of_links(whole.len()));
+    back.reverse();
+    let line = |(group, (there, back)): (Group, _)| {
+        let there = Linked::start(&thread, (group.ring(), Members::default()), config, there);
+        let back = Linked::start(&thread, group.ring().reverse(), config, back);
+        group.with(Shortcut::Line(Line::new(&thread, there, back)))
+    };
+    Ok(whole.into_iter().zip(there.into_iter().zip(back)).map(line).collect())
 }
 
 /// The ends of links in memory round a ring, by rank.

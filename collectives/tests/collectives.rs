@@ -21,6 +21,8 @@ enum Way {
     Links,
     /// The memory of one host.
     Host,
+    /// A line of links.
+    Line,
     /// So many hosts at most, with any ranks on each.
     Hosts(u32),
 }
@@ -39,7 +41,8 @@ struct Case {
 fn cases() -> impl Strategy<Value = Case> {
     let lengths = prop_oneof![0usize..40, 0usize..5000];
     let chunks = prop_oneof![Just(8u32), 16u32..500, Just(1 << 16)];
-    let ways = prop_oneof![Just(Way::Links), Just(Way::Host), (2u32..5).prop_map(Way::Hosts)];
+    let ways =
+        prop_oneof![Just(Way::Links), Just(Way::Host), Just(Way::Line), (2u32..5).prop_map(Way::Hosts)];
     (1u32..10, lengths, chunks, 1usize..2000, any::<u64>(), ways).prop_map(
         |(ranks, len, chunk_bytes, piece, seed, way)| {
             // Tiny pieces of long payloads take long and show nothing new.
@@ -56,6 +59,7 @@ impl Case {
         let world = WorldSize::new(self.ranks).unwrap();
         match self.way {
             Way::Links => {}
+            Way::Line => return memory::line_groups(world, config).unwrap(),
             Way::Host => return memory::host_groups(world, config).unwrap(),
             Way::Hosts(_) => return memory::hierarchical_groups(&self.hosts(), config).unwrap(),
         }
@@ -101,6 +105,13 @@ impl Case {
 
     /// What an all-reduce comes to.
     fn reduced<R: Reduction>(&self, inputs: &[Arc<Buffer<R::Element>>]) -> Vec<R::Element> {
+        if self.way == Way::Line {
+            let along = (0..self.len).map(|i| {
+                let order = inputs.iter().map(|input| input[i]);
+                order.reduce(|arrived, own| R::combine(own, arrived)).unwrap()
+            });
+            return along.map(|sum| R::finish(sum, WorldSize::new(self.ranks).unwrap())).collect();
+        }
         let labels = self.hosts();
         let mut hosts: Vec<Vec<usize>> = Vec::new();
         for rank in 0..labels.len() {

@@ -125,7 +125,7 @@ fn only_leaders_send_between_hosts() {
     let nodes = nodes(&[1, 1, 1, 2, 2], PATIENT);
     let links = |rank: u32| {
         let next = (rank as usize + 1) % nodes.len();
-        Relay::before(nodes[next].local_addr())
+        Relay::per_caller(nodes[next].local_addr())
     };
     let relays: Vec<_> = (0..nodes.len() as u32).map(links).collect();
     let joins: Vec<_> = (0..)

@@ -80,21 +80,9 @@ impl Hierarchy {
         }
     }
 
-    /// Whether it carries such an operation; all others go round the ring.
-    pub(super) fn carries(&self, collective: Collective) -> bool {
-        matches!(collective.pattern(), Collective::AllReduce | Collective::Barrier)
-    }
-
     /// Ends everything at once.
     pub(super) fn raise(&self, fault: &Fault) {
         self.alarm.raise(fault);
-    }
-
-    pub(super) fn end(&self) {
-        self.engine.close();
-        if let Some(leaders) = &self.leaders {
-            leaders.shared.close();
-        }
     }
 
     /// Queues an operation that the ring of all ranks numbers.
@@ -140,7 +128,7 @@ impl Hierarchy {
 
 impl Drop for Hierarchy {
     fn drop(&mut self) {
-        self.end();
+        self.engine.close();
     }
 }
 
@@ -303,7 +291,7 @@ impl<'a, E: Element> Rounds<'a, E> {
         let buffers =
             Buffers { input: Some(buffer), input_holds: holds, output, output_holds: piece.clone() };
         let (ring, ranks) = (leaders.ring, self.between.whole.world_size());
-        let parts = Parts::Piece { len: self.len, elements: piece, leaders: ring.world_size(), ranks };
+        let parts = Parts::Piece { len: self.len, elements: piece, members: ring.world_size(), ranks };
         let chunk_len = *chunk_bytes as usize / size_of::<E>();
         let schedule = Schedule::new(ring, self.op.collective, parts, chunk_len);
         let resolve = Box::new(move |outcome| drop(resolve.send(outcome)));

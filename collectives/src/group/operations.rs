@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::order::{Combine, Order};
+use super::shortcut::Shortcut;
 use super::{Group, Way};
 use crate::buffer::Buffer;
 use crate::collective::Collective;
@@ -19,8 +20,10 @@ impl Group {
     pub fn buffer<E: Element>(&self, len: usize) -> Buffer<E> {
         match &self.way {
             Way::Host { engine, .. } => engine.buffer(len),
-            Way::Ring { within: Some(within), .. } => within.engine.buffer(len),
-            Way::Ring { .. } => Buffer::zeroed(len),
+            Way::Ring { shortcut, .. } => {
+                let engine = shortcut.as_ref().and_then(Shortcut::engine);
+                engine.map_or_else(|| Buffer::zeroed(len), |engine| engine.buffer(len))
+            }
         }
     }
 

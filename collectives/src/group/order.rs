@@ -126,8 +126,8 @@ impl Group {
     ) -> Pending<T> {
         let (recorder, bytes) = (self.recorder.clone(), order.bytes());
         match &self.way {
-            Way::Ring { links, within: Some(within) } if within.carries(order.collective) => {
-                within.submit(&links.shared, order, recorder, finish)
+            Way::Ring { links, shortcut: Some(shortcut) } if shortcut.carries(order.collective) => {
+                shortcut.submit(&links.shared, order, recorder, finish)
             }
             Way::Ring { links, .. } => {
                 let collective = order.collective;

@@ -1,5 +1,5 @@
-//! From a ring to the best group that its ranks can form: over the memory of one host where all are on one; over memory within
-//! hosts and links between leaders where some share one; the ring as it is where none do.
+//! From a ring to the best group that its ranks can form: over the memory of one host where all are on one; along a line where the
+//! ring is to be one; over memory within hosts and links between leaders where some share one; the ring as it is where none do.
 //!
 //! ```text
 //! all-gather of cards round the ring -> who is where? -> meet, link -> has everybody? -> the better group, else the ring
@@ -18,12 +18,15 @@ use super::{Core, RingSpec};
 use crate::buffer::Buffer;
 use crate::error::CollectiveError;
 use crate::group::hierarchy::Hierarchy;
+use crate::group::line::Line;
+use crate::group::shortcut::Shortcut;
 use crate::group::{Group, Linked};
 use crate::layout::{Layout, Seat};
 use crate::link::quic::directions::{DIRECTIONS_BYTES, Directions};
 use crate::link::quic::hello::Part;
 use crate::rank::Rank;
 use crate::reduction::SaturatingSum;
+use crate::ring::{Members, Ring, Shape};
 use crate::shm::arena::Arena;
 use crate::shm::board::Board;
 use crate::shm::engine::Engine;
@@ -47,7 +50,25 @@ struct Told {
 /// What may take the ring's place, or help it.
 enum Better {
     Shared(Group),
-    Hierarchical(Hierarchy),
+    Helped(Shortcut),
+}
+
+/// What is to be tried.
+#[derive(Clone, Copy, PartialEq)]
+enum Plan {
+    OneHost,
+    Hosts,
+    Line,
+}
+
+/// By what all ranks know.
+fn plan(ring: Ring, layout: &Layout, are_willing: bool) -> Option<Plan> {
+    match layout.hosts() {
+        1 if are_willing => Some(Plan::OneHost),
+        _ if ring.shape() == Shape::Line && ring.world_size().get() > 2 => Some(Plan::Line),
+        _ if are_willing && layout.has_company() => Some(Plan::Hosts),
+        _ => None,
+    }
 }
 
 /// The best group for these ranks, and why it is no better one, if so.
@@ -68,18 +89,22 @@ pub(super) async fn best(
     let are_willing = told.iter().all(|told| told.card.apart(&told.card).is_none());
     let layout = Layout::of(&told, |a, b| a.card.apart(&b.card).is_none());
     let apart = told.iter().find_map(|other| told[0].card.apart(&other.card)).unwrap_or_default();
-    let (true, true, Some(host)) = (are_willing, layout.has_company(), host) else {
+    let Some(plan) = plan(ring.ring(), &layout, are_willing) else {
         return Ok((ring, apart.to_owned()));
     };
-    let better = better(core, &ring, &layout, &told, host).await;
+    let better = match (plan, host) {
+        (Plan::Line, _) => line(core, spec, &told).await,
+        (Plan::OneHost | Plan::Hosts, Some(host)) => hosts(core, &ring, &layout, &told, host).await,
+        (Plan::OneHost | Plan::Hosts, None) => Err("this rank shares no memory".to_owned()),
+    };
     let failures = Arc::new(vec![u32::from(better.is_err())].into());
     let failures = ring.all_reduce::<SaturatingSum>(failures, Buffer::default()).await?[0];
     match better {
         Ok(Better::Shared(group)) if failures == 0 => Ok((group, String::new())),
-        Ok(Better::Hierarchical(parts)) if failures == 0 => Ok((ring.with(parts), apart.to_owned())),
+        Ok(Better::Helped(shortcut)) if failures == 0 => Ok((ring.with(shortcut), apart.to_owned())),
         refused => {
             let reason = refused.err().unwrap_or_else(|| "another rank could not".to_owned());
-            tracing::warn!(reason, "QUIC between all ranks, though some share a host");
+            tracing::warn!(reason, "QUIC round the ring of all ranks, though there is a better way");
             Ok((ring, reason))
         }
     }
@@ -104,8 +129,31 @@ impl Told {
     }
 }
 
+/// How long a meeting may take.
+fn limit(core: &Core) -> Duration {
+    (core.group.timeout / MEETINGS_PER_TIMEOUT).min(MEETING_MAX)
+}
+
+/// Links to both neighbours once more, in either direction.
+async fn line(core: &Core, spec: &RingSpec, told: &[Told]) -> Result<Better, String> {
+    let (there, back) = ((spec.ring, Members::default()), spec.ring.reverse());
+    let next = Directions { address: spec.next.0, name: spec.next.1.clone() };
+    // Where the previous rank listens others tell; who it is this rank knows.
+    let address = directions(told, spec.ring.prev())?.address;
+    let prev = Directions { address, name: spec.prev.clone() };
+    let limit = limit(core);
+    let (ahead, behind) = tokio::try_join!(
+        core.join(Part::LineThere, there.clone(), &next, &prev.name, limit),
+        core.join(Part::LineBack, back.clone(), &prev, &next.name, limit),
+    )
+    .map_err(|error| format!("no line: {error}"))?;
+    let there = Linked::start(&core.thread, there, core.group, ahead);
+    let back = Linked::start(&core.thread, back, core.group, behind);
+    Ok(Better::Helped(Shortcut::Line(Line::new(&core.thread, there, back))))
+}
+
 /// Meets the ranks of this host, and links to the leaders of others, at the same time.
-async fn better(
+async fn hosts(
     core: &Arc<Core>,
     ring: &Group,
     layout: &Layout,
@@ -113,7 +161,7 @@ async fn better(
     (host, arena): (Host, Arena),
 ) -> Result<Better, String> {
     let (rank, generation) = (ring.ring().rank(), ring.ring().generation());
-    let limit = (core.group.timeout / MEETINGS_PER_TIMEOUT).min(MEETING_MAX);
+    let limit = limit(core);
     let seat = layout.within(rank, generation).ok_or("this rank is on no host")?;
     let leader = layout.between(rank, generation).filter(|_| layout.hosts() > 1);
     let ((board, peers), leaders) = tokio::try_join!(
@@ -126,7 +174,7 @@ async fn better(
     let engine = engine.map_err(|error| error.to_string())?;
     Ok(match layout.hosts() {
         1 => Better::Shared(Group::on_host(engine, ring.keep())),
-        _ => Better::Hierarchical(Hierarchy::new(engine, leaders)),
+        _ => Better::Helped(Shortcut::Hosts(Hierarchy::new(engine, leaders))),
     })
 }
 

@@ -30,8 +30,8 @@ pub(crate) enum Parts {
     Even { len: usize, ranks: WorldSize },
     /// Of any lengths: where each ends.
     Uneven { ends: Arc<[usize]> },
-    /// Only these elements of a payload of `len`, divided among the leaders of hosts, of whose `ranks` it is.
-    Piece { len: usize, elements: Range<usize>, leaders: WorldSize, ranks: WorldSize },
+    /// Only these elements of a payload of `len`, divided among some members of a group of so many `ranks`.
+    Piece { len: usize, elements: Range<usize>, members: WorldSize, ranks: WorldSize },
 }
 
 impl Parts {
@@ -53,6 +53,14 @@ impl Parts {
         }
     }
 
+    /// The elements that travel.
+    pub(crate) fn elements(&self) -> Range<usize> {
+        match self {
+            Self::Piece { elements, .. } => elements.clone(),
+            _ => 0..self.len(),
+        }
+    }
+
     /// The elements of a rank's segment.
     pub(crate) fn segment(&self, rank: u32) -> Range<usize> {
         match self {
@@ -61,8 +69,8 @@ impl Parts {
                 let before = (rank as usize).checked_sub(1).map_or(0, |before| ends[before]);
                 before..ends[rank as usize]
             }
-            Self::Piece { elements, leaders, .. } => {
-                let part = segment(elements.len(), leaders.get(), rank);
+            Self::Piece { elements, members, .. } => {
+                let part = segment(elements.len(), members.get(), rank);
                 elements.start + part.start..elements.start + part.end
             }
         }

@@ -1,6 +1,7 @@
 //! A network in between: hands datagrams on between a caller and a node, keeps a copy of each, and may mistreat them.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "each test program uses a part of it")]
 
+use std::collections::BTreeMap;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -52,6 +53,16 @@ impl Relay {
         relay
     }
 
+    /// For any number of callers, each of whom has a way back of its own.
+    pub fn per_caller(node: SocketAddr) -> Self {
+        let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").unwrap());
+        socket.set_read_timeout(Some(HELD_BACK)).unwrap();
+        let (address, log) = (socket.local_addr().unwrap(), Arc::<Log>::default());
+        let relay = Self { address, log: log.clone() };
+        std::thread::spawn(move || hand_on_per_caller(&socket, node, &log));
+        relay
+    }
+
     /// Mistreats datagrams in a way that only depends on the seed and on their order.
     pub fn with(node: SocketAddr, weather: Weather, seed: u64) -> Self {
         let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -87,6 +98,35 @@ impl Relay {
     pub fn mistreated(&self) -> u64 {
         self.log.mistreated.load(Ordering::SeqCst)
     }
+}
+
+/// Ends with the last one who looks at the log, as do the ways back.
+fn hand_on_per_caller(socket: &Arc<UdpSocket>, node: SocketAddr, log: &Arc<Log>) {
+    let mut callers: BTreeMap<SocketAddr, Arc<UdpSocket>> = BTreeMap::new();
+    let ended = Arc::new(AtomicBool::new(false));
+    let mut buffer = vec![0; 65_536];
+    while Arc::strong_count(log) > 1 {
+        let Ok((length, from)) = socket.recv_from(&mut buffer) else { continue };
+        log.from_caller.fetch_add(length as u64, Ordering::SeqCst);
+        let ahead = callers.entry(from).or_insert_with(|| {
+            let ahead = Arc::new(UdpSocket::bind("127.0.0.1:0").unwrap());
+            ahead.connect(node).unwrap();
+            ahead.set_read_timeout(Some(HELD_BACK)).unwrap();
+            let (back, ahead_too, ended) = (socket.clone(), ahead.clone(), ended.clone());
+            std::thread::spawn(move || {
+                let mut buffer = vec![0; 65_536];
+                while !ended.load(Ordering::SeqCst) {
+                    if let Ok(length) = ahead_too.recv(&mut buffer) {
+                        let _ = back.send_to(&buffer[..length], from);
+                    }
+                }
+            });
+            ahead
+        });
+        // A lost datagram is the network's everyday life.
+        let _ = ahead.send(&buffer[..length]);
+    }
+    ended.store(true, Ordering::SeqCst);
 }
 
 /// The relay's thread.

@@ -1,13 +1,14 @@
 //! The first bytes of a connection: who calls whom, for which ring; and the answer.
 //!
 //! ```text
-//! hello     0 4 magic "MTKH"   4 1 version   5 1 which ring   6 2 zero   8 8 generation
+//! hello     0 4 magic "MTKH"   4 1 version   5 1 which ring   6 1 shape   7 1 zero   8 8 generation
 //!          16 4 from          20 4 to       24 4 world size   28 4 chunk bytes
 //! welcome   0 4 magic "MTKW"   4 1 version   5 3 zero
 //! ```
 
 use std::fmt;
 
+use crate::ring::Shape;
 use crate::{Generation, Rank};
 
 pub(crate) const HELLO_BYTES: usize = 32;
@@ -22,10 +23,14 @@ pub(crate) enum Part {
     Whole = 0,
     /// That of one rank of each host.
     Leaders = 1,
+    /// That of all ranks along which a line reduces.
+    LineThere = 2,
+    /// That of all ranks in the reverse order.
+    LineBack = 3,
 }
 
 impl Part {
-    const ALL: [Self; 2] = [Self::Whole, Self::Leaders];
+    const ALL: [Self; 4] = [Self::Whole, Self::Leaders, Self::LineThere, Self::LineBack];
 }
 
 impl fmt::Display for Part {
@@ -33,6 +38,8 @@ impl fmt::Display for Part {
         f.write_str(match self {
             Self::Whole => "the ring",
             Self::Leaders => "the leaders' ring",
+            Self::LineThere => "the line",
+            Self::LineBack => "the line back",
         })
     }
 }
@@ -41,6 +48,7 @@ impl fmt::Display for Part {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Hello {
     pub(crate) part: Part,
+    pub(crate) shape: Shape,
     pub(crate) generation: Generation,
     /// The rank that calls, in this ring.
     pub(crate) from: Rank,
@@ -54,7 +62,7 @@ impl Hello {
     pub(crate) fn encode(&self) -> [u8; HELLO_BYTES] {
         let mut wire = [0; HELLO_BYTES];
         wire[..5].copy_from_slice(&HELLO);
-        wire[5] = self.part as u8;
+        (wire[5], wire[6]) = (self.part as u8, self.shape as u8);
         wire[8..16].copy_from_slice(&self.generation.0.to_le_bytes());
         let words = [self.from.0, self.to.0, self.world_size, self.chunk_bytes];
         for (place, word) in wire[16..].chunks_exact_mut(4).zip(words) {
@@ -65,14 +73,16 @@ impl Hello {
 
     /// `None` if it is no hello of this version.
     pub(crate) fn parse(wire: &[u8; HELLO_BYTES]) -> Option<Self> {
-        if wire[..5] != HELLO || wire[6..8] != [0; 2] {
+        if wire[..5] != HELLO || wire[7] != 0 {
             return None;
         }
         let part = Part::ALL.into_iter().find(|part| *part as u8 == wire[5])?;
+        let shape = [Shape::Ring, Shape::Line].into_iter().find(|shape| *shape as u8 == wire[6])?;
         let word = |at: usize| u32::from_le_bytes(std::array::from_fn(|i| wire[at + i]));
         let generation = u64::from_le_bytes(std::array::from_fn(|i| wire[8 + i]));
         Some(Self {
             part,
+            shape,
             generation: Generation(generation),
             from: Rank(word(16)),
             to: Rank(word(20)),
@@ -91,13 +101,14 @@ mod tests {
     fn bytes_are_pinned() {
         let hello = Hello {
             part: Part::Leaders,
+            shape: Shape::Line,
             generation: Generation(0x0102),
             from: Rank(1),
             to: Rank(2),
             world_size: 3,
             chunk_bytes: 1 << 18,
         };
-        let golden = b"MTKH\x02\x01\0\0\x02\x01\0\0\0\0\0\0\x01\0\0\0\x02\0\0\0\x03\0\0\0\0\0\x04\0";
+        let golden = b"MTKH\x02\x01\x01\0\x02\x01\0\0\0\0\0\0\x01\0\0\0\x02\0\0\0\x03\0\0\0\0\0\x04\0";
         assert_eq!(&hello.encode(), golden);
         assert_eq!(Hello::parse(golden), Some(hello));
     }

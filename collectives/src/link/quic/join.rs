@@ -102,6 +102,7 @@ impl Join<'_> {
     fn hello(&self) -> Hello {
         Hello {
             part: self.part,
+            shape: self.ring.shape(),
             generation: self.ring.generation(),
             from: self.ring.rank(),
             to: self.ring.next(),
