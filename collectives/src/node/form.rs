@@ -54,7 +54,7 @@ enum Better {
 }
 
 /// What is to be tried.
-#[derive(Clone, Copy, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 enum Plan {
     OneHost,
     Hosts,
@@ -217,4 +217,57 @@ fn directions(told: &[Told], rank: Rank) -> Result<&Directions, String> {
     let before = (rank.0 as usize + told.len() - 1) % told.len();
     let known = told[before].next.as_ref();
     known.ok_or_else(|| format!("rank {before} gave no directions to rank {rank}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Generation, WorldSize};
+    use proptest::prelude::*;
+
+    fn ring(ranks: u32) -> Ring {
+        Ring::new(Rank(0), WorldSize::new(ranks).unwrap(), Generation(0)).unwrap()
+    }
+
+    #[test]
+    fn the_plan_follows_from_who_is_where_and_from_the_shape() {
+        let by = |labels: &[u8], shape, are_willing| {
+            let layout = Layout::of(labels, |a, b| a == b);
+            plan(ring(labels.len() as u32).shaped(shape), &layout, are_willing)
+        };
+        for (labels, shape, wanted) in [
+            (&[1, 1, 1][..], Shape::Ring, Some(Plan::OneHost)),
+            (&[1, 1, 1], Shape::Line, Some(Plan::OneHost)),
+            (&[1, 1, 2], Shape::Ring, Some(Plan::Hosts)),
+            (&[1, 1, 2], Shape::Line, Some(Plan::Line)),
+            (&[1, 2, 3], Shape::Ring, None),
+            (&[1, 2], Shape::Line, None),
+        ] {
+            assert_eq!(by(labels, shape, true), wanted, "{labels:?} {shape}");
+        }
+        assert_eq!(by(&[1, 1, 2], Shape::Ring, false), None);
+    }
+
+    #[test]
+    fn directions_to_a_rank_are_those_of_the_one_before() {
+        let next = |port| Some(Directions { address: ([10, 0, 0, 1], port).into(), name: "a".into() });
+        let told =
+            [Some(1), None, Some(3)].map(|port| Told { card: Card::unwilling(), next: port.and_then(next) });
+        assert_eq!(directions(&told, Rank(1)).unwrap().address.port(), 1);
+        assert_eq!(directions(&told, Rank(0)).unwrap().address.port(), 3);
+        assert!(directions(&told, Rank(2)).unwrap_err().contains("rank 1 gave no directions"));
+    }
+
+    proptest! {
+        /// What a peer tells is read as something, whatever it is.
+        #[test]
+        fn anything_can_be_told(bytes in proptest::collection::vec(any::<u8>(), TOLD_BYTES), valid in any::<bool>()) {
+            let mut wire: [u8; TOLD_BYTES] = bytes.try_into().unwrap();
+            if valid {
+                (wire[0], wire[CARD_BYTES]) = (1, 1);
+            }
+            let told = Told::decode(&wire);
+            prop_assert!(valid || wire[0] == 1 || told.card == Card::unwilling());
+        }
+    }
 }
