@@ -5,8 +5,9 @@
 //! what arrived is bytes at any address.
 //!
 //! Integer reductions do not care about order. Floating-point sums do: a ring adds in the order of ranks, so their
-//! bits are a function of the world size, and of nothing else; where some ranks share a host, also of who does. What a reduction does once at the end, as [`Mean`] does, it
-//! does in the last combination of each element: there is no further pass over memory.
+//! bits are a function of the world size, and of nothing else; where some ranks share a host, also of who does. What a
+//! reduction does once at the end, as [`Mean`] does, it does in the last combination of each element: there is no further
+//! pass over memory.
 
 use std::cmp::Ordering;
 use std::marker::PhantomData;
