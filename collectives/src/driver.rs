@@ -6,22 +6,27 @@
 //! Nothing here polls: a loop with nothing to do sleeps until a link, a submission or the deadline wakes it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::alarm::{Alarm, Part};
 use crate::error::TransportError;
 use crate::exchange::{Absorbed, Exchange};
 use crate::fault::Fault;
 use crate::link::{LinkReceiver, LinkSender};
-use crate::ring::Ring;
+use crate::rank::Rank;
+use crate::ring::{Members, Ring};
 
 /// What a group's owner and its driver share.
 pub(crate) struct Shared {
     pub(crate) ring: Ring,
+    members: Members,
     pub(crate) timeout: Duration,
+    /// Where the ring is one of several parts of a group.
+    alarm: OnceLock<Arc<Alarm>>,
     state: Mutex<State>,
     /// Something may have to be sent.
     departures: Notify,
@@ -42,11 +47,13 @@ struct State {
 }
 
 impl Shared {
-    pub(crate) fn new(ring: Ring, chunk_bytes: u32, timeout: Duration) -> Arc<Self> {
+    pub(crate) fn new(ring: Ring, members: Members, chunk_bytes: u32, timeout: Duration) -> Arc<Self> {
         let exchange = Exchange::new(ring, chunk_bytes);
         Arc::new(Self {
             ring,
+            members,
             timeout,
+            alarm: OnceLock::new(),
             state: Mutex::new(State { exchange, closing: false, moved: Instant::now() }),
             departures: Notify::new(),
             arrivals: Notify::new(),
@@ -69,10 +76,32 @@ impl Shared {
         result
     }
 
+    /// From now on, the ring ends with the other parts of its group, and they with it.
+    pub(crate) fn join(self: &Arc<Self>, alarm: &Arc<Alarm>) {
+        if self.alarm.set(alarm.clone()).is_ok() {
+            alarm.add(self);
+        }
+        // One that has ended before has told nobody.
+        let fault = self.lock().exchange.fault().cloned();
+        if let Some(fault) = fault {
+            alarm.raise(&fault);
+        }
+    }
+
     /// The owner wants nothing more.
     pub(crate) fn close(&self) {
         self.lock().closing = true;
         self.wake();
+    }
+
+    /// As the group calls it.
+    fn prev(&self) -> Rank {
+        self.members.name(self.ring.prev())
+    }
+
+    /// As the group calls it.
+    fn next(&self) -> Rank {
+        self.members.name(self.ring.next())
     }
 
     fn wake(&self) {
@@ -87,6 +116,12 @@ impl Shared {
     }
 }
 
+impl Part for Shared {
+    fn end(&self, fault: Fault) {
+        self.update(|exchange| exchange.fail(fault));
+    }
+}
+
 /// Drives a group until it is closed or broken; resolves every operation.
 pub(crate) async fn drive(shared: Arc<Shared>, mut sender: impl LinkSender, mut receiver: impl LinkReceiver) {
     let fault = tokio::select! {
@@ -95,14 +130,22 @@ pub(crate) async fn drive(shared: Arc<Shared>, mut sender: impl LinkSender, mut 
         fault = watch(&shared) => fault,
     };
     let orderly = shared.lock().exchange.is_idle() && matches!(fault, Fault::Closed);
+    let raise = || {
+        if let (false, Some(alarm)) = (orderly, shared.alarm.get()) {
+            alarm.raise(&fault);
+        }
+    };
+    raise();
     shared.lock().exchange.fail(fault.clone());
+    // The alarm may have come just now, and not have seen the fault.
+    raise();
     if orderly {
         // First this: the previous rank ends as well, and may be waiting for it.
         receiver.close();
         // The next rank may have vanished just now, and then does not need the last bytes.
         let _ = tokio::time::timeout(shared.timeout, sender.finish()).await;
     } else {
-        let reason = fault.told_by(shared.ring.rank());
+        let reason = fault.told_by(shared.members.name(shared.ring.rank()));
         tracing::debug!(reason, "group ends");
         sender.break_off(&reason);
         receiver.break_off(&reason);
@@ -111,7 +154,7 @@ pub(crate) async fn drive(shared: Arc<Shared>, mut sender: impl LinkSender, mut 
 
 /// Sends what is to be sent.
 async fn departures(shared: &Shared, sender: &mut impl LinkSender) -> Fault {
-    let lost = |source| Fault::Lost { peer: shared.ring.next(), source };
+    let lost = |source| Fault::Lost { peer: shared.next(), source };
     loop {
         let next = shared.lock().exchange.next_outgoing();
         let Some(pieces) = next else {
@@ -135,7 +178,7 @@ async fn departures(shared: &Shared, sender: &mut impl LinkSender) -> Fault {
 
 /// Takes what arrives.
 async fn arrivals(shared: &Shared, receiver: &mut impl LinkReceiver) -> Fault {
-    let peer = shared.ring.prev();
+    let peer = shared.prev();
     loop {
         let mut piece = match receiver.receive().await {
             Ok(Some(piece)) => piece,
@@ -207,7 +250,6 @@ async fn watch(shared: &Shared) -> Fault {
 }
 
 fn stuck(shared: &Shared, exchange: &Exchange) -> Fault {
-    let ring = &shared.ring;
-    let peer = if exchange.must_receive() { ring.prev() } else { ring.next() };
+    let peer = if exchange.must_receive() { shared.prev() } else { shared.next() };
     Fault::Stuck { peer, timeout: shared.timeout }
 }

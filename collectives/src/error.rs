@@ -75,12 +75,12 @@ pub enum Phase {
     Queued,
     /// Partial sums travel: this pass was the last in which something arrived.
     Reducing {
-        /// Hops around the ring.
+        /// Hops around the ring; over shared memory, chunks; where hosts are mixed, pieces.
         pass: u32,
     },
     /// Results travel: this pass was the last in which something arrived.
     Copying {
-        /// Hops around the ring.
+        /// As above.
         pass: u32,
     },
 }

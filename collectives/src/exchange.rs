@@ -38,6 +38,8 @@ const AHEAD_MAX: usize = 2;
 pub(crate) struct Exchange {
     ring: Ring,
     next_sequence: u64,
+    /// The last operation that was numbered here and runs elsewhere.
+    elsewhere: Option<OpId>,
     active: VecDeque<Active>,
     reader: FrameReader,
     /// A chunk that is announced but cannot be taken yet.
@@ -71,6 +73,7 @@ impl Exchange {
         Self {
             ring,
             next_sequence: 0,
+            elsewhere: None,
             active: VecDeque::new(),
             reader: FrameReader::new(chunk_bytes),
             announced: None,
@@ -110,10 +113,21 @@ impl Exchange {
         self.active.iter().any(|active| active.arrivals_left > 0)
     }
 
+    /// Numbers an operation that runs elsewhere.
+    pub(crate) fn pass_over(&mut self, collective: Collective) {
+        self.elsewhere = Some(OpId { sequence: self.next_sequence, collective });
+        self.next_sequence += 1;
+    }
+
     /// Queues an operation behind those before it.
     pub(crate) fn submit(&mut self, transfer: Box<dyn Transfer>) {
         let id = OpId { sequence: self.next_sequence, collective: transfer.collective() };
-        self.next_sequence += 1;
+        self.submit_as(id, transfer);
+    }
+
+    /// As [`submit`](Self::submit), for a part of an operation that was numbered elsewhere.
+    pub(crate) fn submit_as(&mut self, id: OpId, transfer: Box<dyn Transfer>) {
+        self.next_sequence = id.sequence + 1;
         let (sends_left, arrivals_left) = (transfer.sends(), transfer.arrivals());
         let active =
             Active { id, transfer, forwards: VecDeque::new(), sends_left, arrivals_left, bytes_done: 0 };
@@ -168,6 +182,9 @@ impl Exchange {
     fn begin_announced(&mut self) -> Result<bool, Disagreement> {
         let Some(header) = self.announced.take() else { return Ok(true) };
         let (Some(arriving), departing) = (self.arriving(), self.departing()) else {
+            if let Some(want) = self.elsewhere.filter(|op| header.op.sequence <= op.sequence) {
+                return Err(Disagreement::Operation { got: header.op, want });
+            }
             self.announced = Some(header);
             return Ok(false);
         };

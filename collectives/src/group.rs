@@ -4,24 +4,29 @@
 //! starts to travel while the last chunks of the one before are on their way.
 
 mod batch;
+pub(crate) mod hierarchy;
+pub(crate) mod line;
 mod operations;
 mod order;
+pub(crate) mod shortcut;
 
 pub use batch::{Batch, FUSED_BYTES_MAX};
 
 use std::any::Any;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use self::shortcut::Shortcut;
+use crate::alarm::Part;
 use crate::driver::{Shared, drive};
 use crate::fault::Fault;
 use crate::io_thread::IoThread;
 use crate::link::{LinkReceiver, LinkSender};
 use crate::pending::Pending;
 use crate::recorder::{Record, Recorder};
-use crate::ring::Ring;
+use crate::ring::{Members, Ring};
 use crate::shm::board::INLINE_BYTES;
 use crate::shm::engine::Engine;
 
@@ -70,6 +75,9 @@ pub enum Transport {
     Quic,
     /// Memory that the processes of one host share.
     SharedMemory,
+    /// Some ranks share a host: all-reduces, barriers and reductions go over shared memory within hosts and by links between one
+    /// rank of each host; everything else goes round the ring of all ranks.
+    Hierarchical,
 }
 
 impl std::fmt::Display for Transport {
@@ -79,6 +87,7 @@ impl std::fmt::Display for Transport {
             Self::InMemory => "memory",
             Self::Quic => "QUIC",
             Self::SharedMemory => "shared memory",
+            Self::Hierarchical => "shared memory within hosts, QUIC between",
         })
     }
 }
@@ -95,15 +104,51 @@ pub struct Group {
 
 /// How operations are run.
 enum Way {
-    /// Round the ring, by a driver; without one where nobody else is there.
-    Ring {
-        shared: Arc<Shared>,
-        chunk_bytes: u32,
-        /// Resolves when the driver has ended.
-        driver: Option<Pending<(), ()>>,
-    },
+    /// Round the ring; what the shortcut carries, faster.
+    Ring { links: Linked, shortcut: Option<Shortcut> },
     /// Over the memory of this host, by a thread.
     Host { engine: Arc<Engine>, thread: Option<JoinHandle<()>> },
+}
+
+/// A ring's operations, and who drives them.
+pub(crate) struct Linked {
+    shared: Arc<Shared>,
+    chunk_bytes: u32,
+    /// Resolves when the driver has ended; without one where nobody else is there.
+    driver: Option<Pending<(), ()>>,
+}
+
+impl Linked {
+    /// A ring whose neighbours are reached through these links, driven by `thread`.
+    pub(crate) fn start(
+        thread: &IoThread,
+        (ring, members): (Ring, Members),
+        config: GroupConfig,
+        (sender, receiver): (impl LinkSender, impl LinkReceiver),
+    ) -> Self {
+        let chunk_bytes = config.chunk_bytes();
+        let shared = Shared::new(ring, members, chunk_bytes, config.timeout);
+        let (ended, driver) = Pending::new(());
+        let driven = shared.clone();
+        thread.spawn(async move {
+            drive(driven, sender, receiver).await;
+            // Nobody listens unless the group is being closed.
+            let _ = ended.send(Ok(()));
+        });
+        Self { shared, chunk_bytes, driver: Some(driver) }
+    }
+
+    /// Waits until the driver has ended.
+    fn wait(&mut self) {
+        // How it ends is all the same.
+        let _ = self.driver.take().map(Pending::wait);
+    }
+}
+
+impl Drop for Linked {
+    fn drop(&mut self) {
+        self.shared.close();
+    }
 }
 
 impl std::fmt::Debug for Group {
@@ -130,28 +175,20 @@ impl Group {
         thread: &IoThread,
         ring: Ring,
         config: GroupConfig,
-        (sender, receiver): (impl LinkSender, impl LinkReceiver),
+        links: (impl LinkSender, impl LinkReceiver),
         transport: Transport,
         keep: Arc<dyn Any + Send + Sync>,
     ) -> Self {
-        let chunk_bytes = config.chunk_bytes();
-        let shared = Shared::new(ring, chunk_bytes, config.timeout);
-        let (ended, driver) = Pending::new(());
-        let driven = shared.clone();
-        thread.spawn(async move {
-            drive(driven, sender, receiver).await;
-            // Nobody listens unless the group is being closed.
-            let _ = ended.send(Ok(()));
-        });
-        let way = Way::Ring { shared, chunk_bytes, driver: Some(driver) };
+        let links = Linked::start(thread, (ring, Members::default()), config, links);
+        let way = Way::Ring { links, shortcut: None };
         Self { ring, transport, way, recorder: Arc::default(), keep }
     }
 
     /// A group without links: it is its own world.
     pub(crate) fn alone(ring: Ring, config: GroupConfig, keep: Arc<dyn Any + Send + Sync>) -> Self {
         let chunk_bytes = config.chunk_bytes();
-        let shared = Shared::new(ring, chunk_bytes, config.timeout);
-        let way = Way::Ring { shared, chunk_bytes, driver: None };
+        let shared = Shared::new(ring, Members::default(), chunk_bytes, config.timeout);
+        let way = Way::Ring { links: Linked { shared, chunk_bytes, driver: None }, shortcut: None };
         Self { ring, transport: Transport::Alone, way, recorder: Arc::default(), keep }
     }
 
@@ -163,6 +200,18 @@ impl Group {
         let (ring, transport) = (engine.ring(), Transport::SharedMemory);
         let way = Way::Host { engine, thread: Some(thread) };
         Self { ring, transport, way, recorder: Arc::default(), keep }
+    }
+
+    /// The group with a faster way for what its ranks do most. All ranks must do this before the next operation.
+    pub(crate) fn with(mut self, faster: Shortcut) -> Self {
+        if let Way::Ring { links, shortcut } = &mut self.way {
+            faster.join(&links.shared);
+            if let Shortcut::Hosts(_) = faster {
+                self.transport = Transport::Hierarchical;
+            }
+            *shortcut = Some(faster);
+        }
+        self
     }
 
     /// What must outlive the links.
@@ -181,9 +230,11 @@ impl Group {
     }
 
     /// How an all-reduce of so many bytes is done: `ring` round the links; over shared memory `board` in one round of small
-    /// messages, or `direct` from everybody's input.
+    /// messages, or `direct` from everybody's input; `hierarchical` within hosts, between leaders, within hosts;
+    /// `line` to the last rank and back.
     pub fn algorithm(&self, bytes: usize) -> &'static str {
         match &self.way {
+            Way::Ring { shortcut: Some(shortcut), .. } => shortcut.algorithm(),
             Way::Ring { .. } => "ring",
             Way::Host { .. } if bytes <= INLINE_BYTES => "board",
             Way::Host { .. } => "direct",
@@ -195,23 +246,35 @@ impl Group {
         self.recorder.records()
     }
 
-    /// Bytes sent and received so far. Over shared memory: what others read of this rank, and it of them.
+    /// Bytes sent and received so far, over links and shared memory together. Over shared memory: what others read of this rank,
+    /// and it of them.
     pub fn counters(&self) -> Counters {
-        let (sent, received) = match &self.way {
-            Way::Ring { shared, .. } => (&shared.sent_bytes, &shared.received_bytes),
-            Way::Host { engine, .. } => (&engine.sent_bytes, &engine.received_bytes),
+        let mut sum = Counters::default();
+        let mut add = |sent: &AtomicU64, received: &AtomicU64| {
+            sum.sent_bytes += sent.load(Ordering::Relaxed);
+            sum.received_bytes += received.load(Ordering::Relaxed);
         };
-        Counters {
-            sent_bytes: sent.load(Ordering::Relaxed),
-            received_bytes: received.load(Ordering::Relaxed),
+        match &self.way {
+            Way::Ring { links, shortcut } => {
+                let beside = shortcut.iter().flat_map(Shortcut::links);
+                for Linked { shared, .. } in beside.chain([links]) {
+                    add(&shared.sent_bytes, &shared.received_bytes);
+                }
+                if let Some(engine) = shortcut.as_ref().and_then(Shortcut::engine) {
+                    add(&engine.sent_bytes, &engine.received_bytes);
+                }
+            }
+            Way::Host { engine, .. } => add(&engine.sent_bytes, &engine.received_bytes),
         }
+        sum
     }
 
     /// Ends all pending and future operations at once with [`CollectiveError::Cancelled`](crate::CollectiveError::Cancelled); neighbours are told.
     pub fn cancel(&self, cause: impl Into<String>) {
         let fault = Fault::Cancelled { cause: cause.into() };
         match &self.way {
-            Way::Ring { shared, .. } => shared.update(|exchange| exchange.fail(fault)),
+            Way::Ring { shortcut: Some(shortcut), .. } => shortcut.raise(&fault),
+            Way::Ring { links, .. } => links.shared.end(fault),
             Way::Host { engine, .. } => engine.fail(fault),
         }
     }
@@ -220,16 +283,22 @@ impl Group {
     /// with [`CollectiveError::Closed`](crate::CollectiveError::Closed). Dropping a group does the same in the background.
     pub fn close(mut self) {
         self.end();
-        // How driver or thread end is all the same.
+        // How a thread ends is all the same.
         match &mut self.way {
-            Way::Ring { driver, .. } => drop(driver.take().map(Pending::wait)),
+            Way::Ring { links, shortcut } => {
+                links.wait();
+                shortcut.iter_mut().for_each(Shortcut::wait);
+            }
             Way::Host { thread, .. } => drop(thread.take().map(JoinHandle::join)),
         }
     }
 
     fn end(&self) {
         match &self.way {
-            Way::Ring { shared, .. } => shared.close(),
+            Way::Ring { links, shortcut } => {
+                links.shared.close();
+                shortcut.iter().for_each(Shortcut::end);
+            }
             Way::Host { engine, .. } => engine.close(),
         }
     }

@@ -16,6 +16,7 @@
 #[cfg(test)]
 extern crate self as mattock_collectives;
 
+mod alarm;
 mod buffer;
 mod collective;
 mod driver;
@@ -26,6 +27,7 @@ pub mod frame;
 mod frame_reader;
 mod group;
 mod io_thread;
+mod layout;
 pub mod link;
 pub mod memory;
 mod node;
@@ -52,7 +54,7 @@ pub use pending::Pending;
 pub use rank::{Generation, Rank, WorldSize};
 pub use recorder::{End, Record};
 pub use reduction::{Element, ElementKind, Max, Mean, Min, Reduction, ReductionKind, SaturatingSum, Sum};
-pub use ring::Ring;
+pub use ring::{Ring, Shape};
 pub use schedule::segment;
 pub use shm::arena::{Arena, ArenaError};
 pub use shm::copy::copy_past_caches;

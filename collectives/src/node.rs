@@ -1,5 +1,7 @@
 //! A process's place on the network: one UDP port and one identity, from which rings are joined one after the other.
 
+mod form;
+
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,15 +12,16 @@ use quinn::{ClientConfig, Endpoint, ServerConfig, TokioRuntime};
 use crate::error::JoinError;
 use crate::group::{Group, GroupConfig, Transport};
 use crate::io_thread::IoThread;
+use crate::link::quic::directions::Directions;
+use crate::link::quic::hello::Part;
 use crate::link::quic::join::{Join, receive_calls};
 use crate::link::quic::lobby::Lobby;
 use crate::link::quic::stream::{QuicReceiver, QuicSender};
 use crate::link::quic::tuning::{Congestion, Path, endpoint_config, transport_config};
 use crate::link::quic::{Identity, IdentityError, socket};
 use crate::pending::Pending;
-use crate::ring::Ring;
+use crate::ring::{Members, Ring};
 use crate::shm::arena::Arena;
-use crate::shm::join::{Outcome, share_memory};
 
 /// How long the end of a node waits for its last packets to leave.
 const DRAIN_MAX: Duration = Duration::from_millis(500);
@@ -38,6 +41,9 @@ pub struct NodeConfig {
     pub transport: TransportChoice,
     /// Bytes that this process may share with others of its host: the limit of [`Node::arena`].
     pub arena_bytes: usize,
+    /// Which host this is, where the system cannot tell: processes share memory only with those that say the same. Zero unless
+    /// one machine is to play several hosts.
+    pub host: u64,
 }
 
 impl std::str::FromStr for TransportChoice {
@@ -64,23 +70,23 @@ impl std::fmt::Display for TransportChoice {
 }
 
 impl NodeConfig {
-    /// Shared memory, as much as the machine has, where it can be; else QUIC.
+    /// Shared memory, as much as the machine has, where it can be; QUIC elsewhere.
     pub fn new(identity: Identity, bind: SocketAddr) -> Self {
         let arena_bytes = usize::try_from(rustix::system::sysinfo().totalram).unwrap_or(usize::MAX);
         let (group, congestion) = (GroupConfig::default(), Congestion::default());
-        Self { identity, bind, group, congestion, transport: TransportChoice::Auto, arena_bytes }
+        Self { identity, bind, group, congestion, transport: TransportChoice::Auto, arena_bytes, host: 0 }
     }
 }
 
 /// What a node's groups may use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TransportChoice {
-    /// Shared memory where all ranks are on one host, else QUIC.
+    /// Shared memory where all ranks are on one host; shared memory within hosts and QUIC between where some are; else QUIC.
     #[default]
     Auto,
     /// QUIC even between processes of one host; one rank that wants it is enough.
     Quic,
-    /// Shared memory, or an error.
+    /// Shared memory between all ranks, or an error.
     SharedMemory,
 }
 
@@ -130,6 +136,7 @@ struct Core {
     group: GroupConfig,
     thread: Arc<IoThread>,
     transport: TransportChoice,
+    host: u64,
     /// None where the system has no such memory, or nobody wants it.
     arena: Option<Arena>,
 }
@@ -140,7 +147,7 @@ impl Node {
     /// # Errors
     /// [`NodeError`] says what is wrong with identity, port or system.
     pub fn start(config: NodeConfig) -> Result<Self, NodeError> {
-        let NodeConfig { identity, bind, group, congestion, transport: choice, arena_bytes } = config;
+        let NodeConfig { identity, bind, group, congestion, transport: choice, arena_bytes, host } = config;
         identity.name()?;
         let path = Path::of(bind);
         let transport = transport_config(path, congestion, group.timeout);
@@ -162,7 +169,8 @@ impl Node {
         let lobby = Arc::new(Lobby::default());
         thread.spawn_background(receive_calls(endpoint.clone(), lobby.clone(), group.timeout));
         let arena = arena(choice, arena_bytes);
-        let core = Core { endpoint, client, lobby, local_addr, group, thread, transport: choice, arena };
+        let core =
+            Core { endpoint, client, lobby, local_addr, group, thread, transport: choice, host, arena };
         Ok(Self { core: Arc::new(core) })
     }
 
@@ -207,41 +215,56 @@ impl Node {
 }
 
 impl Core {
-    /// Links to both neighbours.
+    /// Links to both neighbours in the ring of all ranks.
     async fn links(&self, spec: &RingSpec) -> Result<(QuicSender, QuicReceiver), JoinError> {
+        let place = (spec.ring, Members::default());
+        let next = Directions { address: spec.next.0, name: spec.next.1.clone() };
+        self.join(Part::Whole, place, &next, &spec.prev, self.group.timeout).await
+    }
+
+    /// Links to both neighbours in one of a generation's rings.
+    async fn join(
+        &self,
+        part: Part,
+        (ring, members): (Ring, Members),
+        next: &Directions,
+        prev: &str,
+        timeout: Duration,
+    ) -> Result<(QuicSender, QuicReceiver), JoinError> {
         let join = Join {
             endpoint: &self.endpoint,
             client: &self.client,
             lobby: &self.lobby,
-            ring: spec.ring,
+            part,
+            ring,
+            members,
             chunk_bytes: self.group.chunk_bytes(),
-            timeout: self.group.timeout,
+            timeout,
         };
-        join.links((spec.next.0, &spec.next.1), &spec.prev).await
+        join.links((next.address, &next.name), prev).await
     }
 }
 
 async fn join(core: &Arc<Core>, spec: &RingSpec) -> Result<Group, JoinError> {
     let (ring, keep) = (spec.ring, core.clone());
+    let (rank, generation) = (ring.rank(), ring.generation());
     if ring.world_size().get() == 1 {
-        let stale = |newest| JoinError::Stale { rank: ring.rank(), generation: ring.generation(), newest };
-        core.lobby.ask(ring.generation(), None).map_err(stale)?;
+        let stale = |newest| JoinError::Stale { rank, generation, newest };
+        core.lobby.ask(generation, Part::Whole, None).map_err(stale)?;
         return Ok(Group::alone(ring, core.group, keep));
     }
-    let (sender, receiver) = core.links(spec).await?;
-    let linked = Group::linked(&core.thread, ring, core.group, (sender, receiver), Transport::Quic, keep);
-    let (rank, generation) = (ring.rank(), ring.generation());
-    let shared = share_memory(&core.thread, linked, core.arena.as_ref(), core.group).await;
-    match shared.map_err(|source| JoinError::Undecided { rank, generation, source: Box::new(source) })? {
-        Outcome::Shared(group) => Ok(group),
-        Outcome::Apart(_, reason) if core.transport == TransportChoice::SharedMemory => {
-            Err(JoinError::NotShared { rank, generation, reason })
-        }
-        Outcome::Apart(group, reason) => {
-            tracing::debug!(reason, "QUIC, not shared memory");
-            Ok(group)
-        }
+    let links = core.links(spec).await?;
+    let linked = Group::linked(&core.thread, ring, core.group, links, Transport::Quic, keep);
+    let (group, reason) = form::best(core, linked, spec).await.map_err(|source| JoinError::Undecided {
+        rank,
+        generation,
+        source: Box::new(source),
+    })?;
+    if core.transport == TransportChoice::SharedMemory && group.transport() != Transport::SharedMemory {
+        return Err(JoinError::NotShared { rank, generation, reason });
     }
+    tracing::debug!(transport = %group.transport(), reason, "joined");
+    Ok(group)
 }
 
 fn arena(choice: TransportChoice, bytes: usize) -> Option<Arena> {

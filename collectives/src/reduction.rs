@@ -5,8 +5,9 @@
 //! what arrived is bytes at any address.
 //!
 //! Integer reductions do not care about order. Floating-point sums do: a ring adds in the order of ranks, so their
-//! bits are a function of the world size, and of nothing else. What a reduction does once at the end, as [`Mean`] does, it
-//! does in the last combination of each element: there is no further pass over memory.
+//! bits are a function of the world size, and of nothing else; where some ranks share a host, also of who does. What a
+//! reduction does once at the end, as [`Mean`] does, it does in the last combination of each element: there is no further
+//! pass over memory.
 
 use std::cmp::Ordering;
 use std::marker::PhantomData;
@@ -261,11 +262,13 @@ pub(crate) struct Fold {
     pub(crate) pair: fn(&[u8], &[u8], &mut [u8], Last),
     /// `sum[i] = combine(own[i], sum[i])`, in the order (sum, own).
     pub(crate) add: fn(&mut [u8], &[u8], Last),
+    /// Other ranks are to be added elsewhere: no combination here is the last.
+    pub(crate) is_partial: bool,
 }
 
 impl Fold {
     pub(crate) fn of<R: Reduction>() -> Self {
-        Self { pair: pair::<R>, add: add_widest::<R> }
+        Self { pair: pair::<R>, add: add_widest::<R>, is_partial: false }
     }
 }
 

@@ -26,6 +26,7 @@ use std::fmt;
 use std::ops::Range;
 
 use crate::rank::Rank;
+pub use crate::ring::Shape;
 
 /// Up to so many ranks, all orders are tried.
 pub const EXHAUSTIVE_MAX: usize = 8;
@@ -118,21 +119,6 @@ impl Links {
         let out = others().map(|other| self.link(rank, other).bytes_per_s).fold(0.0, f64::max);
         let into = others().map(|other| self.link(other, rank).bytes_per_s).fold(0.0, f64::max);
         out.min(into)
-    }
-}
-
-/// How ranks are arranged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shape {
-    /// Each sends to the next, and the last to the first.
-    Ring,
-    /// Each reduces into the next, and the last one's result comes back the same way.
-    Line,
-}
-
-impl fmt::Display for Shape {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if *self == Self::Ring { "ring" } else { "line" })
     }
 }
 

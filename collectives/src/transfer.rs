@@ -157,7 +157,7 @@ impl<E: Element> TypedTransfer<E> {
         let Some((_, kernel)) = self.reduction else { return };
         let (first, count) = (at / size_of::<E>(), arrived.len() / size_of::<E>());
         let start = incoming.chunk.elements.start + first;
-        let last = (incoming.role == Role::Complete).then(|| self.schedule.world_size());
+        let last = (incoming.role == Role::Complete).then(|| self.schedule.ranks());
         let Buffers { input, input_holds, output, output_holds } = &mut self.buffers;
         let own = start - input_holds.start..start - input_holds.start + count;
         let Some(partial) = &mut incoming.partial else {

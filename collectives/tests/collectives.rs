@@ -14,14 +14,26 @@ use mattock_collectives::{
 };
 use proptest::prelude::*;
 
+/// What carries it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Way {
+    /// A ring of links.
+    Links,
+    /// The memory of one host.
+    Host,
+    /// A line of links.
+    Line,
+    /// So many hosts at most, with any ranks on each.
+    Hosts(u32),
+}
+
 /// How a case is run.
 #[derive(Clone, Copy, Debug)]
 struct Case {
     ranks: u32,
     len: usize,
     chunk_bytes: u32,
-    /// Over shared memory rather than a ring of links.
-    shared: bool,
+    way: Way,
     piece_bytes_max: usize,
     seed: u64,
 }
@@ -29,12 +41,14 @@ struct Case {
 fn cases() -> impl Strategy<Value = Case> {
     let lengths = prop_oneof![0usize..40, 0usize..5000];
     let chunks = prop_oneof![Just(8u32), 16u32..500, Just(1 << 16)];
-    (1u32..10, lengths, chunks, 1usize..2000, any::<u64>(), any::<bool>()).prop_map(
-        |(ranks, len, chunk_bytes, piece, seed, shared)| {
+    let ways =
+        prop_oneof![Just(Way::Links), Just(Way::Host), Just(Way::Line), (2u32..5).prop_map(Way::Hosts)];
+    (1u32..10, lengths, chunks, 1usize..2000, any::<u64>(), ways).prop_map(
+        |(ranks, len, chunk_bytes, piece, seed, way)| {
             // Tiny pieces of long payloads take long and show nothing new.
             let (chunk_bytes, piece) =
                 if len > 200 { (chunk_bytes.max(64), piece.max(61)) } else { (chunk_bytes, piece) };
-            Case { ranks, len, chunk_bytes, shared, piece_bytes_max: piece, seed }
+            Case { ranks, len, chunk_bytes, way, piece_bytes_max: piece, seed }
         },
     )
 }
@@ -43,11 +57,20 @@ impl Case {
     fn groups(&self) -> Vec<Group> {
         let config = GroupConfig { timeout: Duration::from_secs(60), chunk_bytes: self.chunk_bytes };
         let world = WorldSize::new(self.ranks).unwrap();
-        if self.shared {
-            return memory::host_groups(world, config).unwrap();
+        match self.way {
+            Way::Links => {}
+            Way::Line => return memory::line_groups(world, config).unwrap(),
+            Way::Host => return memory::host_groups(world, config).unwrap(),
+            Way::Hosts(_) => return memory::hierarchical_groups(&self.hosts(), config).unwrap(),
         }
         let faults = Faults { piece_bytes_max: Some(self.piece_bytes_max), ..Faults::default() };
         memory::groups_with(world, config, |_, link| Faulty::new(link, faults)).unwrap()
+    }
+
+    /// The host of each rank.
+    fn hosts(&self) -> Vec<u32> {
+        let Way::Hosts(hosts) = self.way else { return vec![0; self.ranks as usize] };
+        (0..self.ranks).map(|rank| (self.bits(rank, 0) % u64::from(hosts)) as u32).collect()
     }
 
     /// Element `i` of rank `r`: any bits.
@@ -80,6 +103,43 @@ impl Case {
         sums
     }
 
+    /// What an all-reduce comes to.
+    fn reduced<R: Reduction>(&self, inputs: &[Arc<Buffer<R::Element>>]) -> Vec<R::Element> {
+        if self.way == Way::Line {
+            let along = (0..self.len).map(|i| {
+                let order = inputs.iter().map(|input| input[i]);
+                order.reduce(|arrived, own| R::combine(own, arrived)).unwrap()
+            });
+            return along.map(|sum| R::finish(sum, WorldSize::new(self.ranks).unwrap())).collect();
+        }
+        let labels = self.hosts();
+        let mut hosts: Vec<Vec<usize>> = Vec::new();
+        for rank in 0..labels.len() {
+            match hosts.iter_mut().find(|host| labels[host[0]] == labels[rank]) {
+                Some(host) => host.push(rank),
+                None => hosts.push(vec![rank]),
+            }
+        }
+        if hosts.len() == 1 || self.way == Way::Links {
+            return self.reference::<R>(inputs);
+        }
+        let piece_len =
+            (4 * (self.chunk_bytes.max(8) & !7) as usize).next_multiple_of(64) / size_of::<R::Element>();
+        let reduced = (0..self.len).map(|i| {
+            let piece_start = i / piece_len * piece_len;
+            let piece = piece_len.min(self.len - piece_start);
+            let along = |ranks: usize, value: &dyn Fn(usize) -> R::Element| {
+                let own =
+                    (0..ranks).find(|&s| segment(piece, ranks as u32, s as u32).contains(&(i - piece_start)));
+                let order = (1..=ranks).map(|hop| value((own.unwrap() + hop) % ranks));
+                order.reduce(|arrived, own| R::combine(own, arrived)).unwrap()
+            };
+            let of_host = |host: usize| along(hosts[host].len(), &|member| inputs[hosts[host][member]][i]);
+            R::finish(along(hosts.len(), &of_host), WorldSize::new(self.ranks).unwrap())
+        });
+        reduced.collect()
+    }
+
     /// All-reduce, and reduce-scatter after it in the same groups, against the reference.
     fn check_reductions<R: Reduction>(&self, element: impl Fn(u64) -> R::Element)
     where
@@ -87,7 +147,7 @@ impl Case {
     {
         let inputs = self.inputs(element);
         let untouched: Vec<Vec<_>> = inputs.iter().map(|input| input.to_vec()).collect();
-        let expected = self.reference::<R>(&inputs);
+        let (whole, expected) = (self.reduced::<R>(&inputs), self.reference::<R>(&inputs));
         let groups = self.groups();
         let inputs = place(&groups, inputs);
         // Some results go where peers can read them, others into ordinary memory.
@@ -99,7 +159,7 @@ impl Case {
         let reduced: Vec<_> = ranks().map(|(g, x)| g.all_reduce::<R>(x.clone(), output(g))).collect();
         let scattered: Vec<_> = ranks().map(|(g, x)| g.reduce_scatter::<R>(x.clone(), output(g))).collect();
         for sum in reduced {
-            assert_eq!(sum.wait().unwrap(), expected, "all-reduce, {self:?}");
+            assert_eq!(sum.wait().unwrap(), whole, "all-reduce, {self:?}");
         }
         for (rank, sum) in (0..).zip(scattered) {
             assert_eq!(
@@ -112,7 +172,7 @@ impl Case {
             inputs.iter().zip(&untouched).all(|(input, before)| **input == *before),
             "inputs are never modified"
         );
-        self.check_in_place::<R>(&groups, &inputs, &expected);
+        self.check_in_place::<R>(&groups, &inputs, [&whole, &expected]);
     }
 
     /// The same in place: inputs are given up, wherever they lie.
@@ -120,7 +180,7 @@ impl Case {
         &self,
         groups: &[Group],
         inputs: &[Arc<Buffer<R::Element>>],
-        expected: &[R::Element],
+        [whole, expected]: [&[R::Element]; 2],
     ) where
         R::Element: PartialEq + Debug,
     {
@@ -129,7 +189,7 @@ impl Case {
         let scattered: Vec<_> =
             ranks().map(|(g, x)| g.reduce_scatter_in_place::<R>(Buffer::clone(x))).collect();
         for sum in reduced {
-            assert_eq!(sum.wait().unwrap(), *expected, "all-reduce in place, {self:?}");
+            assert_eq!(sum.wait().unwrap(), *whole, "all-reduce in place, {self:?}");
         }
         for (rank, sum) in (0..).zip(scattered) {
             let own = segment(self.len, self.ranks, rank);
@@ -252,7 +312,7 @@ proptest! {
     fn the_root_receives_the_mean(case in cases(), root in any::<u32>()) {
         let root = Rank(root % case.ranks);
         let inputs = case.inputs(float);
-        let expected = case.reference::<Mean<f32>>(&inputs);
+        let expected = case.reduced::<Mean<f32>>(&inputs);
         let groups = case.groups();
         let inputs = place(&groups, inputs);
         let reduce = |(group, input): (&Group, &Arc<Buffer<f32>>)| {

@@ -154,7 +154,7 @@ pub struct LaunchArgs {
     /// Processes to start
     #[arg(long, value_name = "N", default_value = "2")]
     pub ranks: NonZeroU32,
-    /// What carries the bytes: auto (shared memory where all ranks are on one host, else QUIC), quic or shm
+    /// What carries the bytes: auto (shared memory within hosts, QUIC between), quic or shm
     #[arg(long, value_name = "TRANSPORT", default_value = "auto")]
     pub transport: TransportChoice,
     /// Starts each rank by this command, {} being its number from 1: 'ssh host{}', say

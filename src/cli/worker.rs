@@ -43,7 +43,7 @@ pub struct WorkerArgs {
     /// Among the workers of this host; picks a device where several are there
     #[arg(long, value_name = "N", default_value = "0")]
     pub local_rank: usize,
-    /// What carries gradients: auto (shared memory where all workers are on one host, else QUIC), quic or shm
+    /// What carries gradients: auto (shared memory within hosts, QUIC between), quic or shm
     #[arg(long, value_name = "TRANSPORT", default_value = "auto")]
     pub transport: TransportChoice,
     /// How fast to send between hosts: bbr, or cubic, which is gentler to others and slow where packets are lost

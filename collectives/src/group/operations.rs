@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::order::{Combine, Order};
+use super::shortcut::Shortcut;
 use super::{Group, Way};
 use crate::buffer::Buffer;
 use crate::collective::Collective;
@@ -19,11 +20,17 @@ impl Group {
     pub fn buffer<E: Element>(&self, len: usize) -> Buffer<E> {
         match &self.way {
             Way::Host { engine, .. } => engine.buffer(len),
-            Way::Ring { .. } => Buffer::zeroed(len),
+            Way::Ring { shortcut, .. } => {
+                let engine = shortcut.as_ref().and_then(Shortcut::engine);
+                engine.map_or_else(|| Buffer::zeroed(len), |engine| engine.buffer(len))
+            }
         }
     }
 
-    /// Reduces the inputs of all ranks, element by element; everybody receives the result.
+    /// Reduces the inputs of all ranks, element by element; everybody receives the result, the same bits.
+    ///
+    /// Integers come to the same whatever carries the group. Floats are added in an order that depends on how many ranks there
+    /// are, and, where some but not all of them share a host, on who does, on the length and on the size of chunks.
     ///
     /// `output` is memory to write the result to, whatever its length. The input is read while the operation is
     /// pending; links may hold on to it until the neighbour has acknowledged it, so its reference count may drop

@@ -30,6 +30,16 @@ impl<E: Element> Combine<E> {
     pub(super) fn by<R: Reduction<Element = E>>() -> Self {
         Self { kind: R::KIND, kernel: combine_into::<R>, fold: Fold::of::<R>() }
     }
+
+    /// For links.
+    pub(super) fn kernel(&self) -> (ReductionKind, Kernel<E>) {
+        (self.kind, self.kernel)
+    }
+
+    /// For some of the ranks, where others are added later.
+    pub(super) fn partial(&self) -> Fold {
+        Fold { is_partial: true, ..self.fold }
+    }
 }
 
 /// An operation to be run.
@@ -43,28 +53,33 @@ pub(super) struct Order<E> {
 
 impl<E: Element> Order<E> {
     /// Of the whole payload.
-    fn bytes(&self) -> u64 {
+    pub(super) fn bytes(&self) -> u64 {
         (self.parts.len() * size_of::<E>()) as u64
+    }
+
+    pub(super) fn payload(&self) -> Payload {
+        let reduction = self.reduction.map(|combine| combine.kind);
+        Payload { element: E::KIND, reduction, total_bytes: self.bytes() }
     }
 
     /// As the ring's driver runs it.
     fn transfer(self, ring: Ring, chunk_bytes: u32, resolve: Resolve<E>) -> TypedTransfer<E> {
         let schedule =
             Schedule::new(ring, self.collective, self.parts, chunk_bytes as usize / size_of::<E>());
-        let reduction = self.reduction.map(|combine| (combine.kind, combine.kernel));
+        let reduction = self.reduction.map(|combine| combine.kernel());
         TypedTransfer::new(schedule, reduction, self.buffers, resolve)
     }
 
     /// Over the memory of this host.
     fn run(self, engine: &Engine, turn: &mut Turn, op: OpId) -> Result<Buffer<E>, CollectiveError> {
-        let total_bytes = self.bytes();
+        let payload = self.payload();
         let Buffers { input, mut output, .. } = self.buffers;
-        let reduction = self.reduction.map(|combine| combine.kind);
         engine.run(
             turn,
             Call {
                 op,
-                payload: Payload { element: E::KIND, reduction, total_bytes },
+                part_of: None,
+                payload,
                 parts: self.parts,
                 fold: self.reduction.map(|combine| combine.fold),
                 input: input.as_deref().map(|input| bytemuck::cast_slice(&input[..])),
@@ -111,10 +126,13 @@ impl Group {
     ) -> Pending<T> {
         let (recorder, bytes) = (self.recorder.clone(), order.bytes());
         match &self.way {
-            Way::Ring { shared, chunk_bytes, .. } => {
+            Way::Ring { links, shortcut: Some(shortcut) } if shortcut.carries(order.collective) => {
+                shortcut.submit(&links.shared, order, recorder, finish)
+            }
+            Way::Ring { links, .. } => {
                 let collective = order.collective;
-                let transfer = |resolve| order.transfer(self.ring, *chunk_bytes, resolve);
-                submit_to_ring(shared, (collective, bytes), recorder, transfer, finish)
+                let transfer = |resolve| order.transfer(self.ring, links.chunk_bytes, resolve);
+                submit_to_ring(&links.shared, (collective, bytes), recorder, transfer, finish)
             }
             Way::Host { engine, .. } => {
                 let queued = engine.submit(order.collective, PENDING_MAX, |at| {
@@ -124,7 +142,7 @@ impl Group {
                         let outcome = order.run(engine, turn, at.op);
                         recorder.end(at.op, &outcome);
                         // Who dropped its `Pending` does not want to know.
-                        let _ = resolve.send(outcome.map(finish));
+                        Box::new(move || drop(resolve.send(outcome.map(finish))))
                     });
                     (job, pending)
                 });
@@ -134,7 +152,7 @@ impl Group {
     }
 }
 
-fn too_many(at: Place) -> CollectiveError {
+pub(super) fn too_many(at: Place) -> CollectiveError {
     let reason = format!("{PENDING_MAX} operations are pending: wait for one of them first");
     CollectiveError::InvalidInput { rank: at.rank, reason }
 }

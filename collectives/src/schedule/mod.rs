@@ -30,6 +30,8 @@ pub(crate) enum Parts {
     Even { len: usize, ranks: WorldSize },
     /// Of any lengths: where each ends.
     Uneven { ends: Arc<[usize]> },
+    /// Only these elements of a payload of `len`, divided among some members of a group of so many `ranks`.
+    Piece { len: usize, elements: Range<usize>, members: WorldSize, ranks: WorldSize },
 }
 
 impl Parts {
@@ -46,8 +48,16 @@ impl Parts {
     /// Elements of the whole payload.
     pub(crate) fn len(&self) -> usize {
         match self {
-            Self::Even { len, .. } => *len,
+            Self::Even { len, .. } | Self::Piece { len, .. } => *len,
             Self::Uneven { ends } => ends.last().copied().unwrap_or(0),
+        }
+    }
+
+    /// The elements that travel.
+    pub(crate) fn elements(&self) -> Range<usize> {
+        match self {
+            Self::Piece { elements, .. } => elements.clone(),
+            _ => 0..self.len(),
         }
     }
 
@@ -59,13 +69,17 @@ impl Parts {
                 let before = (rank as usize).checked_sub(1).map_or(0, |before| ends[before]);
                 before..ends[rank as usize]
             }
+            Self::Piece { elements, members, .. } => {
+                let part = segment(elements.len(), members.get(), rank);
+                elements.start + part.start..elements.start + part.end
+            }
         }
     }
 
     /// The length of the longest segment.
     pub(crate) fn longest(&self) -> usize {
         match self {
-            Self::Even { .. } => self.segment(0).len(),
+            Self::Even { .. } | Self::Piece { .. } => self.segment(0).len(),
             Self::Uneven { ends } => {
                 (0..ends.len() as u32).map(|rank| self.segment(rank).len()).max().unwrap_or(0)
             }

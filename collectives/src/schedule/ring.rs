@@ -12,7 +12,7 @@
 //!
 //! After `N - 1` passes segment `r` is complete at rank `r`: that is reduce-scatter; all-gather is the copy passes
 //! alone; all-reduce is one after the other, chunk by chunk, without waiting in between. A broadcast is one segment
-//! that starts at the root. Reduce, gather, scatter and all-to-all travel as the operation that brings everybody
+//! that starts at the root; along a line, all reduce one segment that starts at rank 0. Reduce, gather, scatter and all-to-all travel as the operation that brings everybody
 //! what somebody needs: [`Collective::pattern`]. Where lengths are uneven, an empty segment travels as one empty chunk.
 //!
 //! # Invariants
@@ -24,7 +24,7 @@ use std::ops::Range;
 
 use super::Parts;
 use crate::collective::Collective;
-use crate::rank::WorldSize;
+use crate::rank::{Rank, WorldSize};
 use crate::ring::Ring;
 
 /// What one rank sends and receives in one collective.
@@ -36,6 +36,8 @@ pub(crate) struct Schedule {
     pattern: Collective,
     parts: Parts,
     chunk_len: usize,
+    /// Everything begins at rank 0, and each rank behind it adds its own.
+    is_line: bool,
 }
 
 /// What to do with a chunk that arrives.
@@ -64,15 +66,36 @@ impl Schedule {
     /// For a payload in chunks of at most `chunk_len` elements.
     pub(crate) fn new(ring: Ring, collective: Collective, parts: Parts, chunk_len: usize) -> Self {
         assert!(chunk_len > 0, "a chunk holds at least one element");
-        Self { ring, collective, pattern: collective.pattern(), parts, chunk_len }
+        Self { ring, collective, pattern: collective.pattern(), parts, chunk_len, is_line: false }
+    }
+
+    /// The way there of an operation along a line: reduced along ranks `0, 1, ..`, and complete at the last one.
+    pub(crate) fn towards_the_last(
+        ring: Ring,
+        collective: Collective,
+        parts: Parts,
+        chunk_len: usize,
+    ) -> Self {
+        let pattern = Collective::ReduceScatter;
+        Self { pattern, is_line: true, ..Self::new(ring, collective, parts, chunk_len) }
+    }
+
+    /// The way back, in the ring of the reverse order: from its first rank to all others.
+    pub(crate) fn from_the_first(ring: Ring, collective: Collective, parts: Parts, chunk_len: usize) -> Self {
+        let pattern = Collective::Broadcast { root: Rank(0) };
+        Self { pattern, ..Self::new(ring, collective, parts, chunk_len) }
     }
 
     pub(crate) fn collective(&self) -> Collective {
         self.collective
     }
 
-    pub(crate) fn world_size(&self) -> WorldSize {
-        self.ring.world_size()
+    /// How many ranks' inputs are reduced.
+    pub(crate) fn ranks(&self) -> WorldSize {
+        match &self.parts {
+            Parts::Piece { ranks, .. } => *ranks,
+            _ => self.ring.world_size(),
+        }
     }
 
     /// Elements of the whole payload.
@@ -123,12 +146,10 @@ impl Schedule {
 
     /// The passes in which something may arrive here.
     pub(crate) fn arriving_passes(&self) -> Range<u32> {
-        match self.pattern {
-            Collective::Broadcast { root } => match self.distance_from(root) {
-                0 => 0..0,
-                distance => distance - 1..distance,
-            },
-            _ => 0..self.passes(),
+        match self.origin().map(|origin| self.distance_from(origin)) {
+            None => 0..self.passes(),
+            Some(0) => 0..0,
+            Some(distance) => distance - 1..distance,
         }
     }
 
@@ -145,7 +166,15 @@ impl Schedule {
         self.ring.world_size().get() - 1
     }
 
-    fn distance_from(&self, root: crate::Rank) -> u32 {
+    /// The one rank that sends unasked, where it is one.
+    fn origin(&self) -> Option<Rank> {
+        match self.pattern {
+            Collective::Broadcast { root } => Some(root),
+            _ => self.is_line.then_some(Rank(0)),
+        }
+    }
+
+    fn distance_from(&self, root: Rank) -> u32 {
         self.ring.minus(self.ring.rank(), root.0).0
     }
 
@@ -154,22 +183,22 @@ impl Schedule {
         if self.hops() == 0 {
             return None;
         }
-        match self.pattern {
-            Collective::Broadcast { root } => (self.ring.rank() == root).then_some(0..self.len()),
-            _ => Some(self.segment_sent_by(self.ring.rank(), 0)),
+        match self.origin() {
+            Some(origin) => (self.ring.rank() == origin).then(|| self.parts.elements()),
+            None => Some(self.segment_sent_by(self.ring.rank(), 0)),
         }
     }
 
     fn arriving_segment(&self, pass: u32) -> Range<usize> {
-        match self.pattern {
-            Collective::Broadcast { .. } => 0..self.len(),
-            _ => self.segment_sent_by(self.ring.prev(), pass),
+        match self.origin() {
+            Some(_) => self.parts.elements(),
+            None => self.segment_sent_by(self.ring.prev(), pass),
         }
     }
 
-    /// All but broadcasts: what `rank` sends in `pass`. Reductions start one segment behind the own one, so that the
+    /// Where every rank sends a segment unasked: what `rank` sends in `pass`. Reductions start one segment behind the own one, so that the
     /// own one is completed here.
-    fn segment_sent_by(&self, rank: crate::Rank, pass: u32) -> Range<usize> {
+    fn segment_sent_by(&self, rank: Rank, pass: u32) -> Range<usize> {
         let start = match self.pattern {
             Collective::AllGather => rank,
             _ => self.ring.minus(rank, 1),
@@ -196,8 +225,8 @@ impl Schedule {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Generation;
     use crate::schedule::segment;
-    use crate::{Generation, Rank};
     use proptest::prelude::*;
 
     fn schedule(rank: u32, ranks: u32, collective: Collective, len: usize) -> Schedule {

@@ -50,6 +50,8 @@ const LAG: usize = 6;
 /// One rank's part of an operation.
 pub(crate) struct Call<'a> {
     pub(crate) op: OpId,
+    /// The operation of a larger group that this is a part of: what all announce, and errors name.
+    pub(crate) part_of: Option<(OpId, Payload)>,
     pub(crate) payload: Payload,
     pub(crate) parts: Parts,
     /// How elements are combined, if they are.
@@ -66,6 +68,11 @@ pub(crate) struct Call<'a> {
 impl Call<'_> {
     fn input(&self) -> &[u8] {
         self.input.unwrap_or(self.output)
+    }
+
+    /// By what the ranks tell that they do the same.
+    fn announced(&self) -> (OpId, Payload) {
+        self.part_of.unwrap_or((self.op, self.payload))
     }
 }
 
@@ -92,7 +99,7 @@ impl Engine {
         outcome.map_err(|fault| {
             self.fail(fault.clone());
             // Of several faults, all operations report the first.
-            self.error(call.op, turn, self.fault().unwrap_or(&fault))
+            self.error(call.announced().0, turn, self.fault().unwrap_or(&fault))
         })
     }
 
@@ -122,8 +129,9 @@ impl Engine {
     fn announce(&self, turn: &mut Turn, call: &Call<'_>, places: Places) -> Result<(), Fault> {
         let slot = slot(call.op);
         let mut words = [0; NOTICE_WORDS];
-        let name = frame::pack(call.op.collective, &call.payload);
-        words[..INPUT].copy_from_slice(&[call.op.sequence, name, call.payload.total_bytes]);
+        let (op, payload) = call.announced();
+        let name = frame::pack(op.collective, &payload);
+        words[..INPUT].copy_from_slice(&[op.sequence, name, payload.total_bytes]);
         (words[INPUT], words[RESULT]) = (places.input as u64, places.result as u64);
         (words[SLOTS], words[LAG]) = (places.slots as u64, places.lag as u64);
         self.board.write_notice(slot, words);
@@ -132,11 +140,12 @@ impl Engine {
         for (rank, peer) in self.others() {
             let theirs = peer.view.notice(slot);
             if theirs[..INPUT] != words[..INPUT] {
-                return Err(Fault::Disagreed { peer: Rank(rank), disagreement: disagreement(&theirs, call) });
+                let disagreement = disagreement(&theirs, call);
+                return Err(Fault::Disagreed { peer: self.name(rank), disagreement });
             }
             if theirs[LAG] != words[LAG] {
                 let disagreement = Disagreement::Pace { got: theirs[LAG], want: words[LAG] };
-                return Err(Fault::Disagreed { peer: Rank(rank), disagreement });
+                return Err(Fault::Disagreed { peer: self.name(rank), disagreement });
             }
         }
         Ok(())
@@ -156,7 +165,7 @@ impl Engine {
         source: impl Fn(u32, Range<usize>) -> Result<&'a [u8], Fault>,
     ) -> Result<(), Fault> {
         let rank = |hop: u32| (segment + hop) % self.ranks();
-        let last = |hop: u32| (hop == self.ranks()).then_some(self.ring.world_size());
+        let last = |hop: u32| (hop == self.ranks() && !fold.is_partial).then_some(self.ring.world_size());
         for start in range.clone().step_by(BLOCK_BYTES) {
             let block = start..range.end.min(start + BLOCK_BYTES);
             let out = &mut out[block.start - range.start..block.end - range.start];
@@ -436,7 +445,7 @@ impl Engine {
     fn peer_bytes(&self, op: OpId, rank: u32, word: usize, range: Range<usize>) -> Result<&[u8], Fault> {
         let outside = |offset: u64| {
             let disagreement = Disagreement::Outside { offset, length: range.len() as u64 };
-            Fault::Disagreed { peer: Rank(rank), disagreement }
+            Fault::Disagreed { peer: self.name(rank), disagreement }
         };
         let Some(peer) = self.peer(rank) else { return Err(outside(0)) };
         let base = peer.view.notice(slot(op))[word];
@@ -462,11 +471,11 @@ fn disagreement(theirs: &[u64; NOTICE_WORDS], call: &Call<'_>) -> Disagreement {
         Err(error) => return error.into(),
     };
     let got = OpId { sequence: theirs[0], collective };
-    if got != call.op {
-        return Disagreement::Operation { got, want: call.op };
+    let (op, want) = call.announced();
+    if got != op {
+        return Disagreement::Operation { got, want: op };
     }
-    let payload = Payload { element, reduction, total_bytes: theirs[2] };
-    Disagreement::Payload { got: payload, want: call.payload }
+    Disagreement::Payload { got: Payload { element, reduction, total_bytes: theirs[2] }, want }
 }
 
 fn slot(op: OpId) -> usize {

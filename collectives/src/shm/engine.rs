@@ -12,7 +12,7 @@ use std::collections::VecDeque;
 use std::io::Write;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -25,6 +25,7 @@ use super::board::{Board, View, map_sealed};
 use super::copy::{cache_bytes, copy_past_caches};
 use super::meet::Met;
 use super::signal::{self, Signals};
+use crate::alarm::{Alarm, Part};
 use crate::buffer::Buffer;
 use crate::collective::{Collective, OpId};
 use crate::error::{CollectiveError, Phase, Place, TransportError};
@@ -33,7 +34,7 @@ use crate::group::GroupConfig;
 use crate::io_thread::IoThread;
 use crate::rank::Rank;
 use crate::reduction::Element;
-use crate::ring::Ring;
+use crate::ring::{Members, Ring};
 
 /// How often a peer's ticks are looked at before the processor is offered to others.
 const SPINS: u32 = 2000;
@@ -53,8 +54,10 @@ const BYE: u8 = b'.';
 const BROKEN: u8 = b'!';
 const LAST_WORDS_MAX: u64 = 4096;
 
-/// An operation that waits for its turn.
-pub(crate) type Job = Box<dyn FnOnce(&Engine, &mut Turn) + Send>;
+/// An operation that waits for its turn; what it returns is called when the turn is over, and tells whoever waits for it. Not
+/// before: who has been told may close the group, which must not look busy then.
+pub(crate) type Job = Box<dyn FnOnce(&Engine, &mut Turn) -> Told + Send>;
+pub(crate) type Told = Box<dyn FnOnce()>;
 
 /// What only the running operation touches.
 #[derive(Debug, Default)]
@@ -62,7 +65,9 @@ pub(crate) struct Turn {
     /// Ticks that this rank has given.
     pub(super) ticks: u32,
     pub(super) phase: Option<Phase>,
-    pub(super) bytes_done: u64,
+    pub(crate) bytes_done: u64,
+    /// Rounds that were run as parts of operations of a larger group.
+    pub(crate) rounds: u64,
     /// Where inputs, and outputs, are put that are not in the arena.
     pub(super) staged: [Option<Region>; 2],
 }
@@ -71,11 +76,14 @@ pub(crate) struct Turn {
 #[derive(Debug)]
 pub(crate) struct Engine {
     pub(super) ring: Ring,
+    members: Members,
     pub(super) board: Board,
     pub(super) arena: Arena,
     /// By rank; `None` for this one.
     peers: Vec<Option<Peer>>,
     timeout: Duration,
+    /// So many timeouts a peer is waited for.
+    patience: AtomicU32,
     /// Between two ticks.
     pub(super) chunk_bytes: usize,
     /// There are more ranks than processors.
@@ -86,6 +94,8 @@ pub(crate) struct Engine {
     queue: Mutex<Queue>,
     submitted: Condvar,
     fault: OnceLock<Fault>,
+    /// Where the host is one of several parts of a group.
+    alarm: OnceLock<Arc<Alarm>>,
     pub(crate) sent_bytes: AtomicU64,
     pub(crate) received_bytes: AtomicU64,
 }
@@ -127,7 +137,7 @@ impl Engine {
     /// # Errors
     /// Where a peer's memory cannot be mapped, or the system gives no thread.
     pub(crate) fn start(
-        ring: Ring,
+        (ring, members): (Ring, Members),
         config: GroupConfig,
         board: Board,
         arena: Arena,
@@ -138,25 +148,28 @@ impl Engine {
             met.into_iter().map(|met| met.map(Peer::new).transpose()).collect::<Result<Vec<_>, _>>()?;
         let engine = Arc::new(Self {
             ring,
+            members,
             board,
             arena,
             crowded: is_crowded(peers.len()),
             cache_bytes: cache_bytes(),
             peers,
             timeout: config.timeout,
+            patience: AtomicU32::new(1),
             chunk_bytes: config.chunk_bytes() as usize,
             turn: Mutex::default(),
             queue: Mutex::default(),
             submitted: Condvar::new(),
             fault: OnceLock::new(),
+            alarm: OnceLock::new(),
             sent_bytes: AtomicU64::new(0),
             received_bytes: AtomicU64::new(0),
         });
-        for rank in 0..engine.peers.len() {
-            let Some(peer) = &engine.peers[rank] else { continue };
+        for rank in 0..ring.world_size().get() {
+            let Some(peer) = engine.peer(rank) else { continue };
             let line = peer.line.try_clone()?;
             let watching = engine.clone();
-            io.spawn_background(async move { watching.watch(Rank(rank as u32), line).await });
+            io.spawn_background(async move { watching.watch(rank, line).await });
         }
         let working = engine.clone();
         let thread = std::thread::Builder::new().name("mattock-shm".into()).spawn(move || working.work())?;
@@ -172,7 +185,7 @@ impl Engine {
 
     /// Where an operation is.
     pub(super) fn place(&self, op: OpId, turn: &Turn) -> Place {
-        let (rank, generation) = (self.ring.rank(), self.ring.generation());
+        let (rank, generation) = (self.name(self.ring.rank().0), self.ring.generation());
         Place {
             rank,
             generation,
@@ -217,13 +230,40 @@ impl Engine {
         Some(run(self, &mut turn, at.op))
     }
 
+    /// From now on, the host's part ends with the other parts of its group, and they with it.
+    pub(crate) fn join(self: &Arc<Self>, alarm: &Arc<Alarm>) {
+        if self.alarm.set(alarm.clone()).is_ok() {
+            alarm.add(self);
+        }
+        // One that has ended before has told nobody.
+        if let Some(fault) = self.fault() {
+            alarm.raise(fault);
+        }
+    }
+
+    /// How many timeouts a peer is waited for from now on.
+    pub(crate) fn set_patience(&self, timeouts: u32) {
+        self.patience.store(timeouts, Ordering::Relaxed);
+    }
+
     /// Ends everything for one reason; the first one counts.
     pub(crate) fn fail(&self, fault: Fault) {
+        if self.fault().is_some() {
+            return;
+        }
+        let raise = || self.alarm.get().into_iter().for_each(|alarm| alarm.raise(&fault));
+        raise();
+        self.end_alone(fault.clone());
+        // The alarm may have come just now, and not have seen the fault.
+        raise();
+    }
+
+    fn end_alone(&self, fault: Fault) {
         if self.fault.set(fault.clone()).is_err() {
             return;
         }
-        tracing::debug!(reason = fault.told_by(self.ring.rank()), "the host's group ends");
-        let reason = fault.told_by(self.ring.rank());
+        let reason = fault.told_by(self.name(self.ring.rank().0));
+        tracing::debug!(reason, "the host's group ends");
         for peer in self.peers() {
             let mut words = vec![BROKEN];
             words.extend_from_slice(&reason.as_bytes()[..reason.len().min(LAST_WORDS_MAX as usize - 1)]);
@@ -248,6 +288,11 @@ impl Engine {
         self.submitted.notify_one();
     }
 
+    /// Between two ticks.
+    pub(crate) fn chunk_bytes(&self) -> usize {
+        self.chunk_bytes
+    }
+
     /// This member's place.
     pub(crate) fn ring(&self) -> Ring {
         self.ring
@@ -258,13 +303,19 @@ impl Engine {
         self.arena.buffer(len).unwrap_or_else(|_| Buffer::zeroed(len))
     }
 
+    /// As [`buffer`](Self::buffer), with whatever was in the memory.
+    pub(crate) fn scratch<E: Element>(&self, len: usize) -> Buffer<E> {
+        let region = self.arena.region(len * size_of::<E>());
+        region.map_or_else(|_| Buffer::zeroed(len), |region| Buffer::shared(region, len))
+    }
+
     /// Where a buffer lies in the arena, if it does.
     pub(crate) fn offset_of<E: Element>(&self, buffer: &Buffer<E>) -> Option<usize> {
         buffer.region().filter(|region| self.arena.holds(region)).map(Region::offset)
     }
 
     /// Why nothing works any more, if so.
-    pub(super) fn fault(&self) -> Option<&Fault> {
+    pub(crate) fn fault(&self) -> Option<&Fault> {
         self.fault.get()
     }
 
@@ -286,6 +337,11 @@ impl Engine {
     /// means giving the processor away.
     pub(super) fn lag(&self) -> usize {
         lag_of(self.peers.len())
+    }
+
+    /// The group's name for a rank.
+    pub(super) fn name(&self, rank: u32) -> Rank {
+        self.members.name(Rank(rank))
     }
 
     /// Another rank's.
@@ -320,11 +376,12 @@ impl Engine {
                 return Ok(());
             }
         }
-        self.sleep_until(Rank(rank), peer, ticks)
+        self.sleep_until(self.name(rank), peer, ticks)
     }
 
     fn sleep_until(&self, rank: Rank, peer: &Peer, ticks: u32) -> Result<(), Fault> {
-        let deadline = Instant::now() + self.timeout;
+        let timeout = self.timeout.saturating_mul(self.patience.load(Ordering::Relaxed));
+        let deadline = Instant::now() + timeout;
         // The end of a peer is looked at first and judged last: it may have come this far before.
         let look = || (peer.departed.load(Ordering::Acquire), self.fault.get());
         signal::sleep_until(&self, peer, look, |seen, (departed, fault)| {
@@ -335,7 +392,7 @@ impl Engine {
             } else if departed {
                 Some(Err(Fault::Lost { peer: rank, source: TransportError::ClosedByPeer }))
             } else if Instant::now() >= deadline {
-                Some(Err(Fault::Stuck { peer: rank, timeout: self.timeout }))
+                Some(Err(Fault::Stuck { peer: rank, timeout }))
             } else {
                 None
             }
@@ -356,16 +413,18 @@ impl Engine {
             }
             let mut turn = lock(&self.turn);
             let job = lock(&self.queue).jobs.pop_front();
-            if let Some(job) = job {
-                job(self, &mut turn);
+            let told = job.map(|job| job(self, &mut turn));
+            drop(turn);
+            if let Some(told) = told {
+                told();
             }
         }
     }
 
     /// Waits for a peer's last words.
-    async fn watch(&self, peer: Rank, line: UnixStream) {
+    async fn watch(&self, rank: u32, line: UnixStream) {
         let words = last_words(line).await;
-        let Some(state) = self.peer(peer.0) else { return };
+        let Some(state) = self.peer(rank) else { return };
         let source = match words.split_first() {
             Some((&BYE, _)) => {
                 state.departed.store(true, Ordering::Release);
@@ -377,12 +436,18 @@ impl Engine {
             }
             None => TransportError::ProcessEnded,
         };
-        self.fail(Fault::Lost { peer, source });
+        self.fail(Fault::Lost { peer: self.name(rank), source });
     }
 
     /// What a fault means for an operation.
     pub(super) fn error(&self, op: OpId, turn: &Turn, fault: &Fault) -> CollectiveError {
         fault.at(self.place(op, turn))
+    }
+}
+
+impl Part for Engine {
+    fn end(&self, fault: Fault) {
+        self.end_alone(fault);
     }
 }
 

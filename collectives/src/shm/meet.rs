@@ -37,7 +37,7 @@ const SHARED_FILES: usize = 2;
 pub(crate) struct Card {
     /// Whether it wants to share memory, and can.
     willing: bool,
-    /// The kernel's boot.
+    /// The kernel's boot, and which host of several it plays.
     boot: [u8; 16],
     /// The network namespace, in which the socket's name is valid.
     namespace: u64,
@@ -134,11 +134,11 @@ pub(crate) struct Met {
 }
 
 impl Host {
-    /// Listens under a name that nobody else has.
+    /// Listens under a name that nobody else has. `label` tells hosts apart that have the same kernel.
     ///
     /// # Errors
     /// Where the system gives no such socket.
-    pub(crate) fn listen() -> io::Result<Self> {
+    pub(crate) fn listen(label: u64) -> io::Result<Self> {
         let (mut name, mut secret) = ([0; 16], [0; SECRET_BYTES]);
         let mut random = std::fs::File::open("/dev/urandom")?;
         random.read_exact(&mut name)?;
@@ -147,7 +147,7 @@ impl Host {
         let boot = u128::from_str_radix(&boot.trim().replace('-', ""), 16).map_err(io::Error::other)?;
         let card = Card {
             willing: true,
-            boot: boot.to_le_bytes(),
+            boot: (boot ^ u128::from(label)).to_le_bytes(),
             namespace: std::fs::metadata("/proc/self/ns/net")?.ino(),
             user: rustix::process::geteuid().as_raw(),
             name,
@@ -287,11 +287,13 @@ mod tests {
 
     #[test]
     fn cards_come_back() {
-        let card = Host::listen().unwrap().card;
+        let card = Host::listen(0).unwrap().card;
         assert_eq!(Card::decode(&card.encode()), Some(card));
         assert_eq!(card.apart(&card), None);
         assert!(card.apart(&Card { user: card.user + 1, ..card }).unwrap().contains("users"));
         assert!(card.apart(&Card { boot: [0; 16], ..card }).unwrap().contains("hosts"));
+        assert!(card.apart(&Host::listen(1).unwrap().card).unwrap().contains("hosts"));
+        assert_eq!(card.apart(&Host::listen(0).unwrap().card), None);
         assert!(card.apart(&Card::unwilling()).is_some());
     }
 
@@ -301,7 +303,7 @@ mod tests {
         for (rank, board) in boards.iter().enumerate() {
             (0..=rank).for_each(|_| board.add_tick());
         }
-        let hosts: Vec<_> = (0..3).map(|_| Host::listen().unwrap()).collect();
+        let hosts: Vec<_> = (0..3).map(|_| Host::listen(0).unwrap()).collect();
         let cards: Vec<_> = hosts.iter().map(|host| host.card).collect();
         std::thread::scope(|scope| {
             for (own, (host, board)) in (0u32..).zip(hosts.into_iter().zip(&boards)) {
@@ -323,7 +325,7 @@ mod tests {
 
     #[test]
     fn strangers_are_turned_away() {
-        let (host, other) = (Host::listen().unwrap(), Host::listen().unwrap());
+        let (host, other) = (Host::listen(0).unwrap(), Host::listen(0).unwrap());
         let (board, cards) = (Board::new().unwrap(), [host.card, other.card]);
         // Queued before the rank itself calls: one that talks nonsense, one that hangs up.
         let address = host.card.address().unwrap();
@@ -339,7 +341,7 @@ mod tests {
 
     #[test]
     fn a_rank_that_does_not_come_is_waited_for_no_longer_than_the_limit() {
-        let (host, other) = (Host::listen().unwrap(), Host::listen().unwrap());
+        let (host, other) = (Host::listen(0).unwrap(), Host::listen(0).unwrap());
         let (board, cards) = (Board::new().unwrap(), [host.card, other.card]);
         let error =
             host.meet(ring(0, 2), &cards, [board.file().as_fd(); 2], Duration::from_millis(20)).unwrap_err();
@@ -348,7 +350,7 @@ mod tests {
 
     #[test]
     fn a_queue_that_strangers_have_filled_is_not_waited_for_longer_than_the_limit() {
-        let host = Host::listen().unwrap();
+        let host = Host::listen(0).unwrap();
         rustix::net::listen(&host.listener, 0).unwrap();
         let call = || host.card.call(Instant::now() + Duration::from_millis(20));
         let callers: Vec<_> = (0..10).map(|_| call()).collect();

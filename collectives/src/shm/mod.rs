@@ -2,9 +2,8 @@
 //!
 //! ```text
 //! arena   memory that peers may read       |  board   how far a rank is; small payloads
-//! join    from a ring to shared memory     |  meet    how the ranks of a host connect
-//! engine  turns, waiting, faults           |  signal  why nobody sleeps too long
-//! calls   the operations themselves
+//! meet    how the ranks of a host connect  |  signal  why nobody sleeps too long
+//! engine  turns, waiting, faults           |  calls   the operations themselves
 //! ```
 //!
 //! Nobody writes another's memory. A rank's board and arena are mapped by its peers for reading only, and sealed so that
@@ -17,7 +16,6 @@ pub(crate) mod board;
 pub(crate) mod calls;
 pub(crate) mod copy;
 pub(crate) mod engine;
-pub(crate) mod join;
 pub(crate) mod meet;
 mod signal;
 

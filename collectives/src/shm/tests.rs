@@ -14,7 +14,7 @@ use crate::group::{Group, GroupConfig};
 use crate::io_thread::IoThread;
 use crate::rank::{Generation, Rank, WorldSize};
 use crate::reduction::{ElementKind, ReductionKind, Sum};
-use crate::ring::Ring;
+use crate::ring::{Members, Ring};
 use crate::{Buffer, frame, memory};
 
 const PATIENT: Duration = Duration::from_secs(60);
@@ -31,7 +31,7 @@ struct Puppet {
 
 /// Rank 0 of two, and a puppet.
 fn pair(timeout: Duration) -> (Group, Puppet) {
-    let hosts = [Host::listen().unwrap(), Host::listen().unwrap()];
+    let hosts = [Host::listen(0).unwrap(), Host::listen(0).unwrap()];
     let cards = hosts.each_ref().map(|host| host.card);
     let meet = |rank: u32, host: Host| {
         let ring = Ring::new(Rank(rank), WorldSize::new(2).unwrap(), Generation(0)).unwrap();
@@ -48,7 +48,10 @@ fn pair(timeout: Duration) -> (Group, Puppet) {
     let io = Arc::new(IoThread::start("test").unwrap());
     let (ring, board, arena, met) = own;
     let config = GroupConfig { timeout, ..GroupConfig::default() };
-    let group = Group::on_host(Engine::start(ring, config, board, arena, met, &io).unwrap(), io);
+    let group = Group::on_host(
+        Engine::start((ring, Members::default()), config, board, arena, met, &io).unwrap(),
+        io,
+    );
     let (_, board, _arena, mut met) = other;
     (group, Puppet { board, met: met.swap_remove(0).unwrap(), _arena })
 }

@@ -1,6 +1,7 @@
 //! A network in between: hands datagrams on between a caller and a node, keeps a copy of each, and may mistreat them.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, reason = "each test program uses a part of it")]
 
+use std::collections::BTreeMap;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -31,6 +32,7 @@ pub struct Log {
     from_node: AtomicU64,
     mistreated: AtomicU64,
     silent: AtomicBool,
+    exclusive: AtomicBool,
 }
 
 /// A network between one caller and one node.
@@ -42,6 +44,23 @@ pub struct Relay {
 impl Relay {
     pub fn before(node: SocketAddr) -> Self {
         Self::with(node, Weather::default(), 0)
+    }
+
+    /// Only the first caller gets through.
+    pub fn for_one_caller(node: SocketAddr) -> Self {
+        let relay = Self::before(node);
+        relay.log.exclusive.store(true, Ordering::SeqCst);
+        relay
+    }
+
+    /// For any number of callers, each of whom has a way back of its own.
+    pub fn per_caller(node: SocketAddr) -> Self {
+        let socket = Arc::new(UdpSocket::bind("127.0.0.1:0").unwrap());
+        socket.set_read_timeout(Some(HELD_BACK)).unwrap();
+        let (address, log) = (socket.local_addr().unwrap(), Arc::<Log>::default());
+        let relay = Self { address, log: log.clone() };
+        std::thread::spawn(move || hand_on_per_caller(&socket, node, &log));
+        relay
     }
 
     /// Mistreats datagrams in a way that only depends on the seed and on their order.
@@ -81,6 +100,35 @@ impl Relay {
     }
 }
 
+/// Ends with the last one who looks at the log, as do the ways back.
+fn hand_on_per_caller(socket: &Arc<UdpSocket>, node: SocketAddr, log: &Arc<Log>) {
+    let mut callers: BTreeMap<SocketAddr, Arc<UdpSocket>> = BTreeMap::new();
+    let ended = Arc::new(AtomicBool::new(false));
+    let mut buffer = vec![0; 65_536];
+    while Arc::strong_count(log) > 1 {
+        let Ok((length, from)) = socket.recv_from(&mut buffer) else { continue };
+        log.from_caller.fetch_add(length as u64, Ordering::SeqCst);
+        let ahead = callers.entry(from).or_insert_with(|| {
+            let ahead = Arc::new(UdpSocket::bind("127.0.0.1:0").unwrap());
+            ahead.connect(node).unwrap();
+            ahead.set_read_timeout(Some(HELD_BACK)).unwrap();
+            let (back, ahead_too, ended) = (socket.clone(), ahead.clone(), ended.clone());
+            std::thread::spawn(move || {
+                let mut buffer = vec![0; 65_536];
+                while !ended.load(Ordering::SeqCst) {
+                    if let Ok(length) = ahead_too.recv(&mut buffer) {
+                        let _ = back.send_to(&buffer[..length], from);
+                    }
+                }
+            });
+            ahead
+        });
+        // A lost datagram is the network's everyday life.
+        let _ = ahead.send(&buffer[..length]);
+    }
+    ended.store(true, Ordering::SeqCst);
+}
+
 /// The relay's thread.
 struct Way {
     socket: UdpSocket,
@@ -105,6 +153,10 @@ impl Way {
 
     fn take(&mut self, datagram: &mut [u8], from: SocketAddr) {
         if self.log.silent.load(Ordering::SeqCst) {
+            return;
+        }
+        let is_other = from != self.node && self.caller.is_some_and(|caller| caller != from);
+        if is_other && self.log.exclusive.load(Ordering::SeqCst) {
             return;
         }
         self.log.seen.lock().unwrap().extend_from_slice(datagram);

@@ -31,7 +31,7 @@ impl<R: Reduction> Flight<R> {
 
     /// Sends the input on its way.
     pub(super) fn send(&mut self, group: &Group) {
-        if group.transport() == Transport::SharedMemory {
+        if matches!(group.transport(), Transport::SharedMemory | Transport::Hierarchical) {
             self.share(group);
         }
         let output = std::mem::take(&mut self.output);

@@ -9,12 +9,13 @@ use quinn::{Connection, Endpoint, Incoming};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use super::hello::{HELLO_BYTES, Hello, WELCOME};
+use super::hello::{HELLO_BYTES, Hello, Part, WELCOME};
 use super::identity::peer_name;
 use super::lobby::{Call, Lobby};
 use super::stream::{QuicReceiver, QuicSender, refuse, transport_error};
 use crate::error::{JoinError, TransportError};
-use crate::ring::Ring;
+use crate::rank::Rank;
+use crate::ring::{Members, Ring};
 
 /// How many callers may prove themselves at the same time; further ones are turned away.
 const GREETINGS_MAX: usize = 64;
@@ -24,7 +25,9 @@ pub(crate) struct Join<'a> {
     pub(crate) endpoint: &'a Endpoint,
     pub(crate) client: &'a quinn::ClientConfig,
     pub(crate) lobby: &'a Lobby,
+    pub(crate) part: Part,
     pub(crate) ring: Ring,
+    pub(crate) members: Members,
     pub(crate) chunk_bytes: u32,
     pub(crate) timeout: Duration,
 }
@@ -36,7 +39,8 @@ impl Join<'_> {
         (next_address, next): (SocketAddr, &str),
         prev: &str,
     ) -> Result<(QuicSender, QuicReceiver), JoinError> {
-        self.lobby.ask(self.ring.generation(), Some(prev)).map_err(|newest| self.stale(newest))?;
+        let asked = self.lobby.ask(self.ring.generation(), self.part, Some(prev));
+        asked.map_err(|newest| self.stale(newest))?;
         tokio::try_join!(
             self.in_time(next, self.call(next_address, next)),
             self.in_time(prev, self.answer(prev)),
@@ -49,7 +53,7 @@ impl Join<'_> {
         leg: impl Future<Output = Result<T, JoinError>>,
     ) -> Result<T, JoinError> {
         timeout(self.timeout, leg).await.unwrap_or_else(|_| {
-            let (rank, generation) = (self.ring.rank(), self.ring.generation());
+            let (rank, generation) = (self.rank(), self.ring.generation());
             Err(JoinError::TimedOut { rank, name: name.into(), generation, timeout: self.timeout })
         })
     }
@@ -76,8 +80,8 @@ impl Join<'_> {
 
     /// Awaits the previous rank's call and welcomes it.
     async fn answer(&self, name: &str) -> Result<QuicReceiver, JoinError> {
-        let call =
-            self.lobby.take(self.ring.generation(), name).await.map_err(|newest| self.stale(newest))?;
+        let call = self.lobby.take(self.ring.generation(), self.part, name).await;
+        let call = call.map_err(|newest| self.stale(newest))?;
         let Call { hello, connection, mut answer, data, .. } = call;
         if let Some(reason) = self.objection(&hello) {
             refuse(&connection, &reason);
@@ -90,8 +94,15 @@ impl Join<'_> {
         Ok(QuicReceiver::new(connection, data))
     }
 
+    /// This rank, as its group calls it.
+    fn rank(&self) -> Rank {
+        self.members.name(self.ring.rank())
+    }
+
     fn hello(&self) -> Hello {
         Hello {
+            part: self.part,
+            shape: self.ring.shape(),
             generation: self.ring.generation(),
             from: self.ring.rank(),
             to: self.ring.next(),
@@ -117,7 +128,7 @@ impl Join<'_> {
     }
 
     fn error(&self, name: &str, source: TransportError) -> JoinError {
-        let (rank, generation, name) = (self.ring.rank(), self.ring.generation(), name.to_owned());
+        let (rank, generation, name) = (self.rank(), self.ring.generation(), name.to_owned());
         match source {
             TransportError::Refused { reason } => JoinError::Refused { rank, name, generation, reason },
             source => JoinError::Unreachable { rank, name, generation, source },
@@ -125,7 +136,7 @@ impl Join<'_> {
     }
 
     fn stale(&self, newest: crate::Generation) -> JoinError {
-        JoinError::Stale { rank: self.ring.rank(), generation: self.ring.generation(), newest }
+        JoinError::Stale { rank: self.rank(), generation: self.ring.generation(), newest }
     }
 }
 

@@ -1,11 +1,11 @@
 //! Where connections wait until their ring is asked for.
 //!
 //! Ranks join a generation at different moments, so a neighbour may call before this node has heard of the new ring:
-//! its call is kept. Calls for generations that are over, and callers with the wrong name for the generation that is
-//! being joined, are refused at once.
+//! its call is kept; so is one for another ring of this generation, which this node has not asked for yet. Calls for
+//! generations that are over, and callers with the wrong name for a ring that is being joined, are refused at once.
 //!
 //! A caller is known by the name in its certificate; the rank it claims is checked when its call is taken. So nobody
-//! can take another's place, and each holds one place per generation.
+//! can take another's place, and each holds one place per ring and generation.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -13,7 +13,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use quinn::{Connection, RecvStream, SendStream};
 use tokio::sync::Notify;
 
-use super::hello::Hello;
+use super::hello::{Hello, Part};
 use super::stream::refuse;
 use crate::Generation;
 
@@ -39,27 +39,29 @@ pub(crate) struct Lobby {
 
 #[derive(Debug, Default)]
 struct State {
-    waiting: BTreeMap<(Generation, String), Call>,
-    /// The newest generation that was asked for, and whose call it wants, until that is taken.
+    waiting: BTreeMap<(Generation, Part, String), Call>,
+    /// The newest generation that was asked for.
     asked: Option<Generation>,
-    expected: Option<String>,
+    /// Its rings that were asked for, and whose call each wants, until that is taken.
+    expected: BTreeMap<Part, Option<String>>,
 }
 
 impl State {
-    fn refusal(&self, generation: Generation, name: &str) -> Option<String> {
+    fn refusal(&self, generation: Generation, part: Part, name: &str) -> Option<String> {
         let asked = self.asked?;
         if generation < asked {
             return Some(format!("generation {generation} is over, this node is in {asked}"));
         }
-        if generation > asked || self.expected.as_deref() == Some(name) {
+        if generation > asked {
             return None;
         }
-        Some(match &self.expected {
-            Some(expected) => {
-                format!("in generation {generation} the rank before this one is {expected}, not {name}")
-            }
-            None => format!("generation {generation} is linked already"),
-        })
+        match self.expected.get(&part)? {
+            Some(expected) if expected == name => None,
+            Some(expected) => Some(format!(
+                "in {part} of generation {generation} the rank before this one is {expected}, not {name}"
+            )),
+            None => Some(format!("{part} of generation {generation} is linked already")),
+        }
     }
 }
 
@@ -67,8 +69,8 @@ impl Lobby {
     /// Takes in a call, or refuses it.
     pub(crate) fn arrive(&self, call: Call) {
         let mut state = self.lock();
-        let key = (call.hello.generation, call.name.clone());
-        if let Some(reason) = state.refusal(key.0, &key.1) {
+        let key = (call.hello.generation, call.hello.part, call.name.clone());
+        if let Some(reason) = state.refusal(key.0, key.1, &key.2) {
             tracing::warn!(caller = call.name, reason, "a call is refused");
             return refuse(&call.connection, &reason);
         }
@@ -84,23 +86,31 @@ impl Lobby {
         self.changed.notify_waiters();
     }
 
-    /// From now on `generation` is the one, and `caller` whom it waits for.
+    /// From now on `generation` is the one, and `caller` whom this ring of it waits for. The ring of all ranks comes first.
     ///
     /// # Errors
     /// With the newest generation asked for, if that is newer.
-    pub(crate) fn ask(&self, generation: Generation, caller: Option<&str>) -> Result<(), Generation> {
+    pub(crate) fn ask(
+        &self,
+        generation: Generation,
+        part: Part,
+        caller: Option<&str>,
+    ) -> Result<(), Generation> {
         let mut state = self.lock();
         if let Some(asked) = state.asked.filter(|asked| *asked > generation) {
             return Err(asked);
         }
+        if state.asked != Some(generation) || part == Part::Whole {
+            state.expected.clear();
+        }
         state.asked = Some(generation);
-        state.expected = caller.map(str::to_owned);
+        state.expected.insert(part, caller.map(str::to_owned));
         let waiting = std::mem::take(&mut state.waiting);
-        for ((generation, name), call) in waiting {
-            match state.refusal(generation, &name) {
+        for ((generation, part, name), call) in waiting {
+            match state.refusal(generation, part, &name) {
                 Some(reason) => refuse(&call.connection, &reason),
                 None => {
-                    state.waiting.insert((generation, name), call);
+                    state.waiting.insert((generation, part, name), call);
                 }
             }
         }
@@ -113,7 +123,12 @@ impl Lobby {
     ///
     /// # Errors
     /// With the newest generation asked for, once that is newer.
-    pub(crate) async fn take(&self, generation: Generation, caller: &str) -> Result<Call, Generation> {
+    pub(crate) async fn take(
+        &self,
+        generation: Generation,
+        part: Part,
+        caller: &str,
+    ) -> Result<Call, Generation> {
         loop {
             let changed = self.changed.notified();
             tokio::pin!(changed);
@@ -124,8 +139,8 @@ impl Lobby {
                 if let Some(asked) = state.asked.filter(|asked| *asked > generation) {
                     return Err(asked);
                 }
-                if let Some(call) = state.waiting.remove(&(generation, caller.to_owned())) {
-                    state.expected = None;
+                if let Some(call) = state.waiting.remove(&(generation, part, caller.to_owned())) {
+                    state.expected.insert(part, None);
                     return Ok(call);
                 }
             }

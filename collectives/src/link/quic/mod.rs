@@ -4,6 +4,7 @@
 //! join       the way into a ring: connect to the next rank, await the previous one
 //! lobby      who has connected, until somebody asks for them
 //! hello      the first bytes of a connection: which ring, which rank
+//! directions where a rank listens, as ranks tell each other
 //! identity   certificates, and the names in them
 //! tuning     windows, datagram sizes, timers
 //! socket     the UDP socket
@@ -13,6 +14,7 @@
 //! The rank that sends opens the connection and a stream on it; acknowledgements are all that flows back. The rank
 //! that receives may end the connection at any time: it alone knows what has been read.
 
+pub(crate) mod directions;
 pub(crate) mod hello;
 pub(crate) mod identity;
 pub(crate) mod join;
