@@ -145,8 +145,9 @@ impl Engine {
         source: impl Fn(u32, Range<usize>) -> Result<&'a [u8], Fault>,
     ) -> Result<(), Fault> {
         let rank = |hop: u32| (segment + hop) % self.ranks();
-        for start in range.clone().step_by(BLOCK_BYTES) {
-            let block = start..range.end.min(start + BLOCK_BYTES);
+        let bytes = whole_elements(BLOCK_BYTES, fold.element_bytes);
+        for start in range.clone().step_by(bytes) {
+            let block = start..range.end.min(start + bytes);
             let out = &mut out[block.start - range.start..block.end - range.start];
             (fold.pair)(source(rank(1), block.clone())?, source(rank(2), block.clone())?, out);
             for hop in 3..=self.ranks() {
@@ -166,8 +167,9 @@ impl Engine {
         source: impl Fn(u32, Range<usize>) -> Result<&'a [u8], Fault>,
     ) -> Result<(), Fault> {
         let mut scratch = Block([0; BLOCK_BYTES]);
-        for start in range.clone().step_by(BLOCK_BYTES) {
-            let block = start..range.end.min(start + BLOCK_BYTES);
+        let bytes = whole_elements(BLOCK_BYTES, fold.element_bytes);
+        for start in range.clone().step_by(bytes) {
+            let block = start..range.end.min(start + bytes);
             let reduced = &mut scratch.0[..block.len()];
             self.fold(fold, segment, block.clone(), reduced, &source)?;
             copy_past_caches(reduced, &mut out[block.start - range.start..block.end - range.start]);
@@ -344,10 +346,11 @@ impl Engine {
         places.lag = lag;
         self.announce(turn, call, places)?;
         let announced = turn.ticks;
-        let chunks = self.bytes_of(call, 0).len().div_ceil(self.chunk_bytes);
+        let chunk_bytes = whole_elements(self.chunk_bytes, call.payload.element.bytes());
+        let chunks = self.bytes_of(call, 0).len().div_ceil(chunk_bytes);
         for step in 0..chunks + lag {
             turn.phase = Some(Phase::Reducing { pass: step as u32 });
-            let chunk = chunk(&segment, step, self.chunk_bytes);
+            let chunk = chunk(&segment, step, chunk_bytes);
             let source = |rank, range| self.input(call.op, call.input, rank, range);
             match &mut slots {
                 None if self.is_past_caches(total) => {
@@ -376,10 +379,11 @@ impl Engine {
     /// Copies a chunk of every other rank's segment, as soon as that rank has come as far as `ticks`.
     fn copy_chunks(&self, call: &mut Call<'_>, step: usize, ticks: u32) -> Result<(), Fault> {
         let own = self.ring.rank().0;
+        let chunk_bytes = whole_elements(self.chunk_bytes, call.payload.element.bytes());
         for hop in 1..self.ranks() {
             let rank = (own + hop) % self.ranks();
             let theirs = self.bytes_of(call, rank);
-            let chunk = chunk(&theirs, step, self.chunk_bytes);
+            let chunk = chunk(&theirs, step, chunk_bytes);
             self.wait_for(rank, ticks)?;
             let slots = self.peer(rank).map_or(0, |peer| peer.view.notice(slot(call.op))[SLOTS]);
             let start = match slots {
@@ -451,6 +455,11 @@ fn disagreement(theirs: &[u64; NOTICE_WORDS], call: &Call<'_>) -> Disagreement {
 
 fn slot(op: OpId) -> usize {
     (op.sequence % 2) as usize
+}
+
+/// The most bytes of whole elements: those of three bytes do not fill powers of two.
+fn whole_elements(bytes: usize, element_bytes: usize) -> usize {
+    bytes - bytes % element_bytes
 }
 
 /// Chunk `index` of a range; beyond its end, an empty one at its end.
