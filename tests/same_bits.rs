@@ -143,10 +143,16 @@ fn a_rank_sends_what_a_ring_must_and_hardly_more() {
     let large =
         recipe(&[("dim = 32", "dim = 128"), ("layers = 2", "layers = 6"), ("steps = 8", "steps = 3")]);
     let bench = Bench::with(&large);
-    let kinds =
-        [("exact", 32, 4.0), ("exact", 24, 3.0), ("exact", 16, 2.0), ("exact", 12, 1.5), ("exact", 8, 1.0)];
-    for (sum, bits, width) in kinds.into_iter().chain([("exact64", 32, 8.0)]) {
-        for transport in ["quic", "shm"] {
+    let (both, quic) = (&["quic", "shm"][..], &["quic"][..]);
+    for (sum, bits, width, transports) in [
+        ("exact", 32, 4.0, both),
+        ("exact64", 32, 8.0, both),
+        ("exact", 24, 3.0, both),
+        ("exact", 16, 2.0, quic),
+        ("exact", 12, 1.5, quic),
+        ("exact", 8, 1.0, quic),
+    ] {
+        for transport in transports {
             let out = format!("{sum}-{bits}-{transport}");
             let sets = [format!("reduce.sum={sum}"), format!("reduce.bits={bits}")];
             let arguments =
@@ -161,7 +167,7 @@ fn a_rank_sends_what_a_ring_must_and_hardly_more() {
             for rank in last["ranks"].as_array().unwrap() {
                 let sent = rank["tx_bytes"].as_f64().unwrap();
                 assert!(
-                    sent >= 0.98 * ideal && sent <= 1.02 * ideal,
+                    sent >= 0.99 * ideal && sent <= 1.015 * ideal,
                     "{sum} in {bits} bits over {transport}: {sent} of {ideal}"
                 );
             }
