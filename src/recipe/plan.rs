@@ -164,7 +164,7 @@ impl Reader<'_> {
 
     fn bits(&mut self, sum: Sum, micro_batches: u32) -> Result<Bits, RecipeError> {
         let key = "reduce.bits";
-        let count = self.whole(key, 1, 64)?;
+        let count = self.whole(key, i64::MIN, i64::MAX)?;
         let bits = Bits::ALL.into_iter().find(|bits| i64::from(bits.count()) == count);
         let bits =
             bits.ok_or_else(|| self.refuse(key, format!("is {count}, expected 8, 12, 16, 24 or 32")))?;

@@ -206,6 +206,7 @@ fn values_at_odds_with_each_other_are_refused_with_what_would_do() {
         ("warmup = 50", "warmup = 401", "`optimizer.schedule.warmup` is 401, more than the 400 steps"),
         ("kind = \"cosine\"", "kind = \"constant\"", "`optimizer.schedule.final` says where a cosine ends"),
         ("bits = 32", "bits = 20", "`reduce.bits` is 20, expected 8, 12, 16, 24 or 32"),
+        ("bits = 32", "bits = -8", "`reduce.bits` is -8, expected 8, 12, 16, 24 or 32"),
         (
             "min_workers = 1",
             "min_workers = 9",
