@@ -9,7 +9,7 @@
 //!                       └─ max|q| ─> bounds, next exponents
 //! ```
 //!
-//! One of the two bits of head-room goes too. Sums that double within a step are rare (0.3% of the blocks of a small GPT,
+//! One of the two bits of head-room goes too. Sums that double within a step are rare (below 0.3% of the blocks of a small GPT,
 //! most of them in the first steps), so what they cost as wide blocks is less than the bit is worth to all others.
 //!
 //! # Invariants
