@@ -36,6 +36,18 @@ fn resumed_on_another_number_of_workers_it_ends_with_the_same_bits() {
     }
 }
 
+#[test]
+fn sums_of_fewer_bits_go_on_with_the_same_bits() {
+    let bench = Bench::with(&RECIPE.replace("[checkpoint]", "[reduce]\nbits = 8\n\n[checkpoint]"));
+    let whole = bench.train("whole", &["--workers", "1"]).done().hash();
+    bench.train("three", &["--workers", "2"]).done();
+    assert_eq!(bench.train("three", &["--workers", "3", "--resume=4"]).done().hash(), whole);
+    // Other bits are another result, but no other run: exponents and bounds are the same.
+    let finer = bench.train("three", &["--workers", "1", "--resume=4", "--set", "reduce.bits=16"]).done();
+    assert_ne!(finer.hash(), whole);
+    assert!(finer.errors.contains("resumed with another recipe: reduce.bits: 8 -> 16"), "{}", finer.errors);
+}
+
 /// Starts an endless run, sends `signal` to the launcher after a few steps, waits for its end.
 fn interrupted(signal: &str) {
     let bench = Bench::new();

@@ -39,6 +39,46 @@ fn any_number_of_workers_gives_the_same_bits() {
     assert_same_bits(RECIPE, &["1", "2", "3", "5"]);
 }
 
+/// Of the changes of a recipe: sums of fewer bits.
+fn in_bits(bits: u32) -> (&'static str, String) {
+    ("[checkpoint]", format!("[reduce]\nbits = {bits}\n\n[checkpoint]"))
+}
+
+#[test]
+fn sums_of_fewer_bits_give_the_same_bits() {
+    for (bits, workers) in
+        [(8, &["1", "2", "3", "5", "7"][..]), (12, &["2", "7"]), (16, &["3"]), (24, &["1", "5"])]
+    {
+        let (line, instead) = in_bits(bits);
+        assert_same_bits(&recipe(&[(line, &*instead)]), workers);
+    }
+}
+
+#[test]
+fn sums_of_fewer_bits_that_jump_give_the_same_bits() {
+    let (line, instead) = in_bits(8);
+    let changes =
+        [(line, &*instead), ("lr = 3e-3", "lr = 0.5"), ("clip = 1.0\n", ""), ("warmup = 2", "warmup = 0")];
+    assert_same_bits(&recipe(&changes), &["2", "3"]);
+}
+
+#[test]
+fn sums_of_fewer_bits_are_other_sums_and_train_as_well() {
+    let bench = Bench::with(&recipe(&[("steps = 8", "steps = 60")]));
+    let losses = [32, 24, 16, 12, 8].map(|bits| {
+        let set = format!("reduce.bits={bits}");
+        let run = bench.train(&format!("bits-{bits}"), &["--workers", "1", "--set", &set]).done();
+        let last = run.steps().split_off(50);
+        (run.hash(), last.iter().map(|step| step["loss"].as_f64().unwrap()).sum::<f64>() / 10.0)
+    });
+    println!("hash and mean loss of the last ten steps, in 32, 24, 16, 12 and 8 bits: {losses:?}");
+    let (hash, loss) = &losses[0];
+    for ((other_hash, other), tolerance) in losses[1..].iter().zip([0.01, 0.01, 0.02, 0.1]) {
+        assert_ne!(other_hash, hash);
+        assert!((other - loss).abs() < tolerance * loss, "{losses:?}");
+    }
+}
+
 #[test]
 fn more_workers_than_micro_batches_give_the_same_bits() {
     assert_same_bits(&recipe(&[("micro = 2", "micro = 7")]), &["3"]);
@@ -103,20 +143,34 @@ fn a_rank_sends_what_a_ring_must_and_hardly_more() {
     let large =
         recipe(&[("dim = 32", "dim = 128"), ("layers = 2", "layers = 6"), ("steps = 8", "steps = 3")]);
     let bench = Bench::with(&large);
-    for (sum, width, transport) in
-        [("exact", 4.0, "quic"), ("exact64", 8.0, "quic"), ("exact", 4.0, "shm"), ("exact64", 8.0, "shm")]
-    {
-        let (out, set) = (format!("{sum}-{transport}"), format!("reduce.sum={sum}"));
-        let run = bench.train(&out, &["--workers", "3", "--transport", transport, "--set", &set]).done();
-        let parameters = run.summary["parameters"].as_f64().unwrap();
-        let ideal = 2.0 * 2.0 / 3.0 * width * parameters;
-        let last = run.steps().pop().unwrap();
-        for rank in last["ranks"].as_array().unwrap() {
-            let sent = rank["tx_bytes"].as_f64().unwrap();
-            assert!(
-                sent >= 0.99 * ideal && sent <= 1.01 * ideal,
-                "{sum} over {transport}: {sent} of {ideal}"
-            );
+    let (both, quic) = (&["quic", "shm"][..], &["quic"][..]);
+    for (sum, bits, width, transports) in [
+        ("exact", 32, 4.0, both),
+        ("exact64", 32, 8.0, both),
+        ("exact", 24, 3.0, both),
+        ("exact", 16, 2.0, quic),
+        ("exact", 12, 1.5, quic),
+        ("exact", 8, 1.0, quic),
+    ] {
+        for transport in transports {
+            let out = format!("{sum}-{bits}-{transport}");
+            let sets = [format!("reduce.sum={sum}"), format!("reduce.bits={bits}")];
+            let arguments =
+                ["--workers", "3", "--transport", transport, "--set", &sets[0], "--set", &sets[1]];
+            let run = bench.train(&out, &arguments).done();
+            let last = run.steps().pop().unwrap();
+            // Beside the sums a bound for every 256 elements, and 64-bit sums of wide blocks.
+            let wide = if sum == "exact" { last["wide_blocks"].as_f64().unwrap() } else { 0.0 };
+            let bound = if sum == "exact" { 4.0 } else { 8.0 } / 256.0;
+            let parameters = run.summary["parameters"].as_f64().unwrap();
+            let ideal = 2.0 * 2.0 / 3.0 * ((width + bound) * parameters + wide * 257.0 * 8.0);
+            for rank in last["ranks"].as_array().unwrap() {
+                let sent = rank["tx_bytes"].as_f64().unwrap();
+                assert!(
+                    sent >= 0.99 * ideal && sent <= 1.015 * ideal,
+                    "{sum} in {bits} bits over {transport}: {sent} of {ideal}"
+                );
+            }
         }
     }
 }

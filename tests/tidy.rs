@@ -25,6 +25,7 @@ const PURE: &[&str] = &[
     "worker/exact/src",
     "worker/data/src/order.rs",
     "worker/data/src/keys.rs",
+    "worker/src/bits.rs",
     "worker/src/commit.rs",
     "worker/src/schedule.rs",
 ];

@@ -95,7 +95,9 @@ impl<E: Element> Deref for Buffer<E> {
     fn deref(&self) -> &[E] {
         match &self.memory {
             Memory::Own(vec) => vec,
-            Memory::Shared { region, len } => &bytemuck::cast_slice(region.as_slice())[..*len],
+            Memory::Shared { region, len } => {
+                bytemuck::cast_slice(&region.as_slice()[..*len * size_of::<E>()])
+            }
         }
     }
 }
@@ -104,7 +106,9 @@ impl<E: Element> DerefMut for Buffer<E> {
     fn deref_mut(&mut self) -> &mut [E] {
         match &mut self.memory {
             Memory::Own(vec) => vec,
-            Memory::Shared { region, len } => &mut bytemuck::cast_slice_mut(region.as_mut_slice())[..*len],
+            Memory::Shared { region, len } => {
+                bytemuck::cast_slice_mut(&mut region.as_mut_slice()[..*len * size_of::<E>()])
+            }
         }
     }
 }

@@ -53,7 +53,9 @@ pub use node::{Node, NodeConfig, NodeError, RingSpec, TransportChoice};
 pub use pending::Pending;
 pub use rank::{Generation, Rank, WorldSize};
 pub use recorder::{End, Record};
-pub use reduction::{Element, ElementKind, Max, Mean, Min, Reduction, ReductionKind, SaturatingSum, Sum};
+pub use reduction::{
+    Element, ElementKind, I12x2, I24, Max, Mean, Min, Reduction, ReductionKind, SaturatingSum, Sum,
+};
 pub use ring::{Ring, Shape};
 pub use schedule::segment;
 pub use shm::arena::{Arena, ArenaError};

@@ -41,8 +41,7 @@ impl ChunkPool {
 impl ChunkBuffer {
     /// The buffer as elements.
     pub(crate) fn elements_mut<E: Element>(&mut self) -> &mut [E] {
-        let count = self.bytes / size_of::<E>();
-        &mut bytemuck::cast_slice_mut(&mut self.words)[..count]
+        bytemuck::cast_slice_mut(&mut bytemuck::cast_slice_mut::<_, u8>(&mut self.words)[..self.bytes])
     }
 
     /// The buffer as bytes to be sent; it goes back to the pool when the last holder drops them.
@@ -81,5 +80,6 @@ mod tests {
         assert_eq!(bytes.len(), 12);
         drop(bytes);
         assert_eq!(pool.lend(8).as_ref().as_ptr(), address);
+        assert_eq!(pool.lend(9).elements_mut::<crate::I24>().len(), 3, "whatever the words it is kept in");
     }
 }

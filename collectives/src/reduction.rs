@@ -39,17 +39,35 @@ pub enum ElementKind {
     F64 = 7,
     /// IEEE 754 half precision.
     F16 = 8,
+    /// 16-bit two's complement.
+    I16 = 9,
+    /// [`I24`].
+    I24 = 10,
+    /// [`I12x2`].
+    I12x2 = 11,
 }
 
 impl ElementKind {
-    pub(crate) const ALL: [Self; 8] =
-        [Self::F32, Self::Bf16, Self::I32, Self::I64, Self::U32, Self::U8, Self::F64, Self::F16];
+    pub(crate) const ALL: [Self; 11] = [
+        Self::F32,
+        Self::Bf16,
+        Self::I32,
+        Self::I64,
+        Self::U32,
+        Self::U8,
+        Self::F64,
+        Self::F16,
+        Self::I16,
+        Self::I24,
+        Self::I12x2,
+    ];
 
     /// How many bytes one element takes.
     pub fn bytes(self) -> usize {
         match self {
             Self::U8 => 1,
-            Self::Bf16 | Self::F16 => 2,
+            Self::Bf16 | Self::F16 | Self::I16 => 2,
+            Self::I24 | Self::I12x2 => 3,
             Self::F32 | Self::I32 | Self::U32 => 4,
             Self::I64 | Self::F64 => 8,
         }
@@ -74,6 +92,41 @@ pub enum ReductionKind {
 
 impl ReductionKind {
     pub(crate) const ALL: [Self; 5] = [Self::Sum, Self::SaturatingSum, Self::Min, Self::Max, Self::Mean];
+}
+
+/// 24-bit two's complement, the low byte first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct I24(pub [u8; 3]);
+
+/// Two integers of 12 bits in two's complement, side by side in three bytes: the first in the low bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct I12x2(pub [u8; 3]);
+
+macro_rules! plain_bytes {
+    ($($element:ty),+) => {
+        $(
+            // SAFETY: it is an array of bytes and nothing else: any bits are valid, zeros too, and there is no padding.
+            unsafe impl bytemuck::Zeroable for $element {}
+            // SAFETY: as above.
+            unsafe impl bytemuck::Pod for $element {}
+        )+
+    };
+}
+
+plain_bytes!(I24, I12x2);
+
+/// The three bytes as the low ones of a word, and back.
+#[inline(always)]
+fn widen_three([a, b, c]: [u8; 3]) -> u32 {
+    u32::from_le_bytes([a, b, c, 0])
+}
+
+#[inline(always)]
+fn narrow_to_three(word: u32) -> [u8; 3] {
+    let [a, b, c, _] = word.to_le_bytes();
+    [a, b, c]
 }
 
 /// Plain data that can travel: its bytes in memory are its bytes on the wire.
@@ -137,7 +190,32 @@ macro_rules! elements {
     };
 }
 
-elements!(f32 => F32, f64 => F64, f16 => F16, bf16 => Bf16, i32 => I32, i64 => I64, u32 => U32, u8 => U8);
+elements!(
+    f32 => F32, f64 => F64, f16 => F16, bf16 => Bf16, i16 => I16, i32 => I32, i64 => I64, u32 => U32, u8 => U8,
+    I24 => I24, I12x2 => I12x2,
+);
+
+impl I24 {
+    #[inline(always)]
+    fn from_le_bytes(bytes: [u8; 3]) -> Self {
+        Self(bytes)
+    }
+}
+
+impl I12x2 {
+    #[inline(always)]
+    fn from_le_bytes(bytes: [u8; 3]) -> Self {
+        Self(bytes)
+    }
+
+    /// Adds both; the top bit of each is added by itself, so that nothing is carried from one into the other.
+    #[inline(always)]
+    fn wrapping_add(self, other: Self) -> Self {
+        const TOPS: u32 = 0x80_0800;
+        let (a, b) = (widen_three(self.0), widen_three(other.0));
+        Self(narrow_to_three(((a & !TOPS) + (b & !TOPS)) ^ ((a ^ b) & TOPS)))
+    }
+}
 
 macro_rules! sums {
     ($($element:ty => |$own:ident, $arrived:ident| $sum:expr),+ $(,)?) => {
@@ -155,6 +233,9 @@ sums!(
     f64 => |own, arrived| own + arrived,
     bf16 => |own, arrived| round_to_bf16(widen(own) + widen(arrived)),
     f16 => |own, arrived| f16::from_f32(own.to_f32() + arrived.to_f32()),
+    i16 => |own, arrived| own.wrapping_add(arrived),
+    I24 => |own, arrived| I24(narrow_to_three(widen_three(own.0).wrapping_add(widen_three(arrived.0)))),
+    I12x2 => |own, arrived| own.wrapping_add(arrived),
     i32 => |own, arrived| own.wrapping_add(arrived),
     i64 => |own, arrived| own.wrapping_add(arrived),
     u32 => |own, arrived| own.wrapping_add(arrived),
@@ -208,7 +289,7 @@ macro_rules! extremes {
 
 extremes!(
     f32 => total_cmp, f64 => total_cmp, f16 => total_cmp, bf16 => total_cmp,
-    i32 => cmp, i64 => cmp, u32 => cmp, u8 => cmp,
+    i16 => cmp, i32 => cmp, i64 => cmp, u32 => cmp, u8 => cmp,
 );
 
 impl Reduction for SaturatingSum {
@@ -258,6 +339,8 @@ pub(crate) type Last = Option<WorldSize>;
 /// A reduction with its type forgotten, over whole elements that are aligned.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Fold {
+    /// Bytes of an element.
+    pub(crate) element_bytes: usize,
     /// `out[i] = combine(own[i], arrived[i])`, in the order (arrived, own, out).
     pub(crate) pair: fn(&[u8], &[u8], &mut [u8], Last),
     /// `sum[i] = combine(own[i], sum[i])`, in the order (sum, own).
@@ -268,7 +351,8 @@ pub(crate) struct Fold {
 
 impl Fold {
     pub(crate) fn of<R: Reduction>() -> Self {
-        Self { pair: pair::<R>, add: add_widest::<R>, is_partial: false }
+        let element_bytes = size_of::<R::Element>();
+        Self { element_bytes, pair: pair::<R>, add: add_widest::<R>, is_partial: false }
     }
 }
 
@@ -339,6 +423,18 @@ mod tests {
         fn rounding_to_bf16_is_that_of_the_half_crate(bits in any::<u32>()) {
             let x = f32::from_bits(bits);
             prop_assert_eq!(round_to_bf16(x).to_bits(), bf16::from_f32(x).to_bits());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn integers_of_three_bytes_are_added_as_others(a in any::<[u8; 3]>(), b in any::<[u8; 3]>()) {
+            let sum = widen_three(a).wrapping_add(widen_three(b));
+            prop_assert_eq!(combined::<Sum<I24>>(&[I24(a)], &[I24(b)]), [I24(narrow_to_three(sum))]);
+            let halves = |x: [u8; 3]| [widen_three(x) & 0xfff, widen_three(x) >> 12];
+            let [low, high] = [0, 1].map(|half| (halves(a)[half] + halves(b)[half]) & 0xfff);
+            let expected = I12x2(narrow_to_three(low | high << 12));
+            prop_assert_eq!(combined::<Sum<I12x2>>(&[I12x2(a)], &[I12x2(b)]), [expected]);
         }
     }
 

@@ -9,8 +9,8 @@ use std::time::Duration;
 use half::{bf16, f16};
 use mattock_collectives::link::faulty::{Faults, Faulty};
 use mattock_collectives::{
-    Buffer, CollectiveError, Element, FUSED_BYTES_MAX, Group, GroupConfig, Max, Mean, Min, Pending, Rank,
-    Reduction, SaturatingSum, Sum, WorldSize, memory, segment,
+    Buffer, CollectiveError, Element, FUSED_BYTES_MAX, Group, GroupConfig, I12x2, I24, Max, Mean, Min,
+    Pending, Rank, Reduction, SaturatingSum, Sum, WorldSize, memory, segment,
 };
 use proptest::prelude::*;
 
@@ -218,6 +218,10 @@ fn float(bits: u64) -> f32 {
     (bits as i32) as f32 * 1e-3
 }
 
+fn three(bits: u64) -> [u8; 3] {
+    std::array::from_fn(|byte| (bits >> (8 * byte)) as u8)
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
@@ -241,6 +245,15 @@ proptest! {
 
     #[test]
     fn sums_of_bytes(case in cases()) { case.check_reductions::<Sum<u8>>(|bits| bits as u8) }
+
+    #[test]
+    fn sums_of_i16(case in cases()) { case.check_reductions::<Sum<i16>>(|bits| bits as i16) }
+
+    #[test]
+    fn sums_of_three_bytes(case in cases()) { case.check_reductions::<Sum<I24>>(|bits| I24(three(bits))) }
+
+    #[test]
+    fn sums_of_pairs_in_three_bytes(case in cases()) { case.check_reductions::<Sum<I12x2>>(|bits| I12x2(three(bits))) }
 
     #[test]
     fn smallest_floats(case in cases()) { case.check_reductions::<Min<f32>>(float) }

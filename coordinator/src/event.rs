@@ -147,7 +147,7 @@ pub struct StepRecord {
     pub state_hash: String,
     /// Tokens of the step.
     pub tokens: u64,
-    /// Blocks of sums that needed 64 bits.
+    /// Blocks of sums that followed in 64 bits.
     pub wide_blocks: u64,
     /// Ranks.
     pub world_size: u32,

@@ -67,7 +67,7 @@ pub struct StepReport {
     pub state_hash: u64,
     /// Tokens of the whole step.
     pub tokens: u64,
-    /// Blocks of sums that needed 64 bits.
+    /// Blocks of sums that followed in 64 bits.
     pub wide_blocks: u64,
     /// Micro-batches that this rank computed.
     pub micro_batches: Vec<u32>,

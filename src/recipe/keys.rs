@@ -47,6 +47,12 @@ pub(super) const KEYS: &[Key] = &[
     optional("optimizer.schedule.final", "0.0", "factor at the last step", &["min_lr", "min_lr_ratio"]),
     required("train.steps", "steps of the whole run", &["max_steps", "num_steps", "iterations"]),
     optional("reduce.sum", "\"exact\"", "arithmetic of the gradient sum", &[]),
+    optional(
+        "reduce.bits",
+        "32",
+        "bits of an exact sum that cross the ring: 8, 12, 16, 24 or 32",
+        &["compression"],
+    ),
     optional("reduce.nonfinite", "\"stop\"", "what to do about infinities and NaN", &[]),
     optional("checkpoint.to", "\"{out}/checkpoints\"", "folder or URL of checkpoints", &["path", "dir"]),
     optional("checkpoint.every", "100", "steps between checkpoints", &["interval", "save_every"]),

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use mattock_worker::plan::{AdamW, Batch, Checkpoint, Elastic, NonFinite, Plan, Reduce, Schedule, Sum};
+use mattock_worker::plan::{AdamW, Batch, Bits, Checkpoint, Elastic, NonFinite, Plan, Reduce, Schedule, Sum};
 use toml::Value;
 
 use super::keys::{self, TASK_TABLES};
@@ -25,13 +25,14 @@ pub(super) fn check(tree: &mut Table, file: &Path) -> Result<Plan, RecipeError> 
     let name = reader.name()?;
     reader.text("model.family")?;
     let steps = reader.whole("train.steps", 1, i64::MAX)?.unsigned_abs();
+    let batch = reader.batch()?;
     Ok(Plan {
         name,
         seed: reader.whole("seed", 0, i64::MAX)?.unsigned_abs(),
-        batch: reader.batch()?,
+        batch,
         optimizer: reader.optimizer(steps)?,
         steps,
-        reduce: reader.reduce()?,
+        reduce: reader.reduce(batch.micro_batches())?,
         checkpoint: reader.checkpoint()?,
         elastic: reader.elastic()?,
         model: to_json(reader.tree, "model")?,
@@ -150,13 +151,38 @@ impl Reader<'_> {
         Ok(Schedule::Constant { warmup })
     }
 
-    fn reduce(&mut self) -> Result<Reduce, RecipeError> {
+    fn reduce(&mut self, micro_batches: u32) -> Result<Reduce, RecipeError> {
         let sums = [("exact", Sum::Exact), ("exact64", Sum::Exact64), ("f32", Sum::F32), ("bf16", Sum::Bf16)];
+        let sum = self.choice("reduce.sum", &sums)?;
         Ok(Reduce {
-            sum: self.choice("reduce.sum", &sums)?,
+            sum,
+            bits: self.bits(sum, micro_batches)?,
             nonfinite: self
                 .choice("reduce.nonfinite", &[("stop", NonFinite::Stop), ("skip", NonFinite::Skip)])?,
         })
+    }
+
+    fn bits(&mut self, sum: Sum, micro_batches: u32) -> Result<Bits, RecipeError> {
+        let key = "reduce.bits";
+        let count = self.whole(key, i64::MIN, i64::MAX)?;
+        let bits = Bits::ALL.into_iter().find(|bits| i64::from(bits.count()) == count);
+        let bits =
+            bits.ok_or_else(|| self.refuse(key, format!("is {count}, expected 8, 12, 16, 24 or 32")))?;
+        if bits != Bits::B32 && !matches!(sum, Sum::Exact | Sum::Exact64) {
+            let problem = format!(
+                "is {count}, but `reduce.sum` adds floats, whose bits it fixes: remove one, or write sum = \"exact\""
+            );
+            return Err(self.refuse(key, problem));
+        }
+        let most = bits.micro_batches_max();
+        if micro_batches > most {
+            let problem = format!(
+                "is {count}, too few for the sum of {micro_batches} micro-batches (`batch.size` / `batch.micro`): take \
+                larger micro-batches, {most} of them at most, or more bits"
+            );
+            return Err(self.refuse(key, problem));
+        }
+        Ok(bits)
     }
 
     fn checkpoint(&mut self) -> Result<Checkpoint, RecipeError> {

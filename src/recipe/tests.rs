@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use mattock_worker::plan::{NonFinite, Schedule, Sum};
+use mattock_worker::plan::{Bits, NonFinite, Schedule, Sum};
 use proptest::prelude::*;
 use serde::Deserialize;
 use tempfile::TempDir;
@@ -44,6 +44,7 @@ steps = 400
 
 [reduce]
 sum = "exact"
+bits = 32
 nonfinite = "stop"
 
 [checkpoint]
@@ -100,6 +101,7 @@ fn the_contract_becomes_a_plan() {
     assert_eq!(plan.optimizer.clip, Some(1.0));
     assert_eq!(plan.optimizer.schedule, Schedule::Cosine { warmup: 50, last: 0.1 });
     assert_eq!((plan.reduce.sum, plan.reduce.nonfinite), (Sum::Exact, NonFinite::Stop));
+    assert_eq!(plan.reduce.bits, Bits::B32);
     assert_eq!(plan.checkpoint.to, "{out}/checkpoints");
     assert_eq!((plan.elastic.max_workers, plan.elastic.timeout), (8, Duration::from_secs(10)));
     assert_eq!(recipe.family(), "gpt");
@@ -203,6 +205,8 @@ fn values_at_odds_with_each_other_are_refused_with_what_would_do() {
         ("micro = 4", "micro = 64", "64 would do, or `batch.micro` = 32"),
         ("warmup = 50", "warmup = 401", "`optimizer.schedule.warmup` is 401, more than the 400 steps"),
         ("kind = \"cosine\"", "kind = \"constant\"", "`optimizer.schedule.final` says where a cosine ends"),
+        ("bits = 32", "bits = 20", "`reduce.bits` is 20, expected 8, 12, 16, 24 or 32"),
+        ("bits = 32", "bits = -8", "`reduce.bits` is -8, expected 8, 12, 16, 24 or 32"),
         (
             "min_workers = 1",
             "min_workers = 9",
@@ -212,6 +216,21 @@ fn values_at_odds_with_each_other_are_refused_with_what_would_do() {
         let message = refusal(&with(line, instead));
         assert!(message.contains(said), "{message}");
     }
+}
+
+#[test]
+fn bits_are_for_exact_sums_of_no_more_micro_batches_than_they_hold() {
+    let short = with("bits = 32", "bits = 8");
+    assert_eq!(parse(&short).unwrap().plan.reduce.bits, Bits::B8);
+    let message = refusal(&short.replace("sum = \"exact\"", "sum = \"f32\""));
+    assert!(message.contains("`reduce.bits` is 8, but `reduce.sum` adds floats"), "{message}");
+    let of = |size: &str| short.replace("size = 32", size);
+    assert_eq!(parse(&of("size = 128")).unwrap().plan.batch.micro_batches(), 32);
+    let message = refusal(&of("size = 132"));
+    assert!(
+        message.contains("too few for the sum of 33 micro-batches") && message.contains("32 of them"),
+        "{message}"
+    );
 }
 
 #[test]

@@ -7,6 +7,7 @@
 
 use std::time::Duration;
 
+pub use mattock_exact::Bits;
 use serde::{Deserialize, Serialize};
 
 /// A table of the recipe that belongs to the task.
@@ -96,6 +97,8 @@ pub enum Schedule {
 pub struct Reduce {
     /// The arithmetic of the sum.
     pub sum: Sum,
+    /// The bits of an exact sum that cross the ring; 32 for all others.
+    pub bits: Bits,
     /// What to do about infinities and NaN in a gradient.
     pub nonfinite: NonFinite,
 }
@@ -104,9 +107,10 @@ pub struct Reduce {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Sum {
-    /// 32-bit integers with bounds; the rare wide blocks follow in 64 bits. Same bits for any number of workers.
+    /// Integers of [`Reduce::bits`] with bounds; the rare wide blocks follow in 64 bits. Same result for any number of
+    /// workers.
     Exact,
-    /// 64-bit integers throughout: the reference for [`Sum::Exact`], with the same bits.
+    /// 64-bit integers throughout: the reference for [`Sum::Exact`], with the same result.
     Exact64,
     /// Plain f32: deterministic for one world size only.
     F32,

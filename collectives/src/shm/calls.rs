@@ -166,8 +166,9 @@ impl Engine {
     ) -> Result<(), Fault> {
         let rank = |hop: u32| (segment + hop) % self.ranks();
         let last = |hop: u32| (hop == self.ranks() && !fold.is_partial).then_some(self.ring.world_size());
-        for start in range.clone().step_by(BLOCK_BYTES) {
-            let block = start..range.end.min(start + BLOCK_BYTES);
+        let bytes = whole_elements(BLOCK_BYTES, fold.element_bytes);
+        for start in range.clone().step_by(bytes) {
+            let block = start..range.end.min(start + bytes);
             let out = &mut out[block.start - range.start..block.end - range.start];
             (fold.pair)(source(rank(1), block.clone())?, source(rank(2), block.clone())?, out, last(2));
             for hop in 3..=self.ranks() {
@@ -182,8 +183,9 @@ impl Engine {
     fn fold_by_blocks(&self, fold: Fold, call: &mut Call<'_>, range: Range<usize>) -> Result<(), Fault> {
         let (own, total) = (self.ring.rank().0, call.payload.total_bytes as usize);
         let mut scratch = Block([0; BLOCK_BYTES]);
-        for start in range.clone().step_by(BLOCK_BYTES) {
-            let block = start..range.end.min(start + BLOCK_BYTES);
+        let bytes = whole_elements(BLOCK_BYTES, fold.element_bytes);
+        for start in range.clone().step_by(bytes) {
+            let block = start..range.end.min(start + bytes);
             let reduced = &mut scratch.0[..block.len()];
             let source = |rank, range| self.input(call.op, call.input(), rank, range);
             self.fold(fold, own, block.clone(), reduced, source)?;
@@ -372,10 +374,11 @@ impl Engine {
         places.lag = lag;
         self.announce(turn, call, places)?;
         let announced = turn.ticks;
-        let chunks = self.bytes_of(call, 0).len().div_ceil(self.chunk_bytes);
+        let chunk_bytes = whole_elements(self.chunk_bytes, call.payload.element.bytes());
+        let chunks = self.bytes_of(call, 0).len().div_ceil(chunk_bytes);
         for step in 0..chunks + lag {
             turn.phase = Some(Phase::Reducing { pass: step as u32 });
-            let chunk = chunk(&segment, step, self.chunk_bytes);
+            let chunk = chunk(&segment, step, chunk_bytes);
             match (&mut slots, call.input) {
                 (None, Some(input)) if !self.is_past_caches(total) => {
                     let source = |rank, range| self.input(call.op, input, rank, range);
@@ -405,10 +408,11 @@ impl Engine {
     /// Copies a chunk of every other rank's segment, as soon as that rank has come as far as `ticks`.
     fn copy_chunks(&self, call: &mut Call<'_>, step: usize, ticks: u32) -> Result<(), Fault> {
         let own = self.ring.rank().0;
+        let chunk_bytes = whole_elements(self.chunk_bytes, call.payload.element.bytes());
         for hop in 1..self.ranks() {
             let rank = (own + hop) % self.ranks();
             let theirs = self.bytes_of(call, rank);
-            let chunk = chunk(&theirs, step, self.chunk_bytes);
+            let chunk = chunk(&theirs, step, chunk_bytes);
             self.wait_for(rank, ticks)?;
             let slots = self.peer(rank).map_or(0, |peer| peer.view.notice(slot(call.op))[SLOTS]);
             let start = match slots {
@@ -480,6 +484,11 @@ fn disagreement(theirs: &[u64; NOTICE_WORDS], call: &Call<'_>) -> Disagreement {
 
 fn slot(op: OpId) -> usize {
     (op.sequence % 2) as usize
+}
+
+/// The most bytes of whole elements: those of three bytes do not fill powers of two.
+fn whole_elements(bytes: usize, element_bytes: usize) -> usize {
+    bytes - bytes % element_bytes
 }
 
 /// Chunk `index` of a range; beyond its end, an empty one at its end.

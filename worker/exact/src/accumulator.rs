@@ -7,31 +7,18 @@
 
 use std::collections::BTreeMap;
 
-use crate::BLOCK;
+use crate::dither::{BlockDither, Dither, round_off, round_off_narrow};
 use crate::exponents::{power_of_two, power_of_two_f64, shift};
 use crate::simd::widest;
+use crate::{BLOCK, Rounding};
 
 /// A sum of bounds below this fits 32 bits.
 const NARROW: u64 = 1 << 31;
 
-/// What all accumulators of a run agree on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Rounding {
-    saturation: i64,
-}
-
-impl Rounding {
-    /// For sums over this many micro-batches: none can overflow 63 bits.
-    pub fn new(micro_batches: u32) -> Self {
-        let bits = micro_batches.max(1).next_power_of_two().ilog2();
-        Self { saturation: 1 << (62 - bits) }
-    }
-}
-
 /// Bounds and flags that both accumulators keep.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Tally {
-    /// Sum over micro-batches of max|q|, per block.
+    /// Sum over micro-batches of max|q|, per block; q is what it is with 32 bits.
     bounds: Vec<u64>,
     /// Elements that hit the saturation.
     saturated: u64,
@@ -56,7 +43,9 @@ pub struct WideAccumulator {
 
 /// One block of a micro-batch, rounded.
 struct Rounded {
+    /// What is summed.
     values: [i64; BLOCK],
+    /// What counts towards the bound.
     largest: u64,
 }
 
@@ -72,19 +61,21 @@ impl Tally {
     }
 
     /// Rounds a block that may hold anything.
-    fn round(&mut self, block: &[f32], eighths: i16, rounding: Rounding) -> Rounded {
+    fn round(&mut self, block: &[f32], eighths: i16, rounding: Rounding, dither: BlockDither) -> Rounded {
+        let (saturation, dropped) = (rounding.saturation(), rounding.dropped());
         let scale = power_of_two_f64(shift(eighths));
         let mut rounded = Rounded { values: [0; BLOCK], largest: 0 };
-        for (value, q) in block.iter().zip(&mut rounded.values) {
+        for ((value, sum), element) in block.iter().zip(&mut rounded.values).zip(0..) {
             if !value.is_finite() {
                 self.nonfinite = true;
                 continue;
             }
             // Exact: an f32 times a power of two is an f64; so there is one rounding, to the integer.
             let wanted = (f64::from(*value) * scale).round_ties_even();
-            *q = (wanted as i64).clamp(-rounding.saturation, rounding.saturation);
-            self.saturated += u64::from(wanted.abs() > rounding.saturation as f64);
+            let q = (wanted as i64).clamp(-saturation, saturation);
+            self.saturated += u64::from(wanted.abs() > saturation as f64);
             rounded.largest = rounded.largest.max(q.unsigned_abs());
+            *sum = round_off(q, dropped, dither.bits(element));
         }
         rounded
     }
@@ -102,11 +93,11 @@ impl Accumulator {
         self.promoted.clear();
     }
 
-    /// Adds one micro-batch's gradient of the bucket to `words`.
+    /// Adds one micro-batch's gradient of the bucket to `words`; `dither` is that micro-batch's.
     ///
     /// # Panics
     /// Where the lengths of words, gradient and exponents do not belong to the same blocks.
-    pub fn add(&mut self, words: &mut [i32], gradient: &[f32], eighths: &[i16]) {
+    pub fn add(&mut self, words: &mut [i32], gradient: &[f32], eighths: &[i16], dither: &Dither) {
         assert_eq!(words.len(), gradient.len(), "one word per element");
         assert_eq!(eighths.len() * BLOCK, gradient.len(), "one exponent per block");
         let blocks = words.chunks_exact_mut(BLOCK).zip(gradient.chunks_exact(BLOCK)).zip(eighths);
@@ -119,17 +110,27 @@ impl Accumulator {
                 let bound = self.tally.bounds[index] + scaled.round_ties_even() as u64;
                 if bound < NARROW {
                     self.tally.bounds[index] = bound;
-                    add_narrow(words, gradient, scale);
+                    match self.rounding.dropped() {
+                        0 => add_narrow(words, gradient, scale),
+                        dropped => add_dithered(words, gradient, scale, dropped, dither.block(index)),
+                    }
                     continue;
                 }
             }
-            self.add_wide(index, words, gradient, eighths);
+            self.add_wide(index, words, gradient, eighths, dither.block(index));
         }
     }
 
     /// The slow way, for blocks whose own sum may need more than 32 bits.
-    fn add_wide(&mut self, index: usize, words: &mut [i32], gradient: &[f32], eighths: i16) {
-        let rounded = self.tally.round(gradient, eighths, self.rounding);
+    fn add_wide(
+        &mut self,
+        index: usize,
+        words: &mut [i32],
+        gradient: &[f32],
+        eighths: i16,
+        dither: BlockDither,
+    ) {
+        let rounded = self.tally.round(gradient, eighths, self.rounding, dither);
         self.tally.bounds[index] += rounded.largest;
         let sums = self.promoted.entry(index).or_insert_with(|| sign_extended(words));
         for ((word, sum), q) in words.iter_mut().zip(sums.iter_mut()).zip(rounded.values) {
@@ -138,7 +139,7 @@ impl Accumulator {
         }
     }
 
-    /// The bound of each block.
+    /// The bound of each block, in units of 32 bits.
     pub fn bounds(&self) -> &[u64] {
         &self.tally.bounds
     }
@@ -173,22 +174,22 @@ impl WideAccumulator {
         self.tally.reset();
     }
 
-    /// Adds one micro-batch's gradient of the bucket to `words`.
+    /// Adds one micro-batch's gradient of the bucket to `words`; `dither` is that micro-batch's.
     ///
     /// # Panics
     /// Where the lengths of words, gradient and exponents do not belong to the same blocks.
-    pub fn add(&mut self, words: &mut [i64], gradient: &[f32], eighths: &[i16]) {
+    pub fn add(&mut self, words: &mut [i64], gradient: &[f32], eighths: &[i16], dither: &Dither) {
         assert_eq!(words.len(), gradient.len(), "one word per element");
         assert_eq!(eighths.len() * BLOCK, gradient.len(), "one exponent per block");
         let blocks = words.chunks_exact_mut(BLOCK).zip(gradient.chunks_exact(BLOCK)).zip(eighths);
         for (index, ((words, gradient), &eighths)) in blocks.enumerate() {
-            let rounded = self.tally.round(gradient, eighths, self.rounding);
+            let rounded = self.tally.round(gradient, eighths, self.rounding, dither.block(index));
             self.tally.bounds[index] += rounded.largest;
             words.iter_mut().zip(rounded.values).for_each(|(word, q)| *word += q);
         }
     }
 
-    /// The bound of each block.
+    /// The bound of each block, in units of 32 bits.
     pub fn bounds(&self) -> &[u64] {
         &self.tally.bounds
     }
@@ -231,5 +232,21 @@ fn add_narrow_loop(words: &mut [i32], block: &[f32], scale: f32) {
         let rounded = (value * scale).round_ties_even();
         // SAFETY: the caller compared the largest product with 2^31, and none is NaN.
         *word = word.wrapping_add(unsafe { rounded.to_int_unchecked::<i32>() });
+    }
+}
+
+widest! {
+    /// [`add_narrow`], with the low bits rounded away.
+    fn add_dithered(words: &mut [i32], block: &[f32], scale: f32, dropped: u32, dither: BlockDither)
+        = add_dithered_loop
+}
+
+#[inline(always)]
+fn add_dithered_loop(words: &mut [i32], block: &[f32], scale: f32, dropped: u32, dither: BlockDither) {
+    for ((word, value), element) in words.iter_mut().zip(block).zip(0..) {
+        let rounded = (value * scale).round_ties_even();
+        // SAFETY: the caller compared the largest product with 2^31, and none is NaN.
+        let q = unsafe { rounded.to_int_unchecked::<i32>() };
+        *word = word.wrapping_add(round_off_narrow(q, dropped, dither.bits(element)));
     }
 }

@@ -1,15 +1,13 @@
 //! From the summed integers back to a gradient.
 
-use crate::BLOCK;
-use crate::exponents::{power_of_two_f64, shift};
+use crate::exponents::power_of_two_f64;
 use crate::simd::widest;
-
-/// A block whose summed bound reaches this is wide: its 32-bit sum may have wrapped.
-pub const WIDE: u32 = 1 << 31;
+use crate::{BLOCK, Rounding, packed_bytes, unpack};
 
 /// The blocks whose sums must be exchanged in 64 bits, given the saturating sums of all ranks' bounds.
-pub fn wide_blocks(summed_bounds: &[u32]) -> Vec<usize> {
-    summed_bounds.iter().enumerate().filter(|&(_, &bound)| bound >= WIDE).map(|(index, _)| index).collect()
+pub fn wide_blocks(summed_bounds: &[u32], rounding: &Rounding) -> Vec<usize> {
+    let from = rounding.wide_from();
+    summed_bounds.iter().enumerate().filter(|&(_, &bound)| bound >= from).map(|(index, _)| index).collect()
 }
 
 /// The second exchange: for each wide block its 256 sums in 64 bits, then its bound.
@@ -36,36 +34,39 @@ impl WideBlocks {
     }
 }
 
-/// The mean gradient of the blocks of a bucket, from 32-bit sums.
+/// The mean gradient of the blocks of a bucket, from sums as [`pack`](crate::pack) left them, and as they were added since.
 ///
 /// # Panics
 /// Where the lengths do not belong to the same blocks.
-pub fn decode(sums: &[i32], eighths: &[i16], micro_batches: u32, gradient: &mut [f32]) {
-    assert_eq!(sums.len(), gradient.len(), "one sum per element");
+pub fn decode(sums: &[u8], eighths: &[i16], rounding: &Rounding, gradient: &mut [f32]) {
+    let block_bytes = packed_bytes(BLOCK, rounding.bits());
+    assert_eq!(sums.len(), packed_bytes(gradient.len(), rounding.bits()), "one sum per element");
     assert_eq!(eighths.len() * BLOCK, gradient.len(), "one exponent per block");
-    let blocks = sums.chunks_exact(BLOCK).zip(gradient.chunks_exact_mut(BLOCK)).zip(eighths);
+    let mut words = [0; BLOCK];
+    let blocks = sums.chunks_exact(block_bytes).zip(gradient.chunks_exact_mut(BLOCK)).zip(eighths);
     for ((sums, gradient), &eighths) in blocks {
-        decode_block(sums, factor(eighths, micro_batches), gradient);
+        unpack(sums, rounding.bits(), &mut words);
+        decode_block(&words, factor(eighths, rounding), gradient);
     }
 }
 
-/// The mean gradient of the blocks of a bucket, from 64-bit sums: the same bits where 32 bits were enough.
+/// The mean gradient of the blocks of a bucket, from 64-bit sums: the same bits where fewer were enough.
 ///
 /// # Panics
 /// Where the lengths do not belong to the same blocks.
-pub fn decode_wide(sums: &[i64], eighths: &[i16], micro_batches: u32, gradient: &mut [f32]) {
+pub fn decode_wide(sums: &[i64], eighths: &[i16], rounding: &Rounding, gradient: &mut [f32]) {
     assert_eq!(sums.len(), gradient.len(), "one sum per element");
     assert_eq!(eighths.len() * BLOCK, gradient.len(), "one exponent per block");
     let blocks = sums.chunks_exact(BLOCK).zip(gradient.chunks_exact_mut(BLOCK)).zip(eighths);
     for ((sums, gradient), &eighths) in blocks {
-        let factor = factor(eighths, micro_batches);
+        let factor = factor(eighths, rounding);
         sums.iter().zip(gradient).for_each(|(&sum, value)| *value = (sum as f64 * factor) as f32);
     }
 }
 
 /// What an integer of the sum is worth in the mean.
-fn factor(eighths: i16, micro_batches: u32) -> f64 {
-    power_of_two_f64(-shift(eighths)) / f64::from(micro_batches)
+fn factor(eighths: i16, rounding: &Rounding) -> f64 {
+    power_of_two_f64(-rounding.shift_of_sums(eighths)) / f64::from(rounding.micro_batches())
 }
 
 widest! {

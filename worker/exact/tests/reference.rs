@@ -4,13 +4,22 @@
 //! arithmetic with the code under test, which multiplies floats.
 
 use mattock_exact::{
-    Accumulator, AdamW, AdamWStep, BLOCK, Exponents, Rounding, WideAccumulator, WideBlocks, adamw,
-    block_maxima, decode, decode_wide, exponent_hash, squared_norm, state_hash, wide_blocks,
+    Accumulator, AdamW, AdamWStep, BLOCK, Bits, Dither, Exponents, Rounding, WideAccumulator, WideBlocks,
+    adamw, block_maxima, decode, decode_wide, exponent_hash, pack, packed_bytes, squared_norm, state_hash,
+    wide_blocks,
 };
 use proptest::prelude::*;
 
 /// Bits of head-room, as the design fixes them.
 const HEADROOM: i32 = 2;
+
+/// With 32 bits nothing is random.
+const PLAIN: Dither = Dither::new(0, 0);
+
+/// 32-bit sums over so many micro-batches.
+fn of(micro_batches: usize) -> Rounding {
+    Rounding::new(micro_batches as u32, Bits::B32)
+}
 
 /// `round_ties_even(value * 2^(31 - 2 - ceil(e)))`, with nothing clipped; far too large ones are just very large.
 fn rounded(value: f32, eighths: i16) -> i128 {
@@ -63,9 +72,9 @@ fn reference(gradients: &[Vec<f32>], eighths: i16) -> Sums {
 }
 
 fn narrow(gradients: &[Vec<f32>], eighths: i16) -> (Sums, Vec<i32>) {
-    let rounding = Rounding::new(gradients.len() as u32);
+    let rounding = of(gradients.len());
     let (mut accumulator, mut words) = (Accumulator::new(1, rounding), vec![0i32; BLOCK]);
-    gradients.iter().for_each(|gradient| accumulator.add(&mut words, gradient, &[eighths]));
+    gradients.iter().for_each(|gradient| accumulator.add(&mut words, gradient, &[eighths], &PLAIN));
     let sums = Sums {
         sums: accumulator.wide_sums(0, &words).map(i128::from).to_vec(),
         bound: accumulator.bounds()[0],
@@ -76,9 +85,9 @@ fn narrow(gradients: &[Vec<f32>], eighths: i16) -> (Sums, Vec<i32>) {
 }
 
 fn wide(gradients: &[Vec<f32>], eighths: i16) -> Sums {
-    let rounding = Rounding::new(gradients.len() as u32);
+    let rounding = of(gradients.len());
     let (mut accumulator, mut words) = (WideAccumulator::new(1, rounding), vec![0i64; BLOCK]);
-    gradients.iter().for_each(|gradient| accumulator.add(&mut words, gradient, &[eighths]));
+    gradients.iter().for_each(|gradient| accumulator.add(&mut words, gradient, &[eighths], &PLAIN));
     Sums {
         sums: words.into_iter().map(i128::from).collect(),
         bound: accumulator.bounds()[0],
@@ -149,7 +158,7 @@ fn a_block_is_promoted_exactly_where_its_bound_reaches_32_bits() {
         assert_eq!(words[0], expected.sums[0] as i32);
         assert_eq!(expected.bound, first as u64 + second as u64, "{first} and {second}");
         let summed = [u32::try_from(sums.bound).unwrap()];
-        assert_eq!(wide_blocks(&summed).is_empty(), sums.bound < 1 << 31, "{first} and {second}");
+        assert_eq!(wide_blocks(&summed, &of(2)).is_empty(), sums.bound < 1 << 31, "{first} and {second}");
     }
 }
 
@@ -161,9 +170,9 @@ fn clipped_elements_are_counted_and_those_at_the_limit_are_not() {
         let mut gradient = vec![0.0; BLOCK];
         gradient[0] = 2f32.powi(limit);
         gradient[1] = -2f32.powi(limit + 1);
-        let rounding = Rounding::new(micro_batches);
+        let rounding = of(micro_batches);
         let (mut accumulator, mut words) = (WideAccumulator::new(1, rounding), vec![0; BLOCK]);
-        accumulator.add(&mut words, &gradient, &[eighths]);
+        accumulator.add(&mut words, &gradient, &[eighths], &PLAIN);
         assert_eq!((words[0], words[1]), (1 << limit, -(1 << limit)), "{micro_batches}");
         assert_eq!((accumulator.saturated(), accumulator.bounds()), (1, &[1 << limit][..]));
     }
@@ -175,10 +184,10 @@ fn nothing_is_left_after_a_reset() {
     let mut bad = vec![1e15; BLOCK];
     (bad[3], bad[4]) = (f32::NAN, 1e30);
     let good = vec![7.0; BLOCK];
-    let (mut narrow, mut low) = (Accumulator::new(1, Rounding::new(2)), vec![0; BLOCK]);
-    let (mut wide, mut high) = (WideAccumulator::new(1, Rounding::new(2)), vec![0; BLOCK]);
-    narrow.add(&mut low, &bad, &[eighths]);
-    wide.add(&mut high, &bad, &[eighths]);
+    let (mut narrow, mut low) = (Accumulator::new(1, of(2)), vec![0; BLOCK]);
+    let (mut wide, mut high) = (WideAccumulator::new(1, of(2)), vec![0; BLOCK]);
+    narrow.add(&mut low, &bad, &[eighths], &PLAIN);
+    wide.add(&mut high, &bad, &[eighths], &PLAIN);
     assert!(narrow.nonfinite() && wide.nonfinite());
     assert_eq!((narrow.saturated(), wide.saturated()), (1, 1));
     (low, high) = (vec![0; BLOCK], vec![0; BLOCK]);
@@ -186,8 +195,8 @@ fn nothing_is_left_after_a_reset() {
     wide.reset();
     assert!(!narrow.nonfinite() && !wide.nonfinite());
     assert_eq!((narrow.saturated(), wide.saturated()), (0, 0));
-    narrow.add(&mut low, &good, &[eighths]);
-    wide.add(&mut high, &good, &[eighths]);
+    narrow.add(&mut low, &good, &[eighths], &PLAIN);
+    wide.add(&mut high, &good, &[eighths], &PLAIN);
     assert_eq!((narrow.bounds(), wide.bounds()), (&[7][..], &[7][..]));
     assert_eq!(narrow.wide_sums(0, &low), [7; BLOCK]);
     assert_eq!(high, [7; BLOCK]);
@@ -197,11 +206,11 @@ fn nothing_is_left_after_a_reset() {
 fn each_block_has_its_own_sums() {
     let eighths = [29 * 8, 29 * 8, 30 * 8];
     let gradient: Vec<f32> = [3.0, 4e9, 6.0].into_iter().flat_map(|value| [value; BLOCK]).collect();
-    let (mut accumulator, mut words) = (Accumulator::new(3, Rounding::new(1)), vec![0; 3 * BLOCK]);
-    accumulator.add(&mut words, &gradient, &eighths);
+    let (mut accumulator, mut words) = (Accumulator::new(3, of(1)), vec![0; 3 * BLOCK]);
+    accumulator.add(&mut words, &gradient, &eighths, &PLAIN);
     assert_eq!(accumulator.bounds(), [3, 4_000_000_000, 3]);
     assert_eq!([0, 1, 2].map(|block| accumulator.wide_sums(block, &words)[255]), [3, 4_000_000_000, 3]);
-    assert_eq!(wide_blocks(&[3, 4_000_000_000, 3, (1 << 31) - 1, 1 << 31]), [1, 4]);
+    assert_eq!(wide_blocks(&[3, 4_000_000_000, 3, (1 << 31) - 1, 1 << 31], &of(1)), [1, 4]);
 }
 
 #[test]
@@ -221,8 +230,10 @@ fn the_mean_is_what_the_sum_is_worth() {
     let wide: Vec<i64> = sums.iter().map(|&sum| i64::from(sum)).collect();
     let eighths = [29 * 8 - 7, -33];
     let (mut narrow, mut full) = (vec![0.0; 2 * BLOCK], vec![0.0; 2 * BLOCK]);
-    decode(&sums, &eighths, 6, &mut narrow);
-    decode_wide(&wide, &eighths, 6, &mut full);
+    let mut packed = vec![0; packed_bytes(sums.len(), Bits::B32)];
+    pack(&sums, Bits::B32, &mut packed);
+    decode(&packed, &eighths, &of(6), &mut narrow);
+    decode_wide(&wide, &eighths, &of(6), &mut full);
     assert_eq!(narrow, full);
     for (index, &value) in narrow.iter().enumerate() {
         // ceil(-33 / 8) = -4: an integer is worth 2^-33.
@@ -232,7 +243,7 @@ fn the_mean_is_what_the_sum_is_worth() {
     }
     // More than 53 bits are rounded, not lost.
     let mut large = vec![0.0; BLOCK];
-    decode_wide(&[i64::MAX / 2; BLOCK], &[29 * 8], 1, &mut large);
+    decode_wide(&[i64::MAX / 2; BLOCK], &[29 * 8], &of(1), &mut large);
     assert_eq!(large, [2f32.powi(62); BLOCK]);
 }
 
@@ -326,21 +337,21 @@ macro_rules! panics {
 
 panics! {
     a_sum_has_a_word_per_element: "one word per element",
-        Accumulator::new(1, Rounding::new(1)).add(&mut [0; BLOCK], &[0.0; 2 * BLOCK], &[0, 0]);
+        Accumulator::new(1, of(1)).add(&mut [0; BLOCK], &[0.0; 2 * BLOCK], &[0, 0], &PLAIN);
     a_sum_has_an_exponent_per_block: "one exponent per block",
-        Accumulator::new(2, Rounding::new(1)).add(&mut [0; 2 * BLOCK], &[0.0; 2 * BLOCK], &[0]);
+        Accumulator::new(2, of(1)).add(&mut [0; 2 * BLOCK], &[0.0; 2 * BLOCK], &[0], &PLAIN);
     a_wide_sum_has_a_word_per_element: "one word per element",
-        WideAccumulator::new(1, Rounding::new(1)).add(&mut [0; BLOCK], &[0.0; 2 * BLOCK], &[0, 0]);
+        WideAccumulator::new(1, of(1)).add(&mut [0; BLOCK], &[0.0; 2 * BLOCK], &[0, 0], &PLAIN);
     a_wide_sum_has_an_exponent_per_block: "one exponent per block",
-        WideAccumulator::new(2, Rounding::new(1)).add(&mut [0; 2 * BLOCK], &[0.0; 2 * BLOCK], &[0]);
+        WideAccumulator::new(2, of(1)).add(&mut [0; 2 * BLOCK], &[0.0; 2 * BLOCK], &[0], &PLAIN);
     a_mean_has_a_sum_per_element: "one sum per element",
-        decode(&[0; BLOCK], &[0, 0], 1, &mut [0.0; 2 * BLOCK]);
+        decode(&[0; 4 * BLOCK], &[0, 0], &of(1), &mut [0.0; 2 * BLOCK]);
     a_mean_has_an_exponent_per_block: "one exponent per block",
-        decode(&[0; 2 * BLOCK], &[0], 1, &mut [0.0; 2 * BLOCK]);
+        decode(&[0; 8 * BLOCK], &[0], &of(1), &mut [0.0; 2 * BLOCK]);
     a_wide_mean_has_a_sum_per_element: "one sum per element",
-        decode_wide(&[0; BLOCK], &[0, 0], 1, &mut [0.0; 2 * BLOCK]);
+        decode_wide(&[0; BLOCK], &[0, 0], &of(1), &mut [0.0; 2 * BLOCK]);
     a_wide_mean_has_an_exponent_per_block: "one exponent per block",
-        decode_wide(&[0; 2 * BLOCK], &[0], 1, &mut [0.0; 2 * BLOCK]);
+        decode_wide(&[0; 2 * BLOCK], &[0], &of(1), &mut [0.0; 2 * BLOCK]);
     next_exponents_need_a_bound_per_block: "one bound per block",
         drop(Exponents::from_eighths(vec![0]).next(&[]));
     an_update_needs_moments_of_its_length: "belong to the same stretch",

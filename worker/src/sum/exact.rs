@@ -1,17 +1,20 @@
-//! Exact sums in 32 bits, with a second exchange for the blocks that need 64.
+//! Exact sums in 32 bits or fewer, with a second exchange for the blocks that need 64.
 
 use std::ops::Range;
 
 use mattock_collectives::{CollectiveError, Group, SaturatingSum, Sum};
-use mattock_exact::{Accumulator, BLOCK, Exponents, Rounding, WideBlocks, decode, decode_wide, wide_blocks};
+use mattock_exact::{
+    Accumulator, BLOCK, Dither, Exponents, Rounding, WideBlocks, decode, decode_wide, wide_blocks,
+};
 
 use super::Summed;
-use super::flight::{Flight, all_reduce};
+use super::flight::all_reduce;
+use super::wire::Wire;
 use crate::params::Space;
 
 /// One accumulator per bucket.
 pub(crate) struct ExactSum {
-    micro_batches: u32,
+    rounding: Rounding,
     buckets: Vec<Bucket>,
 }
 
@@ -19,7 +22,7 @@ struct Bucket {
     /// In the flat space.
     range: Range<usize>,
     accumulator: Accumulator,
-    flight: Flight<Sum<i32>>,
+    wire: Wire,
 }
 
 impl Bucket {
@@ -29,31 +32,31 @@ impl Bucket {
 }
 
 impl ExactSum {
-    pub(super) fn new(space: &Space, micro_batches: u32) -> Self {
-        let rounding = Rounding::new(micro_batches);
+    pub(super) fn new(space: &Space, rounding: Rounding) -> Self {
         let bucket = |range: &Range<usize>| Bucket {
             range: range.clone(),
             accumulator: Accumulator::new(range.len() / BLOCK, rounding),
-            flight: Flight::new(range.len()),
+            wire: Wire::new(range.len(), rounding.bits()),
         };
-        Self { micro_batches, buckets: space.buckets().iter().map(bucket).collect() }
+        Self { rounding, buckets: space.buckets().iter().map(bucket).collect() }
     }
 
     pub(super) fn begin(&mut self) {
         for bucket in &mut self.buckets {
             bucket.accumulator.reset();
-            bucket.flight.input_mut().fill(0);
+            bucket.wire.words_mut().fill(0);
         }
     }
 
-    pub(super) fn add(&mut self, bucket: usize, gradient: &[f32], exponents: &Exponents) {
+    pub(super) fn add(&mut self, bucket: usize, gradient: &[f32], exponents: &Exponents, key: u64) {
         let bucket = &mut self.buckets[bucket];
         let eighths = &exponents.eighths()[bucket.blocks()];
-        bucket.accumulator.add(bucket.flight.input_mut(), gradient, eighths);
+        let dither = Dither::new(key, bucket.blocks().start);
+        bucket.accumulator.add(bucket.wire.words_mut(), gradient, eighths, &dither);
     }
 
     pub(super) fn send(&mut self, bucket: usize, group: &Group) {
-        self.buckets[bucket].flight.send(group);
+        self.buckets[bucket].wire.send(group);
     }
 
     pub(super) fn nonfinite(&self) -> bool {
@@ -68,13 +71,13 @@ impl ExactSum {
     ) -> Result<Summed, CollectiveError> {
         for bucket in &mut self.buckets {
             let eighths = &exponents.eighths()[bucket.blocks()];
-            let sums = bucket.flight.wait()?;
-            decode(sums, eighths, self.micro_batches, &mut gradient[bucket.range.clone()]);
+            let sums = bucket.wire.wait()?;
+            decode(sums, eighths, &self.rounding, &mut gradient[bucket.range.clone()]);
         }
         let own = self.buckets.iter().flat_map(|bucket| bucket.accumulator.bounds());
         let own = own.map(|&bound| u32::try_from(bound).unwrap_or(u32::MAX)).collect();
         let summed = all_reduce::<SaturatingSum>(group, own)?;
-        let wide = wide_blocks(&summed);
+        let wide = wide_blocks(&summed, &self.rounding);
         let mut bounds: Vec<u64> = summed.into_iter().map(u64::from).collect();
         if !wide.is_empty() {
             self.finish_wide(group, &wide, exponents, gradient, &mut bounds)?;
@@ -82,7 +85,7 @@ impl ExactSum {
         Ok(Summed { exponents: exponents.next(&bounds), wide_blocks: wide.len() })
     }
 
-    /// The second exchange: 64-bit sums and bounds of the blocks whose 32-bit sums may have wrapped.
+    /// The second exchange: 64-bit sums and bounds of the blocks whose sums may have wrapped.
     fn finish_wide(
         &self,
         group: &Group,
@@ -96,13 +99,13 @@ impl ExactSum {
             let holds = |bucket: &&Bucket| bucket.blocks().contains(&block);
             let bucket = self.buckets.iter().find(holds).expect("buckets cover the space");
             let index = block - bucket.blocks().start;
-            let sums = bucket.accumulator.wide_sums(index, bucket.flight.input());
+            let sums = bucket.accumulator.wide_sums(index, bucket.wire.words());
             payload.push(&sums, bucket.accumulator.bounds()[index]);
         }
         let total = all_reduce::<Sum<i64>>(group, payload.into_words())?;
         for (&block, (sums, bound)) in wide.iter().zip(WideBlocks::split(&total)) {
             let out = &mut gradient[block * BLOCK..(block + 1) * BLOCK];
-            decode_wide(sums, &exponents.eighths()[block..=block], self.micro_batches, out);
+            decode_wide(sums, &exponents.eighths()[block..=block], &self.rounding, out);
             bounds[block] = bound;
         }
         Ok(())

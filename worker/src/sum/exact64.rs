@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use mattock_collectives::{CollectiveError, Group, Sum};
-use mattock_exact::{BLOCK, Exponents, Rounding, WideAccumulator, decode_wide};
+use mattock_exact::{BLOCK, Dither, Exponents, Rounding, WideAccumulator, decode_wide};
 
 use super::Summed;
 use super::flight::{Flight, all_reduce};
@@ -11,7 +11,7 @@ use crate::params::Space;
 
 /// One accumulator per bucket.
 pub(crate) struct ExactSum64 {
-    micro_batches: u32,
+    rounding: Rounding,
     buckets: Vec<Bucket>,
 }
 
@@ -29,14 +29,13 @@ impl Bucket {
 }
 
 impl ExactSum64 {
-    pub(super) fn new(space: &Space, micro_batches: u32) -> Self {
-        let rounding = Rounding::new(micro_batches);
+    pub(super) fn new(space: &Space, rounding: Rounding) -> Self {
         let bucket = |range: &Range<usize>| Bucket {
             range: range.clone(),
             accumulator: WideAccumulator::new(range.len() / BLOCK, rounding),
             flight: Flight::new(range.len()),
         };
-        Self { micro_batches, buckets: space.buckets().iter().map(bucket).collect() }
+        Self { rounding, buckets: space.buckets().iter().map(bucket).collect() }
     }
 
     pub(super) fn begin(&mut self) {
@@ -46,10 +45,11 @@ impl ExactSum64 {
         }
     }
 
-    pub(super) fn add(&mut self, bucket: usize, gradient: &[f32], exponents: &Exponents) {
+    pub(super) fn add(&mut self, bucket: usize, gradient: &[f32], exponents: &Exponents, key: u64) {
         let bucket = &mut self.buckets[bucket];
         let eighths = &exponents.eighths()[bucket.blocks()];
-        bucket.accumulator.add(bucket.flight.input_mut(), gradient, eighths);
+        let dither = Dither::new(key, bucket.blocks().start);
+        bucket.accumulator.add(bucket.flight.input_mut(), gradient, eighths, &dither);
     }
 
     pub(super) fn send(&mut self, bucket: usize, group: &Group) {
@@ -69,12 +69,13 @@ impl ExactSum64 {
         for bucket in &mut self.buckets {
             let eighths = &exponents.eighths()[bucket.blocks()];
             let sums = bucket.flight.wait()?;
-            decode_wide(sums, eighths, self.micro_batches, &mut gradient[bucket.range.clone()]);
+            decode_wide(sums, eighths, &self.rounding, &mut gradient[bucket.range.clone()]);
         }
         let own = self.buckets.iter().flat_map(|bucket| bucket.accumulator.bounds());
         let bounds = all_reduce::<Sum<i64>>(group, own.map(|&bound| bound as i64).collect())?;
         let bounds: Vec<u64> = bounds.into_iter().map(|bound| bound as u64).collect();
-        let wide_blocks = bounds.iter().filter(|&&bound| bound >= u64::from(mattock_exact::WIDE)).count();
+        let wide_from = u64::from(self.rounding.wide_from());
+        let wide_blocks = bounds.iter().filter(|&&bound| bound >= wide_from).count();
         Ok(Summed { exponents: exponents.next(&bounds), wide_blocks })
     }
 }

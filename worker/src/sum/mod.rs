@@ -1,6 +1,6 @@
 //! The gradient sum of one step: from micro-batch gradients to one decoded sum that every rank holds.
 //!
-//! Three ways, one contract. [`ExactSum`] rounds each micro-batch once to integers and exchanges 32 bits an element;
+//! Three ways, one contract. [`ExactSum`] rounds each micro-batch to integers and exchanges 32 bits an element, or fewer;
 //! the few blocks whose sum needs more follow in 64 bits. [`ExactSum64`] exchanges 64 bits throughout and gives the
 //! same bits: it is the reference. [`PlainSum`] adds floats, fast and deterministic for one world size only.
 //!
@@ -11,22 +11,23 @@ mod exact;
 mod exact64;
 mod flight;
 mod plain;
+mod wire;
 
 use mattock_collectives::{CollectiveError, Group};
-use mattock_exact::Exponents;
+use mattock_exact::{Exponents, Rounding};
 
 use self::exact::ExactSum;
 use self::exact64::ExactSum64;
 use self::plain::PlainSum;
 use crate::params::Space;
-use crate::plan::Sum;
+use crate::plan::{Plan, Sum};
 
 /// The sum over all ranks.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Summed {
     /// Exponents of the next step; unchanged by plain sums.
     pub(crate) exponents: Exponents,
-    /// Blocks whose sum needed 64 bits.
+    /// Blocks whose sum may have needed more bits than the recipe gives it.
     pub(crate) wide_blocks: usize,
 }
 
@@ -38,10 +39,12 @@ pub(crate) enum GradientSum {
 }
 
 impl GradientSum {
-    pub(crate) fn new(sum: Sum, space: &Space, micro_batches: u32) -> Self {
-        match sum {
-            Sum::Exact => Self::Exact(ExactSum::new(space, micro_batches)),
-            Sum::Exact64 => Self::Exact64(ExactSum64::new(space, micro_batches)),
+    pub(crate) fn new(plan: &Plan, space: &Space) -> Self {
+        let micro_batches = plan.batch.micro_batches();
+        let rounding = Rounding::new(micro_batches, plan.reduce.bits);
+        match plan.reduce.sum {
+            Sum::Exact => Self::Exact(ExactSum::new(space, rounding)),
+            Sum::Exact64 => Self::Exact64(ExactSum64::new(space, rounding)),
             Sum::F32 => Self::Plain(PlainSum::new(space, micro_batches, false)),
             Sum::Bf16 => Self::Plain(PlainSum::new(space, micro_batches, true)),
         }
@@ -61,11 +64,11 @@ impl GradientSum {
         }
     }
 
-    /// Adds a micro-batch's gradient of one bucket.
-    pub(crate) fn add(&mut self, bucket: usize, gradient: &[f32], exponents: &Exponents) {
+    /// Adds a micro-batch's gradient of one bucket; `key` is that micro-batch's, for what is rounded at random.
+    pub(crate) fn add(&mut self, bucket: usize, gradient: &[f32], exponents: &Exponents, key: u64) {
         match self {
-            Self::Exact(sum) => sum.add(bucket, gradient, exponents),
-            Self::Exact64(sum) => sum.add(bucket, gradient, exponents),
+            Self::Exact(sum) => sum.add(bucket, gradient, exponents, key),
+            Self::Exact64(sum) => sum.add(bucket, gradient, exponents, key),
             Self::Plain(sum) => sum.add(bucket, gradient),
         }
     }

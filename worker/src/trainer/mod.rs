@@ -37,6 +37,9 @@ use crate::sum::GradientSum;
 use crate::task::{Pass, Task};
 use crate::update;
 
+/// The place of rounding among what draws random numbers for a micro-batch; those of the model count from 0.
+const ROUNDING: u64 = u64::MAX;
+
 /// Why a step was not done.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -77,7 +80,7 @@ pub struct StepDone {
     pub state_hash: u64,
     /// Whether some rank was asked to stop.
     pub stop: bool,
-    /// Blocks whose sum needed 64 bits.
+    /// Blocks whose sum may have needed more bits than the recipe gives it, and followed in 64.
     pub wide_blocks: usize,
 }
 
@@ -111,7 +114,7 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
     pub fn new(task: &'a T, plan: &'a Plan, space: Space, state: State, device: B::Device) -> Self {
         let blocks = task.blocks::<B>(plan.seed, &device);
         let lengths: Vec<usize> = space.buckets().iter().map(ExactSizeIterator::len).collect();
-        let sum = GradientSum::new(plan.reduce.sum, &space, plan.batch.micro_batches());
+        let sum = GradientSum::new(plan, &space);
         let gradient = vec![0.0; space.len()];
         Self {
             task,
@@ -264,8 +267,9 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
         for (position, &index) in missing.iter().enumerate() {
             let last = position + 1 == missing.len();
             gate.begin(index)?;
+            let key = self.key_of(index).stream(ROUNDING).bits();
             let loss = self.gradients_of(index, |bucket, gradient, sum, exponents| {
-                sum.add(bucket, gradient, exponents);
+                sum.add(bucket, gradient, exponents, key);
                 if last {
                     sum.send(bucket, group);
                 }
@@ -279,17 +283,22 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
         Ok(())
     }
 
+    fn key_of(&self, micro_batch: u32) -> MicroBatchKey {
+        MicroBatchKey { seed: self.plan.seed, step: self.state.step, micro_batch }
+    }
+
     /// Runs one micro-batch forward and backward; `sink` receives each bucket's gradient, the last block's first.
     fn gradients_of(
         &mut self,
         index: u32,
         mut sink: impl FnMut(usize, &[f32], &mut GradientSum, &Exponents),
     ) -> f32 {
+        let key = self.key_of(index);
         let Self { task, plan, blocks, lengths, scratch, clock, sum, exponents, .. } = self;
         clock.enter(Phase::Data);
         let step = self.state.step;
         let batch = samples::micro_batch(*task, plan, step, index);
-        let pass = Pass::Train(MicroBatchKey { seed: plan.seed, step, micro_batch: index });
+        let pass = Pass::Train(key);
         clock.enter(Phase::Compute);
         gradients::micro_batch::<B, T>(*task, blocks, lengths, &batch, pass, scratch, |bucket, gradient| {
             clock.enter(Phase::Round);

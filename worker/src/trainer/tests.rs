@@ -14,7 +14,7 @@ use mattock_kernels::{Cpu, Kernels};
 use super::{StepError, Trainer};
 use crate::commit::CommitError;
 use crate::gate::{Gate, Recalled};
-use crate::plan::{self, AdamW, Batch, NonFinite, Plan, Reduce, Schedule, Sum};
+use crate::plan::{self, AdamW, Batch, Bits, NonFinite, Plan, Reduce, Schedule, Sum};
 use crate::state::State;
 use crate::task::{Carry, Facts, Output, Pass, Source, Task, TaskError};
 
@@ -109,7 +109,7 @@ fn plan(micro: u32, sum: Sum) -> Plan {
             schedule: Schedule::Constant { warmup: 2 },
         },
         steps: 5,
-        reduce: Reduce { sum, nonfinite: NonFinite::Stop },
+        reduce: Reduce { sum, bits: Bits::B32, nonfinite: NonFinite::Stop },
         checkpoint: plan::Checkpoint { to: String::new(), every: 0, keep: 1 },
         elastic: plan::Elastic {
             min_workers: 1,
@@ -152,12 +152,19 @@ fn train(plan: &Plan, world: u32, steps: u64) -> Vec<Trained> {
 
 #[test]
 fn any_world_size_and_both_accumulators_give_the_same_state() {
-    let reference = train(&plan(2, Sum::Exact64), 1, 5).remove(0);
-    for sum in [Sum::Exact, Sum::Exact64] {
-        for world in [1, 2, 3, 7] {
-            for (losses, _, state) in train(&plan(2, sum), world, 5) {
-                assert_eq!(losses, reference.0, "{sum:?} on {world}");
-                assert!(state == reference.2, "{sum:?} on {world}");
+    for bits in Bits::ALL {
+        let plan = |sum| {
+            let mut plan = plan(2, sum);
+            plan.reduce.bits = bits;
+            plan
+        };
+        let reference = train(&plan(Sum::Exact64), 1, 5).remove(0);
+        for sum in [Sum::Exact, Sum::Exact64] {
+            for world in [1, 2, 3, 5, 7] {
+                for (losses, _, state) in train(&plan(sum), world, 5) {
+                    assert_eq!(losses, reference.0, "{sum:?} in {bits:?} on {world}");
+                    assert!(state == reference.2, "{sum:?} in {bits:?} on {world}");
+                }
             }
         }
     }
