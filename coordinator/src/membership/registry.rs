@@ -438,7 +438,6 @@ impl Registry {
             self.workers.entry(id).and_modify(|worker| worker.finish = None);
             self.lose(id, &cause, actions);
         }
-        self.stale = None;
     }
 
     fn coming_and_going(&self) -> Stale {

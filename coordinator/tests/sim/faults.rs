@@ -221,7 +221,8 @@ impl Sim {
             FromWorker::Heartbeat,
         ];
         own.into_iter().for_each(|message| self.send_up(victim, Parcel::Message(message)));
-        if !matches!(self.worker(victim).stage, Stage::Booting | Stage::Joining | Stage::Loading) {
+        // In a ring it is ready already; before, it would be believed.
+        if self.worker(victim).seat.is_some() {
             let ready = FromWorker::Ready { step: Some(step) };
             self.send_up(victim, Parcel::Message(ready));
         }
