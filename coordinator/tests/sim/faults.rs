@@ -84,7 +84,11 @@ impl Sim {
                 self.cause(Cause::Trouble(victim));
                 self.fails_to_link(victim);
             }
-            Kind::Slow => self.worker(victim).slow = true,
+            Kind::Slow => {
+                // Where others have shown how long such work takes, it is given up.
+                self.cause(Cause::Trouble(victim));
+                self.worker(victim).slow = true;
+            }
             Kind::Deafen => {
                 self.cause(Cause::Trouble(victim));
                 self.worker(victim).deaf = true;
