@@ -109,7 +109,7 @@ mod tests {
     use super::*;
     use crate::ids::WorkerId;
     use crate::protocol::{
-        Blame, Break, Failure, Formation, FromCoordinator, FromWorker, Holding, Place, StepReport,
+        Blame, Break, Failure, Formation, FromCoordinator, FromWorker, Holding, Place, Pulse, StepReport,
     };
 
     fn form() -> FromCoordinator {
@@ -162,6 +162,7 @@ mod tests {
             (FromWorker::Held { generation: 4, holding }, "8d6e4bfe4045e405"),
             (FromWorker::Broken(broken), "ce5a8f6368308261"),
             (FromWorker::Leaving { reason: reason() }, "60eeb0eba05e4785"),
+            (FromWorker::Pulse(Pulse { progress: 9, busy: true, slowest_ms: 80 }), "9e9719e9065638bd"),
             (FromWorker::Failed(Failure { text: reason(), blame: Blame::Worker }), "908a113a165be7ec"),
         ];
         for (message, bytes) in from_worker {

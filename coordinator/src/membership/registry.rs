@@ -414,8 +414,8 @@ impl Registry {
             if worker.standing == Standing::Member {
                 worker.standing = Standing::Recalled { until: self.now + self.config.timeout };
                 if worker.finish.take().is_some() {
-                    // Until now it could be silent.
-                    worker.heard = self.now;
+                    // Until now it could be silent, and what it was at before is over.
+                    (worker.heard, worker.progress) = (self.now, None);
                 }
                 members.push(*id);
             }
@@ -438,7 +438,6 @@ impl Registry {
             self.workers.entry(id).and_modify(|worker| worker.finish = None);
             self.lose(id, &cause, actions);
         }
-        self.stale = None;
     }
 
     fn coming_and_going(&self) -> Stale {

@@ -84,7 +84,11 @@ impl Sim {
                 self.cause(Cause::Trouble(victim));
                 self.fails_to_link(victim);
             }
-            Kind::Slow => self.worker(victim).slow = true,
+            Kind::Slow => {
+                // Where others have shown how long such work takes, it is given up.
+                self.cause(Cause::Trouble(victim));
+                self.worker(victim).slow = true;
+            }
             Kind::Deafen => {
                 self.cause(Cause::Trouble(victim));
                 self.worker(victim).deaf = true;
@@ -221,7 +225,8 @@ impl Sim {
             FromWorker::Heartbeat,
         ];
         own.into_iter().for_each(|message| self.send_up(victim, Parcel::Message(message)));
-        if !matches!(self.worker(victim).stage, Stage::Booting | Stage::Joining | Stage::Loading) {
+        // In a ring it is ready already; before, it would be believed.
+        if self.worker(victim).seat.is_some() {
             let ready = FromWorker::Ready { step: Some(step) };
             self.send_up(victim, Parcel::Message(ready));
         }

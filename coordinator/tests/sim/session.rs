@@ -150,6 +150,7 @@ impl Sim {
         if !worker.gate.open(generation, step, &kept) {
             return self.part_ends(id);
         }
+        self.works(id, true);
         self.observe(&Fact::Entered { worker: id, generation, step, kept: &kept });
         self.next_step(id);
     }
@@ -175,6 +176,7 @@ impl Sim {
         }
         worker.computes = index;
         let generation = seat.formation.generation;
+        self.works(id, true);
         self.observe(&Fact::Began { worker: id, generation, index });
         let mut takes = self.rng.duration(&ms(1..=30));
         if std::mem::take(&mut self.worker(id).slow) {
@@ -189,11 +191,13 @@ impl Sim {
         let index = worker.computes;
         worker.counted.insert(index);
         worker.gate.end(index);
+        self.works(id, true);
         self.next_micro_batch(id);
     }
 
     /// Takes part in the commit of a step, if its ring still holds.
     fn exchange(&mut self, id: WorkerId, seat: &Seat) {
+        self.works(id, false);
         let worker = self.worker(id);
         let counted: BTreeSet<u32> = worker.counted.clone();
         let sum = worker.state.sum(counted.iter().copied());
@@ -225,6 +229,7 @@ impl Sim {
         worker.counted.clear();
         worker.fruitless = 0;
         let state = worker.state;
+        self.works(id, true);
         self.observe(&Fact::Committed { worker: id, generation, state, counts: &total.counts });
         let takes = self.rng.duration(&ms(0..=20));
         self.turn_to(id, Stage::Writing, Some(takes));
@@ -236,6 +241,7 @@ impl Sim {
         let Some(seat) = worker.seat.clone() else { return };
         let state = worker.state;
         self.report_step(id, &seat);
+        self.works(id, true);
         self.has_reported(id);
         if seat.rank == 0 && state.step.is_multiple_of(self.setup.checkpoint_every) {
             self.save_soon(id, state);
@@ -275,6 +281,7 @@ impl Sim {
 
     /// The last checkpoint, by the rank that writes; asked again, the answer is the same.
     fn finish(&mut self, id: WorkerId) {
+        self.works(id, false);
         let worker = self.worker(id);
         let writes = worker.seat.as_ref().is_some_and(|seat| seat.rank == 0);
         let wrote = |finish: &Finish| !writes || finish.held_out_loss.is_some();
@@ -312,6 +319,7 @@ impl Sim {
 
     /// Its part in a ring has ended; the links stay until it hears what comes next.
     pub(crate) fn part_ends(&mut self, id: WorkerId) {
+        self.works(id, false);
         self.idle_first(id);
         self.has_reported(id);
         self.follow(id);

@@ -40,7 +40,7 @@ pub(crate) enum Kind {
     Partition,
     /// A worker cannot bring up its links.
     NoLink,
-    /// A worker computes for longer than the timeout, as when it compiles; it is alive all the while.
+    /// A worker computes for longer than the timeout; it is alive all the while.
     Slow,
     /// A worker's listening thread hangs; it says that it is alive all the while.
     Deafen,

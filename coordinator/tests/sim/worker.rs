@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use mattock_coordinator::WorkerId;
 use mattock_coordinator::membership::{Instruction, Member};
-use mattock_coordinator::protocol::{About, Failure, Finish, Formation, FromCoordinator, FromWorker};
+use mattock_coordinator::protocol::{About, Failure, Finish, Formation, FromCoordinator, FromWorker, Pulse};
 
 use crate::facts::Fact;
 use crate::network::Parcel;
@@ -85,6 +85,10 @@ pub(crate) struct Worker {
     pub(crate) instructions: VecDeque<Instruction>,
     /// How its work will fail, if so.
     pub(crate) ailing: Option<Failure>,
+    /// Pieces of work, begun and done; since when it is at one, and the longest so far.
+    pieces: u64,
+    busy_since: Option<Duration>,
+    slowest: Duration,
     /// Whether its next micro-batch takes longer than the timeout.
     pub(crate) slow: bool,
     /// Whether it reports steps twice.
@@ -136,6 +140,9 @@ impl Worker {
             restores: None,
             instructions: VecDeque::new(),
             ailing: None,
+            pieces: 0,
+            busy_since: None,
+            slowest: Duration::ZERO,
             slow: false,
             repeats: false,
             paused_until: None,
@@ -208,7 +215,25 @@ impl Sim {
 
     pub(crate) fn worker_beats(&mut self, id: WorkerId) {
         self.report(id, FromWorker::Heartbeat);
+        let worker = self.worker(id);
+        let listens = !worker.deaf && worker.owes.is_none();
+        if listens && worker.member.as_ref().is_some_and(|member| member.generation().is_some()) {
+            let (progress, busy) = (worker.pieces, worker.busy_since.is_some());
+            let slowest_ms = worker.slowest.as_millis() as u64;
+            self.report(id, FromWorker::Pulse(Pulse { progress, busy, slowest_ms }));
+        }
         self.schedule_in(TIMEOUT / HEARTBEATS, Happening::Heartbeat(id));
+    }
+
+    /// A piece of work ends, and another begins, or it is others' turn.
+    pub(crate) fn works(&mut self, id: WorkerId, busy: bool) {
+        let now = self.now;
+        let worker = self.worker(id);
+        if let Some(since) = worker.busy_since {
+            worker.slowest = worker.slowest.max(now - since);
+        }
+        worker.pieces += 1;
+        worker.busy_since = busy.then_some(now);
     }
 
     /// What the main thread was doing is done.

@@ -1,6 +1,7 @@
 //! From ring to ring: recall, hearing, joining, leaving, waiting, restoring.
 
 use super::*;
+use crate::protocol::Pulse;
 
 #[test]
 fn a_death_recalls_the_ring_and_what_is_missing_is_handed_out() {
@@ -327,6 +328,8 @@ fn who_is_heard_of_and_does_not_answer_is_given_one_timeout() {
 #[test]
 fn who_was_lost_when_it_was_done_is_not_asked() {
     let mut run = Run::train(1, 3);
+    let pulse = Pulse { progress: 1, busy: true, slowest_ms: 1 };
+    run.step(Event::Pulse(WorkerId(1), pulse));
     run.step(Event::Finished(WorkerId(0), finish(7, None)));
     run.step(Event::Finished(WorkerId(1), finish(7, None)));
     run.lost(0);
