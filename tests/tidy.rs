@@ -18,6 +18,7 @@ const PURE: &[&str] = &[
     "collectives/src/schedule",
     "collectives/src/frame.rs",
     "collectives/src/shm/signal.rs",
+    "collectives/src/link/quic/steady/model.rs",
     "coordinator/src/membership",
     "coordinator/src/ledger.rs",
     "worker/exact/src",

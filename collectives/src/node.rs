@@ -143,7 +143,8 @@ impl Node {
         let NodeConfig { identity, bind, group, congestion, transport: choice, arena_bytes } = config;
         identity.name()?;
         let path = Path::of(bind);
-        let transport = transport_config(path, congestion, group.timeout);
+        let paces = Arc::default();
+        let transport = transport_config(path, congestion, &paces, group.timeout);
         let mut client = ClientConfig::new(Arc::new(identity.client_config()?));
         client.transport_config(transport.clone());
         let mut server = ServerConfig::with_crypto(Arc::new(identity.server_config()?));
@@ -153,7 +154,7 @@ impl Node {
         let failed = |source| NodeError::Bind { address: bind, source };
         let endpoint = {
             let _runtime = thread.handle().enter();
-            let socket = socket::bind(bind, path).map_err(failed)?;
+            let socket = socket::bind(bind, path, paces).map_err(failed)?;
             let runtime = Arc::new(TokioRuntime);
             Endpoint::new_with_abstract_socket(endpoint_config(path), Some(server), socket, runtime)
                 .map_err(failed)?

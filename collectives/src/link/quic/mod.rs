@@ -7,6 +7,7 @@
 //! identity   certificates, and the names in them
 //! tuning     windows, datagram sizes, timers
 //! socket     the UDP socket
+//! steady     how fast to send over long paths that lose packets
 //! stream     the two halves of a link
 //! ```
 //!
@@ -18,6 +19,7 @@ pub(crate) mod identity;
 pub(crate) mod join;
 pub(crate) mod lobby;
 pub(crate) mod socket;
+mod steady;
 pub(crate) mod stream;
 pub mod tuning;
 

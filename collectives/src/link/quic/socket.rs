@@ -14,19 +14,24 @@ use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, Runtime, TokioRuntime, UdpPoller};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::steady::Paces;
 use super::tuning::Path;
 
 /// What is asked of the kernel for each direction; it may give less.
 const BUFFER_BYTES: usize = 8 << 20;
 
 /// Binds a socket; must run within the runtime that is to drive it.
-pub(crate) fn bind(address: SocketAddr, path: Path) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+pub(crate) fn bind(
+    address: SocketAddr,
+    path: Path,
+    paces: Arc<Paces>,
+) -> io::Result<Arc<dyn AsyncUdpSocket>> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
     enlarge_buffers(&socket);
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     let inner = TokioRuntime.wrap_udp_socket(socket.into())?;
-    Ok(Arc::new(TunedSocket { inner, path }))
+    Ok(Arc::new(TunedSocket { inner, path, paces }))
 }
 
 /// As large as the kernel allows: beyond its limit for those with the privilege, up to it for others.
@@ -51,11 +56,12 @@ fn enlarge_buffers(socket: &Socket) {
 struct TunedSocket {
     inner: Arc<dyn AsyncUdpSocket>,
     path: Path,
+    paces: Arc<Paces>,
 }
 
 impl AsyncUdpSocket for TunedSocket {
     fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-        self.inner.clone().create_io_poller()
+        self.paces.poller(self.inner.clone().create_io_poller())
     }
 
     fn try_send(&self, transmit: &Transmit) -> io::Result<()> {

@@ -7,8 +7,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::congestion::{BbrConfig, CubicConfig};
+use quinn::congestion::{BbrConfig, ControllerFactory, CubicConfig};
 use quinn::{EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
+
+use super::steady::{Paces, SteadyConfig};
 
 /// The largest payload of a UDP datagram over IPv4.
 const LOOPBACK_PAYLOAD_MAX: u16 = 65_507;
@@ -25,8 +27,11 @@ const PACKET_THRESHOLD: u32 = 200;
 /// How fast to send where the way is longer than a host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Congestion {
-    /// By the bandwidth and delay that are measured: keeps its rate where packets are lost for other reasons than queues.
+    /// By the rate and delay that are measured, with short queues: keeps its rate where packets are lost for other
+    /// reasons than queues, and gives way to those who fill queues.
     #[default]
+    Steady,
+    /// By the rate and delay that are measured, with long queues: what quinn calls BBR.
     Bbr,
     /// By losses: gentle to others, and slow where packets are lost for other reasons.
     Cubic,
@@ -37,9 +42,10 @@ impl std::str::FromStr for Congestion {
 
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
+            "steady" => Ok(Self::Steady),
             "bbr" => Ok(Self::Bbr),
             "cubic" => Ok(Self::Cubic),
-            _ => Err(format!("'{text}' is no congestion control: bbr and cubic are")),
+            _ => Err(format!("'{text}' is no congestion control: steady, bbr and cubic are")),
         }
     }
 }
@@ -47,9 +53,20 @@ impl std::str::FromStr for Congestion {
 impl std::fmt::Display for Congestion {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
+            Self::Steady => "steady",
             Self::Bbr => "bbr",
             Self::Cubic => "cubic",
         })
+    }
+}
+
+impl Congestion {
+    fn controllers(self, paces: &Arc<Paces>) -> Arc<dyn ControllerFactory + Send + Sync> {
+        match self {
+            Self::Steady => Arc::new(SteadyConfig { paces: paces.clone() }),
+            Self::Bbr => Arc::new(BbrConfig::default()),
+            Self::Cubic => Arc::new(CubicConfig::default()),
+        }
     }
 }
 
@@ -98,6 +115,7 @@ pub(crate) fn endpoint_config(path: Path) -> EndpointConfig {
 pub(crate) fn transport_config(
     path: Path,
     congestion: Congestion,
+    paces: &Arc<Paces>,
     timeout: Duration,
 ) -> Arc<TransportConfig> {
     let mut config = TransportConfig::default();
@@ -124,11 +142,8 @@ pub(crate) fn transport_config(
         Path::Network => {
             let mut discovery = MtuDiscoveryConfig::default();
             discovery.upper_bound(path.payload_max());
-            match congestion {
-                Congestion::Bbr => config.congestion_controller_factory(Arc::new(BbrConfig::default())),
-                Congestion::Cubic => config.congestion_controller_factory(Arc::new(CubicConfig::default())),
-            };
             config
+                .congestion_controller_factory(congestion.controllers(paces))
                 .packet_threshold(PACKET_THRESHOLD)
                 .mtu_discovery_config(Some(discovery))
                 .stream_receive_window(VarInt::from_u32(16 << 20))
