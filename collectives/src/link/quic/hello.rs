@@ -9,8 +9,8 @@
 use crate::{Generation, Rank};
 
 pub(crate) const HELLO_BYTES: usize = 32;
-pub(crate) const WELCOME: [u8; 8] = *b"MTKW\x01\0\0\0";
-const HELLO: [u8; 8] = *b"MTKH\x01\0\0\0";
+pub(crate) const WELCOME: [u8; 8] = *b"MTKW\x02\0\0\0";
+const HELLO: [u8; 8] = *b"MTKH\x02\0\0\0";
 
 /// What the rank that opens a connection says first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +67,7 @@ mod tests {
             world_size: 3,
             chunk_bytes: 1 << 18,
         };
-        let golden = b"MTKH\x01\0\0\0\x02\x01\0\0\0\0\0\0\x01\0\0\0\x02\0\0\0\x03\0\0\0\0\0\x04\0";
+        let golden = b"MTKH\x02\0\0\0\x02\x01\0\0\0\0\0\0\x01\0\0\0\x02\0\0\0\x03\0\0\0\0\0\x04\0";
         assert_eq!(&hello.encode(), golden);
         assert_eq!(Hello::parse(golden), Some(hello));
     }

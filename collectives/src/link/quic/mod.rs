@@ -1,4 +1,4 @@
-//! Links over QUIC: TLS 1.3 with certificates on both sides, one connection and one stream per link.
+//! Links over QUIC: TLS 1.3 with certificates on both sides, one connection per link.
 //!
 //! ```text
 //! join       the way into a ring: connect to the next rank, await the previous one

@@ -11,6 +11,7 @@ use quinn::congestion::{BbrConfig, ControllerFactory, CubicConfig};
 use quinn::{EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 
 use super::steady::{Paces, SteadyConfig};
+use super::stream::STREAMS_MAX;
 
 /// The largest payload of a UDP datagram over IPv4.
 const LOOPBACK_PAYLOAD_MAX: u16 = 65_507;
@@ -121,7 +122,7 @@ pub(crate) fn transport_config(
     let mut config = TransportConfig::default();
     config
         .max_concurrent_bidi_streams(VarInt::from_u32(1))
-        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .max_concurrent_uni_streams(VarInt::from_u32(STREAMS_MAX))
         .datagram_receive_buffer_size(None)
         .keep_alive_interval(Some(timeout / KEEP_ALIVES_PER_TIMEOUT))
         .max_idle_timeout(Some(idle_timeout(timeout)));
