@@ -12,6 +12,7 @@ use crate::group::{Group, GroupConfig, Transport};
 use crate::io_thread::IoThread;
 use crate::link::quic::join::{Join, receive_calls};
 use crate::link::quic::lobby::Lobby;
+use crate::link::quic::obituary::Obituaries;
 use crate::link::quic::stream::{QuicReceiver, QuicSender};
 use crate::link::quic::tuning::{Congestion, Path, endpoint_config, transport_config};
 use crate::link::quic::{Identity, IdentityError, socket};
@@ -126,6 +127,7 @@ struct Core {
     endpoint: Endpoint,
     client: ClientConfig,
     lobby: Arc<Lobby>,
+    obituaries: Arc<Obituaries>,
     local_addr: SocketAddr,
     group: GroupConfig,
     thread: Arc<IoThread>,
@@ -143,7 +145,7 @@ impl Node {
         let NodeConfig { identity, bind, group, congestion, transport: choice, arena_bytes } = config;
         identity.name()?;
         let path = Path::of(bind);
-        let paces = Arc::default();
+        let (paces, obituaries) = (Arc::default(), Arc::<Obituaries>::default());
         let transport = transport_config(path, congestion, &paces, group.timeout);
         let mut client = ClientConfig::new(Arc::new(identity.client_config()?));
         client.transport_config(transport.clone());
@@ -154,7 +156,7 @@ impl Node {
         let failed = |source| NodeError::Bind { address: bind, source };
         let endpoint = {
             let _runtime = thread.handle().enter();
-            let socket = socket::bind(bind, path, paces).map_err(failed)?;
+            let socket = socket::bind(bind, path, paces, obituaries.clone()).map_err(failed)?;
             let runtime = Arc::new(TokioRuntime);
             Endpoint::new_with_abstract_socket(endpoint_config(path), Some(server), socket, runtime)
                 .map_err(failed)?
@@ -163,7 +165,8 @@ impl Node {
         let lobby = Arc::new(Lobby::default());
         thread.spawn_background(receive_calls(endpoint.clone(), lobby.clone(), group.timeout));
         let arena = arena(choice, arena_bytes);
-        let core = Core { endpoint, client, lobby, local_addr, group, thread, transport: choice, arena };
+        let core =
+            Core { endpoint, client, lobby, obituaries, local_addr, group, thread, transport: choice, arena };
         Ok(Self { core: Arc::new(core) })
     }
 
@@ -214,6 +217,7 @@ impl Core {
             endpoint: &self.endpoint,
             client: &self.client,
             lobby: &self.lobby,
+            obituaries: &self.obituaries,
             ring: spec.ring,
             chunk_bytes: self.group.chunk_bytes(),
             timeout: self.group.timeout,

@@ -12,6 +12,7 @@ use tokio::time::timeout;
 use super::hello::{HELLO_BYTES, Hello, WELCOME};
 use super::identity::peer_name;
 use super::lobby::{Call, Lobby};
+use super::obituary::Obituaries;
 use super::stream::{QuicReceiver, QuicSender, refuse, transport_error};
 use crate::error::{JoinError, TransportError};
 use crate::ring::Ring;
@@ -24,6 +25,7 @@ pub(crate) struct Join<'a> {
     pub(crate) endpoint: &'a Endpoint,
     pub(crate) client: &'a quinn::ClientConfig,
     pub(crate) lobby: &'a Lobby,
+    pub(crate) obituaries: &'a Arc<Obituaries>,
     pub(crate) ring: Ring,
     pub(crate) chunk_bytes: u32,
     pub(crate) timeout: Duration,
@@ -71,7 +73,7 @@ impl Join<'_> {
         if welcome != WELCOME {
             return Err(failed("its answer is not that of this version".into()));
         }
-        Ok(QuicSender::new(connection, data))
+        Ok(QuicSender::new(connection, data, self.obituaries.clone()))
     }
 
     /// Awaits the previous rank's call and welcomes it.
@@ -87,7 +89,7 @@ impl Join<'_> {
         welcomed.map_err(|_| self.error(name, close_reason(&connection)))?;
         // The answer is complete; whether the stream ends in an orderly way matters to nobody.
         let _ = answer.finish();
-        Ok(QuicReceiver::new(connection, data))
+        Ok(QuicReceiver::new(connection, data, self.obituaries.clone()))
     }
 
     fn hello(&self) -> Hello {

@@ -5,6 +5,7 @@
 //! lobby      who has connected, until somebody asks for them
 //! hello      the first bytes of a connection: which ring, which rank
 //! identity   certificates, and the names in them
+//! obituary   peers whose host says that nobody listens there
 //! tuning     windows, datagram sizes, timers
 //! socket     the UDP socket
 //! steady     how fast to send over long paths that lose packets
@@ -18,6 +19,7 @@ pub(crate) mod hello;
 pub(crate) mod identity;
 pub(crate) mod join;
 pub(crate) mod lobby;
+pub(crate) mod obituary;
 pub(crate) mod socket;
 mod steady;
 pub(crate) mod stream;

@@ -14,6 +14,7 @@ use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, Runtime, TokioRuntime, UdpPoller};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::obituary::{self, Obituaries};
 use super::steady::Paces;
 use super::tuning::Path;
 
@@ -21,17 +22,25 @@ use super::tuning::Path;
 const BUFFER_BYTES: usize = 8 << 20;
 
 /// Binds a socket; must run within the runtime that is to drive it.
+///
+/// Peers whose ports turn out to be closed are told to `obituaries` for as long as the runtime lives.
 pub(crate) fn bind(
     address: SocketAddr,
     path: Path,
     paces: Arc<Paces>,
+    obituaries: Arc<Obituaries>,
 ) -> io::Result<Arc<dyn AsyncUdpSocket>> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
     enlarge_buffers(&socket);
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
+    #[cfg(target_os = "linux")]
+    {
+        obituary::ask_for_errors(&socket)?;
+        tokio::spawn(obituary::read_obituaries(socket.try_clone()?, obituaries.clone()));
+    }
     let inner = TokioRuntime.wrap_udp_socket(socket.into())?;
-    Ok(Arc::new(TunedSocket { inner, path, paces }))
+    Ok(Arc::new(TunedSocket { inner, path, paces, obituaries }))
 }
 
 /// As large as the kernel allows: beyond its limit for those with the privilege, up to it for others.
@@ -57,6 +66,7 @@ struct TunedSocket {
     inner: Arc<dyn AsyncUdpSocket>,
     path: Path,
     paces: Arc<Paces>,
+    obituaries: Arc<Obituaries>,
 }
 
 impl AsyncUdpSocket for TunedSocket {
@@ -74,7 +84,11 @@ impl AsyncUdpSocket for TunedSocket {
         bufs: &mut [IoSliceMut<'_>],
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
-        self.inner.poll_recv(cx, bufs, meta)
+        let received = self.inner.poll_recv(cx, bufs, meta);
+        if let Poll::Ready(Ok(count)) = received {
+            meta[..count].iter().for_each(|datagram| self.obituaries.heard(datagram.addr));
+        }
+        received
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {

@@ -5,9 +5,13 @@
 //! up a stream with more than 1,024 gaps: a queue that overflows can leave as many in a single stream of a far and fast
 //! link, but never in one of this size.
 
+use std::future::Future;
+use std::sync::Arc;
+
 use bytes::Bytes;
 use quinn::{Connection, ConnectionError, ReadError, RecvStream, SendStream, VarInt, WriteError};
 
+use super::obituary::Obituaries;
 use crate::error::TransportError;
 use crate::link::{LinkReceiver, LinkSender};
 
@@ -31,6 +35,7 @@ const TLS_ALERTS: std::ops::Range<u64> = 0x100..0x200;
 pub(crate) struct QuicSender {
     connection: Connection,
     stream: SendStream,
+    obituaries: Arc<Obituaries>,
     /// Bytes in the stream.
     filled: usize,
 }
@@ -40,6 +45,7 @@ pub(crate) struct QuicSender {
 pub(crate) struct QuicReceiver {
     connection: Connection,
     stream: RecvStream,
+    obituaries: Arc<Obituaries>,
     /// Bytes taken from the stream; none once it has ended.
     taken: Option<usize>,
     /// Nothing comes after what was received.
@@ -47,23 +53,24 @@ pub(crate) struct QuicReceiver {
 }
 
 impl QuicSender {
-    pub(crate) fn new(connection: Connection, stream: SendStream) -> Self {
-        Self { connection, stream, filled: 0 }
+    pub(crate) fn new(connection: Connection, stream: SendStream, obituaries: Arc<Obituaries>) -> Self {
+        Self { connection, stream, obituaries, filled: 0 }
     }
 
     /// The next stream; what was sent in the last one is complete.
     async fn open(&mut self) -> Result<(), TransportError> {
         // It can fail only if the stream has ended already, and then the next one says why.
         let _ = self.stream.finish();
-        self.stream = self.connection.open_uni().await.map_err(transport_error)?;
+        let opened = async { self.connection.open_uni().await.map_err(transport_error) };
+        self.stream = alive(&self.obituaries, &self.connection, opened).await?;
         self.filled = 0;
         Ok(())
     }
 }
 
 impl QuicReceiver {
-    pub(crate) fn new(connection: Connection, stream: RecvStream) -> Self {
-        Self { connection, stream, taken: Some(0), ended: false }
+    pub(crate) fn new(connection: Connection, stream: RecvStream, obituaries: Arc<Obituaries>) -> Self {
+        Self { connection, stream, obituaries, taken: Some(0), ended: false }
     }
 }
 
@@ -72,7 +79,8 @@ impl LinkSender for QuicSender {
         loop {
             let part = bytes.split_to(bytes.len().min(STREAM_BYTES - self.filled));
             self.filled += part.len();
-            self.stream.write_chunk(part).await.map_err(write_error)?;
+            let written = self.stream.write_chunk(part);
+            alive(&self.obituaries, &self.connection, async { written.await.map_err(write_error) }).await?;
             if bytes.is_empty() {
                 return Ok(());
             }
@@ -92,7 +100,8 @@ impl LinkSender for QuicSender {
     }
 
     async fn closed(&mut self) -> TransportError {
-        transport_error(self.connection.closed().await)
+        let closed = async { Ok(transport_error(self.connection.closed().await)) };
+        alive(&self.obituaries, &self.connection, closed).await.unwrap_or_else(|gone| gone)
     }
 
     fn break_off(&mut self, reason: &str) {
@@ -104,11 +113,14 @@ impl LinkReceiver for QuicReceiver {
     async fn receive(&mut self) -> Result<Option<Bytes>, TransportError> {
         while !self.ended {
             let Some(taken) = &mut self.taken else {
-                self.stream = self.connection.accept_uni().await.map_err(transport_error)?;
+                let accepted = async { self.connection.accept_uni().await.map_err(transport_error) };
+                self.stream = alive(&self.obituaries, &self.connection, accepted).await?;
                 self.taken = Some(0);
                 continue;
             };
-            match self.stream.read_chunk(PIECE_BYTES_MAX, true).await.map_err(read_error)? {
+            let chunk = self.stream.read_chunk(PIECE_BYTES_MAX, true);
+            let chunk = async { chunk.await.map_err(read_error) };
+            match alive(&self.obituaries, &self.connection, chunk).await? {
                 Some(chunk) => {
                     *taken += chunk.bytes.len();
                     return Ok(Some(chunk.bytes));
@@ -143,6 +155,19 @@ impl Drop for QuicReceiver {
     /// A receiver that goes away without a word has died, unless it has closed the link.
     fn drop(&mut self) {
         self.break_off("its receiver is gone");
+    }
+}
+
+/// What comes of something, unless the peer is gone.
+async fn alive<T>(
+    obituaries: &Obituaries,
+    connection: &Connection,
+    outcome: impl Future<Output = Result<T, TransportError>>,
+) -> Result<T, TransportError> {
+    tokio::select! {
+        biased;
+        outcome = outcome => outcome,
+        () = obituaries.gone(connection.remote_address()) => Err(TransportError::NobodyListens),
     }
 }
 

@@ -21,6 +21,8 @@ const JUMBO_PAYLOAD_MAX: u16 = 8_952;
 const LOOPBACK_WINDOW_BYTES: u64 = 10 * LOOPBACK_PAYLOAD_MAX as u64;
 /// How often a quiet link says that it lives, in parts of the timeout.
 const KEEP_ALIVES_PER_TIMEOUT: u32 = 4;
+/// And at least so often: a host can answer for a dead process only when it is asked.
+const KEEP_ALIVE_MAX: Duration = Duration::from_millis(250);
 
 /// Packets that may overtake another before it is called lost: real networks reorder, and a wrong guess halves the rate.
 const PACKET_THRESHOLD: u32 = 200;
@@ -124,7 +126,7 @@ pub(crate) fn transport_config(
         .max_concurrent_bidi_streams(VarInt::from_u32(1))
         .max_concurrent_uni_streams(VarInt::from_u32(STREAMS_MAX))
         .datagram_receive_buffer_size(None)
-        .keep_alive_interval(Some(timeout / KEEP_ALIVES_PER_TIMEOUT))
+        .keep_alive_interval(Some((timeout / KEEP_ALIVES_PER_TIMEOUT).min(KEEP_ALIVE_MAX)))
         .max_idle_timeout(Some(idle_timeout(timeout)));
     match path {
         Path::Loopback => {

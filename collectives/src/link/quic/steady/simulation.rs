@@ -153,7 +153,9 @@ impl Sender {
             .map(|(&packet, _)| packet)
             .collect();
         if !lost.is_empty() {
-            lost.iter().for_each(|packet| drop(self.under_way.remove(packet)));
+            for packet in &lost {
+                self.under_way.remove(packet);
+            }
             self.backlog += lost.len() as f64 * PACKET as f64;
             self.model.on_lost(lost.len() as u64 * PACKET, false);
         }
