@@ -8,6 +8,7 @@ use std::io::{self, IoSliceMut};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use quinn::udp::{RecvMeta, Transmit};
@@ -16,7 +17,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::obituary::{self, Obituaries};
 use super::steady::Paces;
-use super::tuning::Path;
+use super::tuning::{LOOPBACK_PAYLOAD_MAX, Path};
 
 /// What is asked of the kernel for each direction; it may give less.
 const BUFFER_BYTES: usize = 8 << 20;
@@ -40,7 +41,8 @@ pub(crate) fn bind(
         tokio::spawn(obituary::read_obituaries(socket.try_clone()?, obituaries.clone()));
     }
     let inner = TokioRuntime.wrap_udp_socket(socket.into())?;
-    Ok(Arc::new(TunedSocket { inner, path, paces, obituaries }))
+    let datagram_bytes = AtomicUsize::new(path.payload_min().into());
+    Ok(Arc::new(TunedSocket { inner, path, paces, obituaries, datagram_bytes }))
 }
 
 /// As large as the kernel allows: beyond its limit for those with the privilege, up to it for others.
@@ -67,6 +69,18 @@ struct TunedSocket {
     path: Path,
     paces: Arc<Paces>,
     obituaries: Arc<Obituaries>,
+    /// What was last sent several of at once: all must fit together.
+    datagram_bytes: AtomicUsize,
+}
+
+/// Datagrams of such a size in one call of the kernel.
+fn transmit_segments_max(datagram_bytes: usize) -> usize {
+    (usize::from(LOOPBACK_PAYLOAD_MAX) / datagram_bytes).max(1)
+}
+
+fn part<'a>(transmit: &Transmit, contents: &'a [u8]) -> Transmit<'a> {
+    let Transmit { destination, ecn, segment_size, src_ip, .. } = *transmit;
+    Transmit { destination, ecn, contents, segment_size, src_ip }
 }
 
 impl AsyncUdpSocket for TunedSocket {
@@ -75,7 +89,18 @@ impl AsyncUdpSocket for TunedSocket {
     }
 
     fn try_send(&self, transmit: &Transmit) -> io::Result<()> {
-        self.inner.try_send(transmit)
+        let Some(size) = transmit.segment_size else { return self.inner.try_send(transmit) };
+        self.datagram_bytes.store(size, Ordering::Relaxed);
+        let fits = transmit_segments_max(size) * size;
+        if transmit.contents.len() <= fits {
+            return self.inner.try_send(transmit);
+        }
+        // Datagrams have just become larger, so this is rare.
+        let (first, rest) = transmit.contents.split_at(fits);
+        self.inner.try_send(&part(transmit, first))?;
+        // What the socket does not take now is lost, as datagrams may be: the first part must not be sent again.
+        let _ = self.inner.try_send(&part(transmit, rest));
+        Ok(())
     }
 
     fn poll_recv(
@@ -96,7 +121,9 @@ impl AsyncUdpSocket for TunedSocket {
     }
 
     fn max_transmit_segments(&self) -> usize {
-        self.inner.max_transmit_segments().min(self.path.transmit_segments_max())
+        self.inner
+            .max_transmit_segments()
+            .min(transmit_segments_max(self.datagram_bytes.load(Ordering::Relaxed)))
     }
 
     fn max_receive_segments(&self) -> usize {

@@ -167,7 +167,7 @@ async fn alive<T>(
     tokio::select! {
         biased;
         outcome = outcome => outcome,
-        () = obituaries.gone(connection.remote_address()) => Err(TransportError::NobodyListens),
+        () = async { obituaries.gone(connection.remote_address()).await } => Err(TransportError::NobodyListens),
     }
 }
 

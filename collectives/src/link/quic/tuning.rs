@@ -14,7 +14,9 @@ use super::steady::{Paces, SteadyConfig};
 use super::stream::STREAMS_MAX;
 
 /// The largest payload of a UDP datagram over IPv4.
-const LOOPBACK_PAYLOAD_MAX: u16 = 65_507;
+pub(crate) const LOOPBACK_PAYLOAD_MAX: u16 = 65_507;
+/// What every path carries.
+const FIRST_PAYLOAD: u16 = 1_200;
 /// What a jumbo frame of 9,000 bytes carries over IPv6 and UDP.
 const JUMBO_PAYLOAD_MAX: u16 = 8_952;
 /// What may be under way before the first acknowledgement: ten datagrams.
@@ -95,14 +97,17 @@ impl Path {
         }
     }
 
-    /// Datagrams in one call of the kernel: those must fit 64 KB together, in either direction.
+    /// Datagrams that arrive in one call of the kernel: those fit 64 KB together.
     pub(crate) fn receive_segments_max(self) -> usize {
         usize::from(LOOPBACK_PAYLOAD_MAX).div_ceil(self.payload_max().into())
     }
 
-    /// As [`receive_segments_max`](Self::receive_segments_max), for sending.
-    pub(crate) fn transmit_segments_max(self) -> usize {
-        usize::from(LOOPBACK_PAYLOAD_MAX / self.payload_max())
+    /// The datagrams with which a connection begins.
+    pub(crate) fn payload_min(self) -> u16 {
+        match self {
+            Self::Loopback => LOOPBACK_PAYLOAD_MAX,
+            Self::Network => FIRST_PAYLOAD,
+        }
     }
 }
 
@@ -169,8 +174,8 @@ mod tests {
     #[test]
     fn what_the_kernel_moves_at_once_fits_64_kilobytes() {
         for path in [Path::Loopback, Path::Network] {
+            assert!(path.payload_min() <= path.payload_max());
             let payload = usize::from(path.payload_max());
-            assert!(path.transmit_segments_max() * payload <= 65_507);
             assert!(path.receive_segments_max() * payload >= 65_507);
         }
         assert_eq!(Path::Loopback.receive_segments_max(), 1);
