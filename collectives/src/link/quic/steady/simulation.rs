@@ -69,6 +69,8 @@ struct Sender {
     /// Packets that are neither acknowledged nor given up, and when they left.
     under_way: BTreeMap<u64, Duration>,
     tokens: f64,
+    /// How much of what it may send its host lets it send.
+    strength: f64,
     smoothed: Duration,
     /// Bytes that it still wants to send.
     backlog: f64,
@@ -83,6 +85,7 @@ impl Sender {
             next_packet: 0,
             under_way: BTreeMap::new(),
             tokens: 0.0,
+            strength: 1.0,
             smoothed: Duration::ZERO,
             backlog,
             delivered: 0,
@@ -96,7 +99,7 @@ impl Sender {
     /// Packets that leave in this step.
     fn send(&mut self, now: Duration) -> Vec<u64> {
         let mut sent = Vec::new();
-        let pace = self.model.pace().min(1e9);
+        let pace = self.strength * self.model.pace().min(1e9);
         let capacity = pace * 0.004 + 10.0 * PACKET as f64;
         self.tokens = (self.tokens + pace * STEP.as_secs_f64()).min(capacity);
         while self.backlog > 0.0
@@ -339,6 +342,22 @@ fn after_a_pause_the_path_is_filled_at_once_and_not_flooded() {
         let said = format!("seed {}: {path:?}, {measured:?}", world.seed);
         assert!(measured.bytes[0] > 0.97 * bytes, "{said}");
         assert!(measured.overflown == 0.0, "{said}");
+    });
+}
+
+/// What a busy host did not send says nothing of the path.
+#[test]
+fn after_a_busy_time_of_its_host_a_sender_is_as_fast_as_before() {
+    for_each_seed(Queue::Roomy, 0.01, |world| {
+        world.run(seconds(3.0));
+        world.senders[0].strength = 0.4;
+        world.run(seconds(2.0));
+        world.senders[0].strength = 1.0;
+        // Until what was sent before has come back.
+        world.run(2 * world.path.round_trip);
+        let measured = world.measure(4 * world.path.round_trip);
+        let said = format!("seed {}: {:?}, {measured:?}", world.seed, world.path);
+        assert!(measured.share_of_path > 0.9, "{said}");
     });
 }
 
