@@ -20,6 +20,7 @@ const PURE: &[&str] = &[
     "collectives/src/layout.rs",
     "collectives/src/shm/signal.rs",
     "collectives/src/topology.rs",
+    "collectives/src/link/quic/steady/model.rs",
     "coordinator/src/membership",
     "coordinator/src/ledger.rs",
     "worker/exact/src",

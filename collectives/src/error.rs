@@ -32,6 +32,9 @@ pub enum TransportError {
     /// The neighbour does not know this connection (any more).
     #[error("the link was reset")]
     Reset,
+    /// Its host says, again and again, that nobody listens where it was.
+    #[error("the peer's process has ended: its host answers that nobody listens there")]
+    NobodyListens,
     /// Its process has ended without a word.
     #[error("the peer's process has ended")]
     ProcessEnded,

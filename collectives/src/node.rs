@@ -16,6 +16,7 @@ use crate::link::quic::directions::Directions;
 use crate::link::quic::hello::Part;
 use crate::link::quic::join::{Join, receive_calls};
 use crate::link::quic::lobby::Lobby;
+use crate::link::quic::obituary::Obituaries;
 use crate::link::quic::stream::{QuicReceiver, QuicSender};
 use crate::link::quic::tuning::{Congestion, Path, endpoint_config, transport_config};
 use crate::link::quic::{Identity, IdentityError, socket};
@@ -132,6 +133,7 @@ struct Core {
     endpoint: Endpoint,
     client: ClientConfig,
     lobby: Arc<Lobby>,
+    obituaries: Arc<Obituaries>,
     local_addr: SocketAddr,
     group: GroupConfig,
     thread: Arc<IoThread>,
@@ -150,7 +152,8 @@ impl Node {
         let NodeConfig { identity, bind, group, congestion, transport: choice, arena_bytes, host } = config;
         identity.name()?;
         let path = Path::of(bind);
-        let transport = transport_config(path, congestion, group.timeout);
+        let (paces, obituaries) = (Arc::default(), Arc::<Obituaries>::default());
+        let transport = transport_config(path, congestion, &paces, group.timeout);
         let mut client = ClientConfig::new(Arc::new(identity.client_config()?));
         client.transport_config(transport.clone());
         let mut server = ServerConfig::with_crypto(Arc::new(identity.server_config()?));
@@ -160,7 +163,7 @@ impl Node {
         let failed = |source| NodeError::Bind { address: bind, source };
         let endpoint = {
             let _runtime = thread.handle().enter();
-            let socket = socket::bind(bind, path).map_err(failed)?;
+            let socket = socket::bind(bind, path, paces, obituaries.clone()).map_err(failed)?;
             let runtime = Arc::new(TokioRuntime);
             Endpoint::new_with_abstract_socket(endpoint_config(path), Some(server), socket, runtime)
                 .map_err(failed)?
@@ -169,8 +172,18 @@ impl Node {
         let lobby = Arc::new(Lobby::default());
         thread.spawn_background(receive_calls(endpoint.clone(), lobby.clone(), group.timeout));
         let arena = arena(choice, arena_bytes);
-        let core =
-            Core { endpoint, client, lobby, local_addr, group, thread, transport: choice, host, arena };
+        let core = Core {
+            endpoint,
+            client,
+            lobby,
+            obituaries,
+            local_addr,
+            group,
+            thread,
+            transport: choice,
+            host,
+            arena,
+        };
         Ok(Self { core: Arc::new(core) })
     }
 
@@ -235,6 +248,7 @@ impl Core {
             endpoint: &self.endpoint,
             client: &self.client,
             lobby: &self.lobby,
+            obituaries: &self.obituaries,
             part,
             ring,
             members,

@@ -328,6 +328,28 @@ fn a_link_that_falls_silent_ends_with_a_reason() {
     }
 }
 
+/// Closing a relay's socket is what a killed process looks like from here: the kernel answers for it.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_peer_whose_port_is_closed_is_lost_long_before_the_timeout() {
+    const NEVER: Duration = Duration::from_secs(3600);
+    for at_work in [false, true] {
+        let nodes = Authority::new().nodes(2, config(NEVER));
+        let relays = relays(&nodes);
+        let groups = join_by_way_of(&relays, &nodes);
+        all_reduce(&groups, 1000);
+        // Rank 1 does not take part, so rank 0 has something in flight, or only waits.
+        let len = if at_work { 10_000_000 } else { 1 };
+        let sum = groups[0].all_reduce::<Sum<f32>>(Arc::new(vec![1.0; len].into()), Buffer::default());
+        let started = Instant::now();
+        drop(relays);
+        let error = sum.wait().unwrap_err();
+        let typed = matches!(&error, CollectiveError::PeerLost { source: TransportError::NobodyListens, .. });
+        assert!(typed, "{error}");
+        assert!(started.elapsed() < PATIENT, "it took {:?}", started.elapsed());
+    }
+}
+
 #[test]
 fn a_node_that_is_not_a_node_is_unreachable() {
     let deaf = UdpSocket::bind("127.0.0.1:0").unwrap();

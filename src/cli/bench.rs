@@ -163,7 +163,7 @@ pub struct LaunchArgs {
     /// The address at which a rank listens, {} being its number from 1
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
     pub bind: String,
-    /// How fast to send between hosts: bbr or cubic
+    /// How fast to send between hosts: steady, bbr or cubic
     #[arg(long, value_name = "CONTROL", default_value_t)]
     pub congestion: Congestion,
     /// How long nothing may move

@@ -46,7 +46,7 @@ pub struct WorkerArgs {
     /// What carries gradients: auto (shared memory within hosts, QUIC between), quic or shm
     #[arg(long, value_name = "TRANSPORT", default_value = "auto")]
     pub transport: TransportChoice,
-    /// How fast to send between hosts: bbr, or cubic, which is gentler to others and slow where packets are lost
+    /// How fast to send between hosts: steady, bbr (longer queues), or cubic (slow where packets are lost)
     #[arg(long, value_name = "CONTROL", default_value_t)]
     pub congestion: Congestion,
     /// End with the process that started it: for launchers

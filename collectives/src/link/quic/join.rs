@@ -12,6 +12,7 @@ use tokio::time::timeout;
 use super::hello::{HELLO_BYTES, Hello, Part, WELCOME};
 use super::identity::peer_name;
 use super::lobby::{Call, Lobby};
+use super::obituary::Obituaries;
 use super::stream::{QuicReceiver, QuicSender, refuse, transport_error};
 use crate::error::{JoinError, TransportError};
 use crate::rank::Rank;
@@ -26,6 +27,7 @@ pub(crate) struct Join<'a> {
     pub(crate) client: &'a quinn::ClientConfig,
     pub(crate) lobby: &'a Lobby,
     pub(crate) part: Part,
+    pub(crate) obituaries: &'a Arc<Obituaries>,
     pub(crate) ring: Ring,
     pub(crate) members: Members,
     pub(crate) chunk_bytes: u32,
@@ -75,7 +77,7 @@ impl Join<'_> {
         if welcome != WELCOME {
             return Err(failed("its answer is not that of this version".into()));
         }
-        Ok(QuicSender::new(connection, data))
+        Ok(QuicSender::new(connection, data, self.obituaries.clone()))
     }
 
     /// Awaits the previous rank's call and welcomes it.
@@ -91,7 +93,7 @@ impl Join<'_> {
         welcomed.map_err(|_| self.error(name, close_reason(&connection)))?;
         // The answer is complete; whether the stream ends in an orderly way matters to nobody.
         let _ = answer.finish();
-        Ok(QuicReceiver::new(connection, data))
+        Ok(QuicReceiver::new(connection, data, self.obituaries.clone()))
     }
 
     /// This rank, as its group calls it.

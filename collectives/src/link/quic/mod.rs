@@ -1,4 +1,4 @@
-//! Links over QUIC: TLS 1.3 with certificates on both sides, one connection and one stream per link.
+//! Links over QUIC: TLS 1.3 with certificates on both sides, one connection per link.
 //!
 //! ```text
 //! join       the way into a ring: connect to the next rank, await the previous one
@@ -6,8 +6,10 @@
 //! hello      the first bytes of a connection: which ring, which rank
 //! directions where a rank listens, as ranks tell each other
 //! identity   certificates, and the names in them
+//! obituary   peers whose host says that nobody listens there
 //! tuning     windows, datagram sizes, timers
 //! socket     the UDP socket
+//! steady     how fast to send over long paths that lose packets
 //! stream     the two halves of a link
 //! ```
 //!
@@ -19,7 +21,9 @@ pub(crate) mod hello;
 pub(crate) mod identity;
 pub(crate) mod join;
 pub(crate) mod lobby;
+pub(crate) mod obituary;
 pub(crate) mod socket;
+mod steady;
 pub(crate) mod stream;
 pub mod tuning;
 

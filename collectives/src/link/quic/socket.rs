@@ -8,25 +8,41 @@ use std::io::{self, IoSliceMut};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 
 use quinn::udp::{RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, Runtime, TokioRuntime, UdpPoller};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::tuning::Path;
+use super::obituary::{self, Obituaries};
+use super::steady::Paces;
+use super::tuning::{LOOPBACK_PAYLOAD_MAX, Path};
 
 /// What is asked of the kernel for each direction; it may give less.
 const BUFFER_BYTES: usize = 8 << 20;
 
 /// Binds a socket; must run within the runtime that is to drive it.
-pub(crate) fn bind(address: SocketAddr, path: Path) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+///
+/// Peers whose ports turn out to be closed are told to `obituaries` for as long as the runtime lives.
+pub(crate) fn bind(
+    address: SocketAddr,
+    path: Path,
+    paces: Arc<Paces>,
+    obituaries: Arc<Obituaries>,
+) -> io::Result<Arc<dyn AsyncUdpSocket>> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
     enlarge_buffers(&socket);
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
+    #[cfg(target_os = "linux")]
+    {
+        obituary::ask_for_errors(&socket)?;
+        tokio::spawn(obituary::read_obituaries(socket.try_clone()?, obituaries.clone()));
+    }
     let inner = TokioRuntime.wrap_udp_socket(socket.into())?;
-    Ok(Arc::new(TunedSocket { inner, path }))
+    let datagram_bytes = AtomicUsize::new(path.payload_min().into());
+    Ok(Arc::new(TunedSocket { inner, path, paces, obituaries, datagram_bytes }))
 }
 
 /// As large as the kernel allows: beyond its limit for those with the privilege, up to it for others.
@@ -51,15 +67,40 @@ fn enlarge_buffers(socket: &Socket) {
 struct TunedSocket {
     inner: Arc<dyn AsyncUdpSocket>,
     path: Path,
+    paces: Arc<Paces>,
+    obituaries: Arc<Obituaries>,
+    /// What was last sent several of at once: all must fit together.
+    datagram_bytes: AtomicUsize,
+}
+
+/// Datagrams of such a size in one call of the kernel.
+fn transmit_segments_max(datagram_bytes: usize) -> usize {
+    (usize::from(LOOPBACK_PAYLOAD_MAX) / datagram_bytes).max(1)
+}
+
+fn part<'a>(transmit: &Transmit, contents: &'a [u8]) -> Transmit<'a> {
+    let Transmit { destination, ecn, segment_size, src_ip, .. } = *transmit;
+    Transmit { destination, ecn, contents, segment_size, src_ip }
 }
 
 impl AsyncUdpSocket for TunedSocket {
     fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-        self.inner.clone().create_io_poller()
+        self.paces.poller(self.inner.clone().create_io_poller())
     }
 
     fn try_send(&self, transmit: &Transmit) -> io::Result<()> {
-        self.inner.try_send(transmit)
+        let Some(size) = transmit.segment_size else { return self.inner.try_send(transmit) };
+        self.datagram_bytes.store(size, Ordering::Relaxed);
+        let fits = transmit_segments_max(size) * size;
+        if transmit.contents.len() <= fits {
+            return self.inner.try_send(transmit);
+        }
+        // Datagrams have just become larger, so this is rare.
+        let (first, rest) = transmit.contents.split_at(fits);
+        self.inner.try_send(&part(transmit, first))?;
+        // What the socket does not take now is lost, as datagrams may be: the first part must not be sent again.
+        let _ = self.inner.try_send(&part(transmit, rest));
+        Ok(())
     }
 
     fn poll_recv(
@@ -68,7 +109,11 @@ impl AsyncUdpSocket for TunedSocket {
         bufs: &mut [IoSliceMut<'_>],
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
-        self.inner.poll_recv(cx, bufs, meta)
+        let received = self.inner.poll_recv(cx, bufs, meta);
+        if let Poll::Ready(Ok(count)) = received {
+            meta[..count].iter().for_each(|datagram| self.obituaries.heard(datagram.addr));
+        }
+        received
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {
@@ -76,7 +121,9 @@ impl AsyncUdpSocket for TunedSocket {
     }
 
     fn max_transmit_segments(&self) -> usize {
-        self.inner.max_transmit_segments().min(self.path.transmit_segments_max())
+        self.inner
+            .max_transmit_segments()
+            .min(transmit_segments_max(self.datagram_bytes.load(Ordering::Relaxed)))
     }
 
     fn max_receive_segments(&self) -> usize {
