@@ -57,23 +57,19 @@ impl Sim {
     }
 
     fn strike_worker(&mut self, kind: Kind, victim: WorkerId) {
+        if may_cost_its_place(kind) {
+            self.cause(Cause::Trouble(victim));
+        }
         match kind {
             Kind::Kill => self.kill(victim),
-            Kind::Pause => {
-                // Should a neighbour call it lost meanwhile, it cannot answer in time.
-                self.cause(Cause::Trouble(victim));
-                self.pause(victim, PAUSE);
-            }
+            Kind::Pause => self.pause(victim, PAUSE),
             Kind::Silence => {
-                self.cause(Cause::Trouble(victim));
                 self.pause(victim, TIMEOUT + TIMEOUT / 8..=2 * TIMEOUT);
             }
             Kind::Freeze => {
-                self.cause(Cause::Trouble(victim));
                 self.worker(victim).frozen = true;
             }
             Kind::Disconnect => {
-                self.cause(Cause::Trouble(victim));
                 self.disconnect(victim);
             }
             Kind::Stall => self.stall(victim, &[Way::Up, Way::Down]),
@@ -81,16 +77,10 @@ impl Sim {
             Kind::StallDown => self.stall(victim, &[Way::Down]),
             Kind::CutRing | Kind::CutRingOneWay | Kind::Partition => self.cut(kind, victim),
             Kind::NoLink => {
-                self.cause(Cause::Trouble(victim));
                 self.fails_to_link(victim);
             }
-            Kind::Slow => {
-                // Where others have shown how long such work takes, it is given up.
-                self.cause(Cause::Trouble(victim));
-                self.worker(victim).slow = true;
-            }
+            Kind::Slow => self.worker(victim).slow = true,
             Kind::Deafen => {
-                self.cause(Cause::Trouble(victim));
                 self.worker(victim).deaf = true;
             }
             Kind::Leave => {
@@ -99,7 +89,6 @@ impl Sim {
                 self.send_up(victim, Parcel::Message(FromWorker::Leaving { reason }));
             }
             Kind::Ill => {
-                self.cause(Cause::Trouble(victim));
                 let text = "the device is gone".to_owned();
                 self.worker(victim).ailing = Some(Failure { text, blame: Blame::Worker });
             }
@@ -245,6 +234,22 @@ impl Sim {
         others.into_iter().for_each(|message| self.send_up(OUTSIDER, Parcel::Message(message)));
         self.send_up(OUTSIDER, Parcel::Gone("it has left"));
     }
+}
+
+/// Whether a worker may be lost for a fault of its own: a pause too, should a neighbour call it lost meanwhile, and slow work,
+/// where others have shown how long it takes.
+fn may_cost_its_place(kind: Kind) -> bool {
+    matches!(
+        kind,
+        Kind::Pause
+            | Kind::Silence
+            | Kind::Freeze
+            | Kind::Disconnect
+            | Kind::NoLink
+            | Kind::Slow
+            | Kind::Deafen
+            | Kind::Ill
+    )
 }
 
 /// Whether a fault means something for a worker as it is.
