@@ -28,6 +28,8 @@ const INSTRUCTIONS_MAX: usize = 64;
 struct Shared {
     stop: AtomicBool,
     dismissed: AtomicBool,
+    /// The run has ended, or goes on without this worker.
+    over: AtomicBool,
     ring: Mutex<Option<Arc<Group>>>,
     gate: Gate,
     /// Why this worker is to leave, until the coordinator is told.
@@ -95,6 +97,11 @@ impl Control {
         Ok(())
     }
 
+    /// Whether nobody waits for this ring's links any more: it is recalled, or the run is over for this worker.
+    pub(crate) fn is_over(&self, generation: u64) -> bool {
+        self.shared.gate.is_recalled(generation) || self.shared.over.load(Ordering::Relaxed)
+    }
+
     /// Between two steps: tells the coordinator if this worker is to leave.
     pub(crate) fn leave_if_asked(&self) {
         if let Some(reason) = self.shared.take_leave() {
@@ -148,6 +155,7 @@ fn listen(client: &Client, shared: &Shared, instructions: &SyncSender<Instructio
             Ok(Some(message)) => message,
             Ok(None) => continue,
             Err(error) => {
+                shared.over.store(true, Ordering::Relaxed);
                 shared.cancel(&error.to_string());
                 return;
             }
@@ -166,7 +174,10 @@ fn listen(client: &Client, shared: &Shared, instructions: &SyncSender<Instructio
                 shared.cancel(reason);
             }
             Instruction::Link { .. } => shared.cancel("another ring is formed"),
-            Instruction::End { reason } | Instruction::Leave { reason } => shared.cancel(reason),
+            Instruction::End { reason } | Instruction::Leave { reason } => {
+                shared.over.store(true, Ordering::Relaxed);
+                shared.cancel(reason);
+            }
             Instruction::Train(_) | Instruction::Restore { .. } => {}
         }
         if instructions.try_send(instruction).is_err() {

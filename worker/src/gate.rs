@@ -11,7 +11,7 @@
 //! It also sees how far training is, and whether it works or waits for others: a process may be alive whose device is not.
 //!
 //! # Invariants
-//! 1. After [`freeze`](Gate::freeze) of a generation, [`begin`](Gate::begin) and [`commit`](Gate::commit) in it fail.
+//! 1. After [`freeze`](Gate::freeze) of a generation, `begin` and `commit` in it fail.
 //! 2. A state whose step was told is written, and its step reported, before it is told.
 
 use std::collections::BTreeSet;

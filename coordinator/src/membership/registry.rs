@@ -157,8 +157,7 @@ impl Registry {
             Standing::Recalled { until } => Some(until),
             _ => None,
         });
-        let hang = self.workers.values().filter_map(|worker| self.hangs_at(worker));
-        silent.chain(heard_out).chain(hang).min().filter(|_| self.phase != Phase::Ended)
+        silent.chain(heard_out).min().filter(|_| self.phase != Phase::Ended)
     }
 
     /// Takes in one event, then decides once: every way to a ring, and to the end, passes through here.

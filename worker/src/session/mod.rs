@@ -113,7 +113,7 @@ impl SessionError {
         match self {
             Self::Recipe(_) | Self::Device(_) | Self::Task(_) => Blame::Input,
             Self::Storage(StorageError::Load(_) | StorageError::Location(_)) => Blame::Input,
-            Self::Storage(_) | Self::Nonsense(_) => Blame::Run,
+            Self::Storage(_) => Blame::Run,
             Self::Step(StepError::Commit(_)) => Blame::Run,
             Self::Step(StepError::Collective(
                 CollectiveError::Mismatch { .. } | CollectiveError::InvalidInput { .. },

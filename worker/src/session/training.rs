@@ -159,8 +159,8 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
             Ok(Some(group)) => Arc::new(group),
             Ok(None) => return Ok(None),
             Err(error) => {
-                let text = error.to_string();
-                control.report(FromWorker::Broken(Break { generation, lost_rank: None, text }));
+                let (lost_rank, text) = (accused(&error, &formation), error.to_string());
+                control.report(FromWorker::Broken(Break { generation, lost_rank, text }));
                 return Ok(None);
             }
         };
@@ -192,7 +192,7 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
         loop {
             match joining.wait_for(LINK_PULSE) {
                 Ok(joined) => return Ok(joined.map(Some)),
-                Err(_) if self.worker.control.gate().is_recalled(formation.generation) => {
+                Err(_) if self.worker.control.is_over(formation.generation) => {
                     return Ok(Ok(None));
                 }
                 Err(still) => joining = still,
@@ -271,6 +271,11 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
         let Formation { generation, step, source, places } = &seat.formation;
         let gate = self.worker.control.gate();
         let outdated = !self.whole || self.trainer.state().step != *step;
+        if outdated && source.is_none_or(|source| source == seat.rank) {
+            let at = self.trainer.state().step;
+            let text = format!("a ring that starts after step {step} for a worker that is at {at}");
+            return Err(Interruption::Fatal(SessionError::Nonsense(text)));
+        }
         if let Some(source) = source {
             if outdated {
                 gate.open_empty(*generation).map_err(|error| wrapped(error.into()))?;
@@ -281,14 +286,12 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
             gate.wait();
             self.trainer.receive_state(&seat.group, root, *step, outdated).map_err(wrapped)?;
             self.whole = true;
-        } else if outdated {
-            let at = self.trainer.state().step;
-            let text = format!("a ring that starts after step {step} for a worker that is at {at}");
-            return Err(Interruption::Fatal(SessionError::Nonsense(text)));
         }
         let share = places[seat.rank as usize].share(*step, *step);
-        let kept = self.trainer.resume(share);
-        gate.open(*generation, *step, kept).map_err(|error| wrapped(error.into()))
+        let kept = self.trainer.holds(share);
+        gate.open(*generation, *step, kept).map_err(|error| wrapped(error.into()))?;
+        self.trainer.resume(share);
+        Ok(())
     }
 
     fn new_saver(&self) -> Result<Saver, SessionError> {
@@ -366,6 +369,12 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
         self.finish = Some(finish.clone());
         Ok(finish)
     }
+}
+
+/// The rank to which no link came up, where the error says so.
+fn accused(error: &RingError, formation: &Formation) -> Option<u32> {
+    let (RingError::Unreachable { name, .. } | RingError::TimedOut { name, .. }) = error else { return None };
+    formation.places.iter().position(|place| place.worker.dns_name() == *name).map(|rank| rank as u32)
 }
 
 fn wrapped(error: StepError) -> Interruption {

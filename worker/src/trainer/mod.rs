@@ -156,13 +156,20 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
         &mut self.clock
     }
 
-    /// Keeps what is added up of `share`, this worker's part of the next step, and returns which that is. Where anything
-    /// else was added up, all of it is forgotten.
+    /// What is added up of `share`, this worker's part of the next step: nothing that can be used, where anything else is
+    /// added up too.
+    pub fn holds(&self, share: &[u32]) -> Vec<u32> {
+        let usable = self.counted.keys().all(|index| share.contains(index));
+        self.counted.keys().copied().filter(|_| usable).collect()
+    }
+
+    /// Keeps what it [`holds`](Self::holds) of `share`, and forgets what cannot be used.
     pub fn resume(&mut self, share: &[u32]) -> Vec<u32> {
-        if !self.counted.keys().all(|index| share.contains(index)) {
+        let kept = self.holds(share);
+        if kept.is_empty() {
             self.forget();
         }
-        self.counted.keys().copied().collect()
+        kept
     }
 
     /// Forgets what was added up; the sums themselves only when they are needed again, for links may hold them still.

@@ -1,7 +1,5 @@
 //! Who is lost: by its own word, by others', by silence, or because its training stands still.
 
-use std::time::Instant;
-
 use super::{HEARING, HEARING_MIN, Registry, Stale, Standing, Worker};
 use crate::ids::WorkerId;
 use crate::membership::vocabulary::{Action, Outcome, Phase};
@@ -63,11 +61,10 @@ impl Registry {
         for id in gone {
             self.lose(id, &format!("nothing was heard of it for {timeout:?}"), actions);
         }
-        let hangs = |worker: &Worker| self.hangs_at(worker).is_some_and(|at| self.now >= at);
-        let hung: Vec<WorkerId> =
-            self.workers.iter().filter(|(_, worker)| hangs(worker)).map(|(id, _)| *id).collect();
-        for id in hung {
-            self.lose(id, &self.detector.verdict(), actions);
+        let hung = |(id, worker): (&WorkerId, &Worker)| Some((*id, self.verdict(worker)?));
+        let hung: Vec<(WorkerId, String)> = self.workers.iter().filter_map(hung).collect();
+        for (id, cause) in hung {
+            self.lose(id, &cause, actions);
         }
         let is_late = |worker: &Worker| match worker.standing {
             Standing::Recalled { until } => self.now >= until,
@@ -80,10 +77,10 @@ impl Registry {
         }
     }
 
-    /// When a worker hangs, if it is at work; who is done is not.
-    pub(super) fn hangs_at(&self, worker: &Worker) -> Option<Instant> {
+    /// Why a worker is given up whose training stands still, if it does; who is done is not at work.
+    fn verdict(&self, worker: &Worker) -> Option<String> {
         let trains = worker.finish.is_none() && worker.standing != Standing::Loading;
-        worker.progress.filter(|_| trains).and_then(|progress| self.detector.hangs_at(progress))
+        worker.progress.filter(|_| trains).and_then(|progress| self.detector.verdict(progress))
     }
 
     /// A worker is gone; unless it was done, the ring goes on without it.
