@@ -20,7 +20,7 @@ use crate::{Buffer, frame, memory};
 const PATIENT: Duration = Duration::from_secs(60);
 /// Too much for a board.
 const LARGE: usize = 10_000;
-const ARENA_BYTES: usize = 1 << 20;
+const ARENA_BYTES: usize = 4 << 20;
 
 /// Rank 1 of two, played by a test: what it shares, and its line to rank 0.
 struct Puppet {
