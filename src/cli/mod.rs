@@ -9,6 +9,7 @@ pub mod checkpoint;
 pub mod coordinator;
 pub mod data;
 pub mod generate;
+mod nodes;
 mod parts;
 pub mod recipe;
 pub mod train;

@@ -11,7 +11,7 @@ mod control;
 mod evaluate;
 pub mod gate;
 mod gradients;
-mod host;
+pub mod host;
 mod params;
 pub mod phases;
 pub mod plan;

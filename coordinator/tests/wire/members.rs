@@ -242,3 +242,17 @@ fn a_holding_that_cannot_be_is_no_answer() {
         run.finish();
     }
 }
+
+/// Two hosts may have processes of one number: the end of the one is not that of the other's.
+#[test]
+fn a_process_that_ended_is_one_of_its_host() {
+    let run = Run::training();
+    let About { host, pid, .. } = about();
+    run.process_exited("another host", pid, "first");
+    run.process_exited(&host, pid, "second");
+    let reason = run.expect("a loss", |event| match event {
+        Event::WorkerLost { reason, .. } => Some(reason.clone()),
+        _ => None,
+    });
+    assert!(reason.contains("second"), "{reason}");
+}
