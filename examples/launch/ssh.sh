@@ -30,7 +30,10 @@ for rank in "${!hosts[@]}"; do
   set -m; node "$rank" "${hosts[$rank]}" & pids+=($!); set +m
   [ "$rank" = 0 ] && first=$!
 done
-stop() { stopping=1; ${SSH:-ssh} "${hosts[0]}" pkill -TERM -f "'train $RECIPE --out $OUT .*--node-rank 0'"; }
+stop() {
+  stopping=1
+  ${SSH:-ssh} "${hosts[0]}" pkill -TERM -f "'^$MATTOCK train $RECIPE --out $OUT .*--node-rank 0'"
+}
 trap stop INT TERM
 wait "$first"; status=$?
 while [ -n "$stopping" ] && kill -0 "$first" 2>/dev/null; do wait "$first"; status=$?; done
