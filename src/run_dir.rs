@@ -42,6 +42,8 @@ pub enum Reuse {
     Refuse,
     /// Go on with it (`--resume`). A folder without a run will do: the checkpoints may lie elsewhere.
     Resume,
+    /// Go on with it, or start afresh where nothing is (`--resume-if-any`).
+    ResumeIfAny,
     /// Remove it (`--overwrite`).
     Overwrite,
 }
@@ -162,7 +164,7 @@ impl RunDir {
         match reuse {
             Reuse::Refuse if occupied => Err(RunDirError::Occupied { path: dir.path }),
             Reuse::Overwrite => dir.clear().map(|()| dir),
-            Reuse::Refuse | Reuse::Resume => Ok(dir),
+            Reuse::Refuse | Reuse::Resume | Reuse::ResumeIfAny => Ok(dir),
         }
     }
 

@@ -23,6 +23,7 @@ const PURE: &[&str] = &[
     "collectives/src/link/quic/steady/model.rs",
     "coordinator/src/membership",
     "coordinator/src/ledger.rs",
+    "src/launch/place.rs",
     "worker/exact/src",
     "worker/data/src/order.rs",
     "worker/data/src/keys.rs",

@@ -336,7 +336,7 @@ async fn listen(
     }
 }
 
-async fn connect(
+pub(crate) async fn connect(
     endpoint: &Endpoint,
     config: quinn::ClientConfig,
     address: SocketAddr,
@@ -356,13 +356,16 @@ async fn connect(
     }
 }
 
-async fn open(connection: &Connection, limit: Duration) -> Result<(SendStream, RecvStream), StreamError> {
+pub(crate) async fn open(
+    connection: &Connection,
+    limit: Duration,
+) -> Result<(SendStream, RecvStream), StreamError> {
     let opened = timeout(limit, connection.open_bi()).await.map_err(|_| StreamError::Silent(limit))?;
     opened.map_err(lost)
 }
 
 /// The own address on the way there; nothing is sent.
-fn local_ip_towards(address: SocketAddr) -> std::io::Result<IpAddr> {
+pub(crate) fn local_ip_towards(address: SocketAddr) -> std::io::Result<IpAddr> {
     let any: SocketAddr = if address.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0u16; 8], 0).into() };
     let socket = UdpSocket::bind(any)?;
     socket.connect(address)?;

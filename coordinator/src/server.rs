@@ -34,7 +34,7 @@ const OUTBOX_MAX: usize = 256;
 pub struct ServerConfig {
     /// Where to listen; port 0 takes a free one.
     pub listen: SocketAddr,
-    /// Where workers reach it, if that is another address.
+    /// Where workers reach it, if that is another address; port 0 stands for the one that was taken.
     pub advertise: Option<SocketAddr>,
     /// The run's id.
     pub run: String,
@@ -87,6 +87,8 @@ pub enum Command {
     Stop,
     /// A local process has ended: its worker, if it was one, is lost.
     ProcessExited {
+        /// The host's name, as its workers tell it: other hosts may have a process of this number too.
+        host: String,
         /// Which.
         pid: u32,
         /// How it ended.
@@ -132,7 +134,11 @@ impl Server {
         let authority = Authority::new(&config.run)?;
         let tls = server_config(&authority.coordinator()?, config.membership.timeout)?;
         let endpoint = Endpoint::server(tls, config.listen).map_err(listen)?;
-        let address = config.advertise.unwrap_or(endpoint.local_addr().map_err(listen)?);
+        let bound = endpoint.local_addr().map_err(listen)?;
+        let mut address = config.advertise.unwrap_or(bound);
+        if address.port() == 0 {
+            address.set_port(bound.port());
+        }
         let secret = random()?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let expires = (now + config.token_lifetime).as_secs();

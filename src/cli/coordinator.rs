@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::anyhow;
 use clap::Args;
+use mattock_coordinator::event::Event;
 use mattock_coordinator::membership::{Config, Outcome};
 use mattock_coordinator::{Command, Server, ServerConfig};
 use mattock_worker::settings::{Settings, Start};
@@ -63,6 +64,9 @@ pub struct CoordinatorArgs {
     /// Go on from the newest checkpoint, or from that of STEP
     #[arg(long, value_name = "STEP", num_args = 0..=1, require_equals = true)]
     pub resume: Option<Option<u64>>,
+    /// Go on from the newest checkpoint, or start afresh where there is none
+    #[arg(long, conflicts_with = "resume")]
+    pub resume_if_any: bool,
 }
 
 /// A launcher's command.
@@ -70,7 +74,7 @@ pub struct CoordinatorArgs {
 #[serde(rename_all = "snake_case")]
 enum Said {
     Stop(#[expect(dead_code, reason = "its presence says all")] bool),
-    Exited { pid: u32, status: String, replaced: bool, left: usize },
+    Exited { host: String, pid: u32, status: String, replaced: bool, left: usize },
 }
 
 /// Runs `mattock coordinator`; `out` is standard output.
@@ -93,6 +97,7 @@ impl CoordinatorArgs {
         let settings = Settings {
             checkpoints: checkpoints_of(&plan.checkpoint.to, &self.out),
             start: match self.resume {
+                None if self.resume_if_any => Start::NewestIfAny,
                 None => Start::Fresh,
                 Some(None) => Start::Newest,
                 Some(Some(step)) => Start::Step(step),
@@ -101,7 +106,11 @@ impl CoordinatorArgs {
         let now = || format!("{:x}", jiff::Timestamp::now().as_nanosecond());
         Ok(ServerConfig {
             listen: self.listen,
-            advertise: None,
+            advertise: match self.listen.ip().is_unspecified() {
+                // Nobody can be sent to "any address".
+                true => Some((launch::address_towards_others()?, 0).into()),
+                false => None,
+            },
             run: self.run.clone().unwrap_or_else(now),
             steps: plan.steps,
             recipe: recipe.text.clone(),
@@ -129,10 +138,12 @@ async fn serve(args: &CoordinatorArgs, config: ServerConfig, out: &mut impl Writ
     while let Some(event) = emitted.recv().await {
         let line = serde_json::to_string(&event).map_err(Failure::internal)?;
         writeln!(out, "{line}").and_then(|()| out.flush()).map_err(Failure::internal)?;
+        if event == Event::RunEnding {
+            // The token is worth nothing any more, and launchers elsewhere look whether it is there.
+            let _ = std::fs::remove_file(&args.token_file);
+        }
     }
     listening.abort();
-    // The token is worth nothing any more.
-    let _ = std::fs::remove_file(&args.token_file);
     let end = run.await.map_err(Failure::internal)?;
     match end.outcome {
         Outcome::Completed(_) => Ok(Exit::Done),
@@ -180,9 +191,9 @@ fn stdin_lines(supervised: bool) -> mpsc::Receiver<String> {
 fn read(line: &str) -> Option<Command> {
     match serde_json::from_str(line) {
         Ok(Said::Stop(_)) => Some(Command::Stop),
-        Ok(Said::Exited { pid, status, replaced, left }) => {
+        Ok(Said::Exited { host, pid, status, replaced, left }) => {
             let bad_input = status.ends_with(": 2");
-            Some(Command::ProcessExited { pid, status, bad_input, replaced, left })
+            Some(Command::ProcessExited { host, pid, status, bad_input, replaced, left })
         }
         Err(error) => {
             tracing::warn!(%error, %line, "no command of a launcher");

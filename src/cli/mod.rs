@@ -8,7 +8,9 @@ pub mod chaos;
 pub mod checkpoint;
 pub mod coordinator;
 pub mod data;
+pub mod doctor;
 pub mod generate;
+mod nodes;
 mod parts;
 pub mod recipe;
 pub mod train;
@@ -51,6 +53,8 @@ pub enum Command {
     Recipe(recipe::RecipeArgs),
     /// Build or show a recipe's dataset
     Data(data::DataArgs),
+    /// Check this host before a run, and say what to mend
+    Doctor(doctor::DoctorArgs),
     /// Measure collectives between processes
     Bench(bench::BenchArgs),
     /// Kill, stop, send away and add workers by a seed, and show that a run leaves no trace of it
@@ -71,6 +75,7 @@ pub fn run<T: Task>(command: &Command) -> Result<Exit, Failure> {
         Command::Checkpoint(args) => checkpoint::run::<T>(args, out),
         Command::Recipe(args) => recipe::run(args, |recipe| open::<T>(recipe).map(drop), out),
         Command::Data(args) => data::run::<T>(args, out),
+        Command::Doctor(args) => doctor::run(args, out),
         Command::Bench(args) => bench::run(args, out),
         Command::Chaos(args) => chaos::run(args, out),
     }

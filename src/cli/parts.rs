@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 
-use mattock_checkpoint::{How, Location, Which, claim, probe};
+use mattock_checkpoint::{ClaimError, How, Location, Which, claim, probe};
 use mattock_worker::task::{Sampling, Source, Task, TaskError};
 
 use super::checkpoint::locate;
@@ -52,10 +52,16 @@ impl<T: Task> Parts for TaskParts<T> {
         probe(&location).map_err(Failure::bad_input)?;
         let how = match reuse {
             Reuse::Refuse => How::Fresh,
-            Reuse::Resume => How::Resume,
+            Reuse::Resume | Reuse::ResumeIfAny => How::Resume,
             Reuse::Overwrite => How::Overwrite,
         };
-        claim(&location, &fresh_id(), how).map_err(Failure::bad_input)
+        match claim(&location, &fresh_id(), how) {
+            Err(ClaimError::Nothing { .. }) if reuse == Reuse::ResumeIfAny => {
+                claim(&location, &fresh_id(), How::Fresh)
+            }
+            claimed => claimed,
+        }
+        .map_err(Failure::bad_input)
     }
 
     fn sample(&self, _: &Resolved, checkpoint: &str) -> Option<String> {

@@ -13,9 +13,10 @@ use anyhow::anyhow;
 use clap::Args;
 use mattock_collectives::TransportChoice;
 
+use super::nodes::{NodeArgs, follow};
 use super::recipe::RecipeFile;
 use crate::exit::{EXIT_CODES, Exit, Failure};
-use crate::launch::{Deadlines, Ended, LaunchError, Line, Listening, LocalRun, Program, stop_signals};
+use crate::launch::{Deadlines, Ended, LaunchError, Line, Listening, LocalRun, Place, Program, stop_signals};
 use crate::progress::{Event, Mode, Progress, RunEnded, RunOutcome, Summary};
 use crate::recipe::Resolved;
 use crate::run_dir::{EventLog, Reuse, RunDir, RunDirError, RunRecord};
@@ -25,9 +26,8 @@ Examples:
   mattock train configs/quickstart.toml
   mattock train configs/quickstart.toml --workers 4 --set train.steps=1000
   mattock train configs/quickstart.toml --out runs/first --resume
+  srun mattock train configs/quickstart.toml --out /shared/runs/first --resume-if-any --workers 4
 ";
-/// The join token of a local run, in the run's folder.
-const TOKEN: &str = "token";
 
 /// Train a model as a recipe says, with a coordinator and workers on this machine
 #[derive(Debug, Args)]
@@ -36,7 +36,7 @@ pub struct TrainArgs {
     /// The recipe.
     #[command(flatten)]
     pub recipe: RecipeFile,
-    /// Worker processes to start; the result is the same for any number
+    /// Worker processes to start on each machine; the result is the same for any number
     #[arg(long, value_name = "N", default_value = "2")]
     pub workers: NonZeroU32,
     /// Where to compute: auto, cpu, cuda or cuda:N
@@ -54,9 +54,15 @@ pub struct TrainArgs {
     /// Go on from the newest checkpoint, or from that of STEP
     #[arg(long, value_name = "STEP", num_args = 0..=1, require_equals = true)]
     pub resume: Option<Option<u64>>,
+    /// Go on from the newest checkpoint, or start afresh where there is none: for jobs that are started again as they are
+    #[arg(long, conflicts_with_all = ["resume", "overwrite"])]
+    pub resume_if_any: bool,
     /// Remove what --out and the checkpoint prefix hold, and start afresh
     #[arg(long, conflicts_with = "resume")]
     pub overwrite: bool,
+    /// Which machine of how many this is.
+    #[command(flatten)]
+    pub nodes: NodeArgs,
     /// Print one JSON object about the run on standard output at the end
     #[arg(long)]
     pub json: bool,
@@ -87,28 +93,51 @@ pub trait Parts {
 /// Bad input before anything is started; a failed run after.
 pub fn run(args: &TrainArgs, parts: &impl Parts, out: &mut impl Write) -> Result<Exit, Failure> {
     let recipe = args.recipe.resolve()?;
-    args.check(&recipe)?;
-    let record = RunRecord::new(parts.prepare(&recipe)?);
+    let place = args.nodes.place()?;
+    args.check(&recipe, &place)?;
+    if place.nodes > 1 {
+        eprintln!("{place}");
+    }
+    if !place.leads() {
+        parts.prepare(&recipe)?;
+        return follow(args, &recipe, &place);
+    }
+    lead(args, parts, out, &recipe, &place)
+}
+
+/// Runs the coordinator's side, and this machine's workers.
+fn lead(
+    args: &TrainArgs,
+    parts: &impl Parts,
+    out: &mut impl Write,
+    recipe: &Resolved,
+    place: &Place,
+) -> Result<Exit, Failure> {
+    let record = RunRecord::new(parts.prepare(recipe)?);
     let dir = RunDir::open(
         args.out.as_deref(),
         &recipe.plan.name,
         args.reuse(),
         jiff::ZonedDateTime::now().datetime(),
     )?;
-    for change in dir.check_resumable(&recipe, &record)? {
+    // What an earlier attempt left must not be taken for this one's.
+    let token = args.nodes.token_file(dir.path());
+    let _ = std::fs::remove_file(&token);
+    for change in dir.check_resumable(recipe, &record)? {
         eprintln!("resumed with another recipe: {change}");
     }
-    let run = parts.claim_checkpoints(&dir.checkpoints(&recipe), args.reuse())?;
-    dir.save(&recipe, &record)?;
+    let run = parts.claim_checkpoints(&dir.checkpoints(recipe), args.reuse())?;
+    dir.save(recipe, &record)?;
 
-    let (ended, watch) = train(args, &recipe, &dir, &run)?;
+    let run = args.processes(recipe, &dir, &token, &run, place)?;
+    let (ended, watch) = train(run, &dir)?;
     let summary =
         Summary::new(watch.progress.meter(), &watch.ended.clone().unwrap_or_default(), Instant::now());
     eprint!("\n{}", summary.to_text(dir.path()));
     let exit = verdict(&ended, watch.ended.as_ref());
     match (exit, summary.checkpoints.last()) {
         (Exit::Done, Some(checkpoint)) => {
-            if let Some(text) = parts.sample(&recipe, checkpoint) {
+            if let Some(text) = parts.sample(recipe, checkpoint) {
                 eprintln!("\n{text}");
             }
         }
@@ -127,14 +156,25 @@ pub fn run(args: &TrainArgs, parts: &impl Parts, out: &mut impl Write) -> Result
 }
 
 impl TrainArgs {
-    fn check(&self, recipe: &Resolved) -> Result<(), Failure> {
-        let (elastic, workers) = (&recipe.plan.elastic, self.workers.get());
+    fn check(&self, recipe: &Resolved, place: &Place) -> Result<(), Failure> {
+        let (elastic, workers) = (&recipe.plan.elastic, self.all_workers(place).get());
         if !(elastic.min_workers..=elastic.max_workers).contains(&workers) {
+            let each = self.workers;
+            let each = if place.nodes > 1 {
+                format!("{each} on each of {} nodes", place.nodes)
+            } else {
+                each.to_string()
+            };
             return Err(Failure::bad_input(anyhow!(
-                "--workers {workers} is outside of what the recipe allows: {} to {} \
+                "--workers {each} is outside of what the recipe allows: {} to {} \
                     (`elastic.min_workers`, `elastic.max_workers`)",
                 elastic.min_workers,
                 elastic.max_workers
+            )));
+        }
+        if place.nodes > 1 && self.out.is_none() {
+            return Err(Failure::bad_input(anyhow!(
+                "{place} needs --out DIR, a folder that all nodes share: the join token is passed on there"
             )));
         }
         if self.resume.is_some() && self.out.is_none() && recipe.plan.checkpoint.to.contains("{out}") {
@@ -147,11 +187,17 @@ impl TrainArgs {
     }
 
     fn reuse(&self) -> Reuse {
-        match (self.resume.is_some(), self.overwrite) {
-            (true, _) => Reuse::Resume,
-            (false, true) => Reuse::Overwrite,
-            (false, false) => Reuse::Refuse,
+        match (self.resume.is_some(), self.resume_if_any, self.overwrite) {
+            (true, ..) => Reuse::Resume,
+            (_, true, _) => Reuse::ResumeIfAny,
+            (_, _, true) => Reuse::Overwrite,
+            (false, false, false) => Reuse::Refuse,
         }
+    }
+
+    /// Workers of all machines.
+    fn all_workers(&self, place: &Place) -> NonZeroU32 {
+        self.workers.saturating_mul(NonZeroU32::new(place.nodes).unwrap_or(NonZeroU32::MIN))
     }
 
     /// What the user types to go on.
@@ -165,45 +211,58 @@ impl TrainArgs {
     }
 
     /// The processes of the run in `dir`.
-    fn processes(&self, recipe: &Resolved, dir: &RunDir, run: &str) -> io::Result<LocalRun> {
-        let token = dir.path().join(TOKEN);
+    fn processes(
+        &self,
+        recipe: &Resolved,
+        dir: &RunDir,
+        token: &Path,
+        run: &str,
+        place: &Place,
+    ) -> Result<LocalRun, Failure> {
         let mut coordinator: Vec<OsString> = vec!["coordinator".into(), dir.recipe_path().into()];
-        coordinator.extend(["--out".into(), dir.path().into(), "--token-file".into(), token.clone().into()]);
-        coordinator.extend(["--workers".into(), self.workers.to_string().into()]);
+        coordinator.extend(["--out".into(), dir.path().into(), "--token-file".into(), token.into()]);
+        coordinator.extend(["--workers".into(), self.all_workers(place).to_string().into()]);
+        coordinator.extend(["--listen".into(), self.nodes.listen(place)?.to_string().into()]);
         coordinator.extend(["--run".into(), run.into(), "--supervised".into()]);
         match self.resume {
             Some(Some(step)) => coordinator.push(format!("--resume={step}").into()),
             Some(None) => coordinator.push("--resume".into()),
+            None if self.resume_if_any => coordinator.push("--resume-if-any".into()),
             None => {}
         }
-        let this = Program::this::<OsString>([])?;
-        let (device, transport) = (self.device.clone(), self.transport.to_string());
+        let (worker, token) = (self.worker_program()?, token.to_owned());
         let worker = move |index: u32, listening: &Listening| {
-            let mut args: Vec<OsString> = vec!["worker".into(), "--coordinator".into()];
-            args.extend([listening.address.to_string().into(), "--token-file".into(), token.clone().into()]);
-            args.extend([
-                "--device".into(),
-                device.clone().into(),
-                "--transport".into(),
-                transport.clone().into(),
-            ]);
-            args.push("--supervised".into());
-            args.extend(["--local-rank".into(), index.to_string().into()]);
-            Program { args, ..this.clone() }
+            let mut program = worker(index);
+            program.args.extend(["--coordinator".into(), listening.address.to_string().into()]);
+            program.args.extend(["--token-file".into(), token.clone().into()]);
+            program
         };
+        let deadlines = Deadlines::new(recipe.plan.elastic.timeout);
         Ok(LocalRun {
-            coordinator: Program::this(coordinator)?,
+            coordinator: Program::this(coordinator).map_err(Failure::internal)?,
             workers: self.workers,
             worker: Box::new(worker),
             respawn: !self.no_respawn,
-            deadlines: Deadlines::new(recipe.plan.elastic.timeout),
+            deadlines: if place.nodes > 1 { deadlines.with_others(self.nodes.wait()) } else { deadlines },
+        })
+    }
+
+    /// Names the program of each of this machine's workers, but not what it joins.
+    pub(super) fn worker_program(&self) -> Result<impl Fn(u32) -> Program + use<>, Failure> {
+        let this = Program::this::<OsString>([]).map_err(Failure::internal)?;
+        let (device, transport) = (self.device.clone(), self.transport.to_string());
+        Ok(move |index: u32| {
+            let mut args: Vec<OsString> = vec!["worker".into(), "--supervised".into()];
+            args.extend(["--device".into(), device.clone().into()]);
+            args.extend(["--transport".into(), transport.clone().into()]);
+            args.extend(["--local-rank".into(), index.to_string().into()]);
+            Program { args, ..this.clone() }
         })
     }
 }
 
 /// Starts the processes and watches them until all are gone.
-fn train(args: &TrainArgs, recipe: &Resolved, dir: &RunDir, run: &str) -> Result<(Ended, Watch), Failure> {
-    let run = args.processes(recipe, dir, run).map_err(Failure::internal)?;
+fn train(run: LocalRun, dir: &RunDir) -> Result<(Ended, Watch), Failure> {
     let mut watch = Watch::new(dir.events()?);
     // On this very thread: the kernel ties children to the thread that started them.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -336,6 +395,10 @@ mod tests {
         }
     }
 
+    fn one() -> Place {
+        Place { rank: 0, nodes: 1, why: String::new() }
+    }
+
     fn args(sets: &[&str], resume: Option<Option<u64>>) -> TrainArgs {
         let recipe = concat!(env!("CARGO_MANIFEST_DIR"), "/configs/quickstart.toml").into();
         TrainArgs {
@@ -346,6 +409,8 @@ mod tests {
             no_respawn: false,
             out: None,
             resume,
+            resume_if_any: false,
+            nodes: NodeArgs::default(),
             overwrite: false,
             json: false,
         }
@@ -354,14 +419,14 @@ mod tests {
     #[test]
     fn what_the_recipe_does_not_allow_is_bad_input() {
         let refusal = |args: TrainArgs| {
-            let failure = args.check(&args.recipe.resolve().unwrap()).unwrap_err();
+            let failure = args.check(&args.recipe.resolve().unwrap(), &one()).unwrap_err();
             assert_eq!(failure.exit, Exit::BadInput);
             failure.to_string()
         };
         assert!(refusal(args(&["elastic.max_workers=8"], None)).contains("--workers 9 is outside"));
         assert!(refusal(args(&["elastic.max_workers=9"], Some(None))).contains("--resume needs --out"));
         let elsewhere = args(&["elastic.max_workers=9", "checkpoint.to=s3://b/p"], Some(None));
-        elsewhere.check(&elsewhere.recipe.resolve().unwrap()).unwrap();
+        elsewhere.check(&elsewhere.recipe.resolve().unwrap(), &one()).unwrap();
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! `mattock worker`: one worker, from its token to the end of the run.
 
+use std::io::Write;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -8,15 +9,15 @@ use clap::Args;
 use mattock_collectives::{Congestion, TransportChoice};
 use mattock_coordinator::identity::JoinToken;
 use mattock_worker::DeviceError;
-use mattock_worker::session::{self, Options};
+use mattock_worker::session::{self, End, Milestone, Options};
 use mattock_worker::task::Task;
 
 use crate::exit::{EXIT_CODES, Exit, Failure};
-use crate::launch;
+use crate::launch::{self, WorkerEvent};
 use crate::recipe::Resolved;
 
 /// Holds the join token where no file is named.
-const TOKEN_VARIABLE: &str = "MATTOCK_TOKEN";
+pub(super) const TOKEN_VARIABLE: &str = "MATTOCK_TOKEN";
 
 const EXAMPLES: &str = "\
 SIGTERM, SIGUSR1 or Ctrl-C makes a worker leave after the step that it is in; the run goes on without it, or, with too few
@@ -78,15 +79,38 @@ pub fn run<T: Task>(args: &WorkerArgs) -> Result<Exit, Failure> {
         leave: launch::reasons_to_leave().map_err(Failure::internal)?,
         cache: crate::cache::folder(),
         resolve: &resolve,
+        told: &|milestone| {
+            args.tell(match milestone {
+                Milestone::Joined => WorkerEvent::Joined,
+                Milestone::Stepped => WorkerEvent::Stepped,
+            });
+        },
     };
     match session::run::<T>(options) {
-        Ok(()) => Ok(Exit::Done),
+        Ok(end) => {
+            args.tell(match end {
+                End::Completed => WorkerEvent::Completed,
+                End::Stopped => WorkerEvent::Stopped,
+                End::Left => WorkerEvent::Left,
+            });
+            Ok(Exit::Done)
+        }
         Err(error) if error.is_bad_input() => Err(Failure::bad_input(error)),
         Err(error) => Err(Failure::run(error)),
     }
 }
 
 impl WorkerArgs {
+    /// Tells the launcher, if one is there. Where it does not listen, nobody needs to know.
+    fn tell(&self, event: WorkerEvent) {
+        if self.supervised
+            && let Ok(line) = serde_json::to_string(&event)
+        {
+            let mut out = std::io::stdout().lock();
+            let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+        }
+    }
+
     fn token(&self) -> Result<JoinToken, Failure> {
         match (&self.token_file, std::env::var(TOKEN_VARIABLE)) {
             (Some(file), _) => JoinToken::read(file).map_err(Failure::bad_input),

@@ -79,29 +79,40 @@ impl fmt::Display for Role {
 /// What happens to children.
 #[derive(Debug)]
 pub(super) enum Notice {
-    /// A line on the coordinator's standard output.
-    Event(String),
+    /// A line on the standard output.
+    Event(Role, String),
     /// A line on standard error.
     Said(Role, String),
     /// Nothing of it is left, and everything that it printed has been reported.
     Exited(Role, u32, ExitStatus),
 }
 
+/// Whose standard output holds events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Speaks {
+    /// The coordinator, for all.
+    Coordinator,
+    /// Each worker, for there is no coordinator here.
+    Everybody,
+}
+
 /// Starts a program; `kill` becoming true kills it. Returns its process id and its standard input,
 /// which ends when dropped.
 pub(super) fn start(
     role: Role,
+    speaks: Speaks,
     program: &Program,
     notices: &mpsc::Sender<Notice>,
     kill: watch::Receiver<bool>,
 ) -> io::Result<(u32, ChildStdin)> {
+    let heard = role == Role::Coordinator || speaks == Speaks::Everybody;
     let mut command = Command::new(&program.path);
     command
         .args(&program.args)
         .envs(program.env.iter().map(|(name, value)| (name, value)))
         .env(PARENT, std::process::id().to_string())
         .stdin(Stdio::piped())
-        .stdout(if role == Role::Coordinator { Stdio::piped() } else { Stdio::null() })
+        .stdout(if heard { Stdio::piped() } else { Stdio::null() })
         .stderr(Stdio::piped())
         .kill_on_drop(true);
     // A group of its own: Ctrl-C on the terminal reaches the parent alone, which then stops the run in order.
@@ -111,7 +122,7 @@ pub(super) fn start(
     let stdin = child.stdin.take().ok_or_else(|| io::Error::other("no standard input"))?;
     let mut readers = Vec::new();
     if let Some(stdout) = child.stdout.take() {
-        readers.push(tokio::spawn(pass_events(stdout, notices.clone())));
+        readers.push(tokio::spawn(pass_events(role, stdout, notices.clone())));
     }
     if let Some(stderr) = child.stderr.take() {
         readers.push(tokio::spawn(pass_stderr(role, stderr, notices.clone())));
@@ -148,14 +159,14 @@ async fn wait(
     let _ = notices.send(Notice::Exited(role, pid, status)).await;
 }
 
-async fn pass_events(stdout: impl AsyncRead + Unpin, notices: mpsc::Sender<Notice>) {
+async fn pass_events(role: Role, stdout: impl AsyncRead + Unpin, notices: mpsc::Sender<Notice>) {
     let mut reader = BufReader::new(stdout);
     while let Ok(Some(line)) = next_line(&mut reader, EVENT_BYTES_MAX).await {
         let notice = if line.cut {
             let said = format!("an event of more than {EVENT_BYTES_MAX} bytes was dropped");
-            Notice::Said(Role::Coordinator, said)
+            Notice::Said(role, said)
         } else {
-            Notice::Event(line.text)
+            Notice::Event(role, line.text)
         };
         if notices.send(notice).await.is_err() {
             return;

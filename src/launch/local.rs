@@ -22,6 +22,7 @@ use std::process::ExitStatus;
 use std::time::Duration;
 use std::{fmt, io};
 
+use mattock_worker::host;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
 use serde_json::json;
@@ -30,16 +31,16 @@ use tokio::process::ChildStdin;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::child::{Notice, Program, Role, start};
+use super::child::{Notice, Program, Role, Speaks, start};
 use super::slots::Slots;
 use super::worker_environment;
 
 /// Notices that wait to be handled; a child that prints faster than we can pass on is held up.
-const NOTICES_MAX: usize = 256;
+pub(super) const NOTICES_MAX: usize = 256;
 /// How long the coordinator may take to read a command.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(1);
 /// How long the system may take to end a killed process.
-const KILL_TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Last words of the coordinator in an error.
 const LAST_WORDS_MAX: usize = 5;
 
@@ -48,6 +49,8 @@ const LAST_WORDS_MAX: usize = 5;
 pub struct Deadlines {
     /// From the coordinator's start until it listens.
     pub start: Duration,
+    /// From then until training begins, where workers of other machines are waited for.
+    pub gather: Option<Duration>,
     /// From the request to stop until the coordinator has ended; holds a whole step and a checkpoint.
     pub stop: Duration,
     /// From the end of one side (the coordinator, or the last worker) until the other has ended too.
@@ -57,7 +60,18 @@ pub struct Deadlines {
 impl Deadlines {
     /// All derived from the recipe's one `timeout`.
     pub fn new(elastic_timeout: Duration) -> Self {
-        Self { start: 3 * elastic_timeout, stop: 60 * elastic_timeout, exit: 3 * elastic_timeout }
+        Self {
+            start: 3 * elastic_timeout,
+            gather: None,
+            stop: 60 * elastic_timeout,
+            exit: 3 * elastic_timeout,
+        }
+    }
+
+    /// For a run that has workers on other machines too, which are waited for so long.
+    #[must_use]
+    pub fn with_others(self, gather: Duration) -> Self {
+        Self { gather: Some(gather), ..self }
     }
 }
 
@@ -101,8 +115,11 @@ enum Seen {
     Listening(Listening),
     WorkerJoined {
         worker: u64,
+        /// Other hosts may have a process of that number too.
+        host: Option<String>,
         pid: u32,
     },
+    RunStarted,
     WorkerLost {
         worker: u64,
     },
@@ -171,6 +188,12 @@ pub enum LaunchError {
     },
 }
 
+impl LaunchError {
+    pub(super) fn not_started(role: Role, program: &Program, source: io::Error) -> Self {
+        Self::Start { role, program: program.path.display().to_string(), source }
+    }
+}
+
 impl LocalRun {
     /// Starts everything, passes on what is printed, and returns when all have ended. The first message on
     /// `stops` ends the run in order, a second one kills.
@@ -188,7 +211,7 @@ impl LocalRun {
             let deadline = watched.deadline;
             tokio::select! {
                 Some(notice) = notices.recv() => match notice {
-                    Notice::Event(line) => {
+                    Notice::Event(_, line) => {
                         on_line(Line::Event(&line));
                         watched.event(&line);
                     }
@@ -231,8 +254,8 @@ struct Supervisor<'a> {
 impl<'a> Supervisor<'a> {
     fn start(run: &'a LocalRun, notices: mpsc::Sender<Notice>) -> Result<Self, LaunchError> {
         let (kill, killed) = watch::channel(false);
-        let (_, stdin) = start(Role::Coordinator, &run.coordinator, &notices, killed)
-            .map_err(|source| not_started(Role::Coordinator, &run.coordinator, source))?;
+        let (_, stdin) = start(Role::Coordinator, Speaks::Coordinator, &run.coordinator, &notices, killed)
+            .map_err(|source| LaunchError::not_started(Role::Coordinator, &run.coordinator, source))?;
         Ok(Self {
             run,
             notices,
@@ -254,16 +277,21 @@ impl<'a> Supervisor<'a> {
         match serde_json::from_str(line) {
             Ok(Seen::Listening(listening)) if self.listening.is_none() && !self.stopped => {
                 self.listening = Some(listening);
-                self.deadline = None;
+                self.deadline = self.run.deadlines.gather.map(|gather| Instant::now() + gather);
                 (0..self.run.workers.get()).for_each(|number| self.start_worker(number));
             }
-            Ok(Seen::WorkerJoined { worker, pid }) => self.workers.joined(pid, worker),
+            Ok(Seen::WorkerJoined { worker, host, pid }) => {
+                if host.is_none_or(|host| host == host::name()) {
+                    self.workers.joined(pid, worker);
+                }
+            }
+            Ok(Seen::RunStarted) if !self.stopped => self.deadline = None,
             Ok(Seen::WorkerLost { worker }) => self.kill_worker(worker),
             Ok(Seen::Step { ranks }) => {
                 self.workers.stepped(&ranks.into_iter().map(|rank| rank.worker).collect());
             }
             Ok(Seen::RunEnding) => self.over = true,
-            Ok(Seen::Listening(_) | Seen::Other) | Err(_) => {}
+            Ok(Seen::Listening(_) | Seen::RunStarted | Seen::Other) | Err(_) => {}
         }
     }
 
@@ -274,10 +302,10 @@ impl<'a> Supervisor<'a> {
         for (name, value) in worker_environment(self.run.workers) {
             program = program.with_env(name, value);
         }
-        match start(role, &program, &self.notices, self.kill.subscribe()) {
+        match start(role, Speaks::Coordinator, &program, &self.notices, self.kill.subscribe()) {
             Ok((pid, stdin)) => self.workers.fill(number, pid, stdin),
             Err(source) => {
-                self.failed.get_or_insert(not_started(role, &program, source));
+                self.failed.get_or_insert(LaunchError::not_started(role, &program, source));
                 self.kill_all("a worker could not be started");
             }
         }
@@ -316,11 +344,13 @@ impl<'a> Supervisor<'a> {
                 let replaced = wanted && !over;
                 let left = self.workers.living().count() + usize::from(replaced);
                 let status = status.to_string();
-                let exited = json!({ "pid": pid, "status": status, "replaced": replaced, "left": left });
+                let host = host::name();
+                let exited =
+                    json!({ "host": host, "pid": pid, "status": status, "replaced": replaced, "left": left });
                 self.command(&json!({ "exited": exited })).await;
                 if replaced {
                     self.start_worker(number);
-                } else if self.workers.living().next().is_none() && self.coordinator.is_none() {
+                } else if left == 0 && !self.has_others() && self.coordinator.is_none() {
                     self.wait_at_most(self.run.deadlines.exit);
                 }
             }
@@ -345,9 +375,17 @@ impl<'a> Supervisor<'a> {
             (true, ..) => "workers did not end after the coordinator",
             (_, true, _) => "the run did not stop in time",
             (_, _, false) => "the coordinator did not come to listen in time",
+            _ if self.has_others() && self.workers.living().next().is_some() => {
+                "the workers of the other machines did not come in time: look at what those say, or wait longer (--wait)"
+            }
             (..) => "the coordinator did not end after the last worker",
         });
         Ok(())
+    }
+
+    /// Whether workers of other machines take part, who go on without those here.
+    fn has_others(&self) -> bool {
+        self.run.deadlines.gather.is_some()
     }
 
     fn kill_all(&mut self, why: &'static str) {
@@ -403,8 +441,4 @@ impl<'a> Supervisor<'a> {
             killed: self.killed,
         }))
     }
-}
-
-fn not_started(role: Role, program: &Program, source: io::Error) -> LaunchError {
-    LaunchError::Start { role, program: program.path.display().to_string(), source }
 }

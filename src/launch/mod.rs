@@ -4,12 +4,17 @@
 //! kernel kills it when the parent dies ([`die_with_parent`]), and the parent kills what is left when it
 //! gives up.
 //!
-//! Deliberately absent: placement on other machines. Slurm, Kubernetes and ssh start `mattock worker`
-//! themselves.
+//! On several machines a launcher (Slurm, Kubernetes, ssh) starts this program once on each: [`Place`] says which of them
+//! has the coordinator ([`LocalRun`]) and which only workers ([`FollowedRun`]).
+//!
+//! Deliberately absent: starting anything on another machine.
 
+mod address;
 mod child;
+mod follow;
 mod lines;
 mod local;
+mod place;
 mod slots;
 #[cfg(test)]
 mod tests;
@@ -21,8 +26,11 @@ use std::num::NonZeroU32;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
+pub use address::address_towards_others;
 pub use child::{Program, Role};
+pub use follow::{Followed, FollowedRun, TokenSource, WorkerEvent};
 pub use local::{Deadlines, Ended, LaunchError, Line, Listening, LocalRun, WorkerProgram};
+pub use place::{Flags, Place, PlaceError};
 
 /// The parent's process id, in a child's environment.
 const PARENT: &str = "MATTOCK_PARENT";
@@ -53,23 +61,31 @@ pub fn die_with_parent() -> io::Result<()> {
     Ok(())
 }
 
-/// Ctrl-C and SIGTERM, one message each. Must be called within a Tokio runtime.
+/// The signals that stop a run: Ctrl-C, SIGTERM, and SIGUSR1, which is Slurm's notice. One message for the first; after that
+/// only Ctrl-C sends another, for launchers signal more than once, to several processes, and mean the same.
+/// Must be called within a Tokio runtime.
 ///
 /// # Errors
 /// Where the system refuses to install handlers.
 pub fn stop_signals() -> io::Result<mpsc::Receiver<()>> {
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let mut notice = signal(SignalKind::user_defined1())?;
     let (sender, receiver) = mpsc::channel(2);
     tokio::spawn(async move {
+        let mut told = false;
         loop {
-            tokio::select! {
-                Some(()) = interrupt.recv() => {}
-                Some(()) = terminate.recv() => {}
+            let insists = tokio::select! {
+                Some(()) = interrupt.recv() => true,
+                Some(()) = terminate.recv() => false,
+                Some(()) = notice.recv() => false,
                 () = sender.closed() => return,
                 else => return,
+            };
+            if insists || !told {
+                // More than two that nobody has taken yet say nothing new.
+                let _ = sender.try_send(());
             }
-            // More than two that nobody has taken yet say nothing new.
-            let _ = sender.try_send(());
+            told = true;
         }
     });
     Ok(receiver)

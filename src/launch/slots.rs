@@ -66,6 +66,23 @@ impl Slots {
         }
     }
 
+    /// The process in a place has taken part in a step.
+    pub(super) fn proved(&mut self, number: u32) {
+        if let Some(slot) = self.slots.get_mut(number as usize) {
+            slot.fruitless = 0;
+        }
+    }
+
+    /// Forgets what places have lost: what they failed at is there no more.
+    pub(super) fn forgive(&mut self) {
+        self.slots.iter_mut().for_each(|slot| slot.fruitless = 0);
+    }
+
+    /// The processes that are there.
+    pub(super) fn processes(&self) -> impl Iterator<Item = u32> {
+        self.slots.iter().filter_map(|slot| slot.running.as_ref()).map(|running| running.pid)
+    }
+
     /// The process of a worker, if it is still there.
     pub(super) fn process_of(&self, worker: u64) -> Option<u32> {
         let mut running = self.slots.iter().filter_map(|slot| slot.running.as_ref());
@@ -88,6 +105,11 @@ impl Slots {
             .iter_mut()
             .filter_map(|slot| slot.running.as_mut())
             .for_each(|running| running.stdin = None);
+    }
+
+    /// Whether any place has a process.
+    pub(super) fn has_any(&self) -> bool {
+        self.slots.iter().any(|slot| slot.running.is_some())
     }
 
     /// The numbers of places with a process.

@@ -6,7 +6,7 @@ use std::io;
 use mattock_kernels::Device;
 
 /// The host's name, or a placeholder where it has none.
-pub(crate) fn name() -> String {
+pub fn name() -> String {
     let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     if name.trim().is_empty() { "unknown".to_owned() } else { name.trim().to_owned() }
 }

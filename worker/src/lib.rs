@@ -11,7 +11,7 @@ mod control;
 mod evaluate;
 pub mod gate;
 mod gradients;
-mod host;
+pub mod host;
 mod params;
 pub mod phases;
 pub mod plan;
@@ -26,5 +26,5 @@ pub mod task;
 pub mod trainer;
 mod update;
 
-pub use mattock_kernels::{DeviceChoice, DeviceError, Kernels};
+pub use mattock_kernels::{Device, DeviceChoice, DeviceError, Kernels, cpu_features};
 pub use params::{Parameter, Space};

@@ -20,6 +20,8 @@ pub enum Start {
     Fresh,
     /// From the newest checkpoint that is whole.
     Newest,
+    /// From the newest checkpoint that is whole, or, where there is none at all, from the initial parameters.
+    NewestIfAny,
     /// From that of a step.
     Step(u64),
 }

@@ -62,6 +62,10 @@ pub(crate) fn start(
     match settings.start {
         Start::Fresh => Ok((initial, Vec::new())),
         Start::Newest => read(settings, space, Which::Newest),
+        Start::NewestIfAny => match read(settings, space, Which::Newest) {
+            Err(StorageError::Load(LoadError::None { .. })) => Ok((initial, Vec::new())),
+            read => read,
+        },
         Start::Step(step) => read(settings, space, Which::Step(step)),
     }
 }

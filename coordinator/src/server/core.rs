@@ -167,8 +167,9 @@ impl Core {
     pub(super) fn command(&self, command: Command) -> Vec<membership::Event> {
         match command {
             Command::Stop => vec![membership::Event::StopRequested],
-            Command::ProcessExited { pid, status, bad_input, replaced, left } => {
-                let link = self.links.iter().find(|(_, link)| link.about.pid == pid);
+            Command::ProcessExited { host, pid, status, bad_input, replaced, left } => {
+                let is_it = |about: &About| about.pid == pid && about.host == host;
+                let link = self.links.iter().find(|(_, link)| is_it(&link.about));
                 let lost = link.map(|(worker, _)| {
                     membership::Event::Lost(*worker, format!("its process {pid} ended: {status}"))
                 });

@@ -1,8 +1,9 @@
 //! Whoever has a certificate can do harm to himself, and to the run no more than a worker's results can.
 
 use mattock_coordinator::event::Event;
-use mattock_coordinator::identity::Identity;
+use mattock_coordinator::identity::{Identity, JoinToken};
 use mattock_coordinator::protocol::{About, Finish, FromCoordinator, FromWorker, Holding, StepReport};
+use mattock_coordinator::reach;
 use mattock_coordinator::wire;
 
 use crate::peer::{Answer, Peer, certificate};
@@ -241,4 +242,36 @@ fn a_holding_that_cannot_be_is_no_answer() {
         assert!(reason.contains(words), "{reason}");
         run.finish();
     }
+}
+
+/// Two hosts may have processes of one number: the end of the one is not that of the other's.
+#[test]
+fn a_process_that_ended_is_one_of_its_host() {
+    let run = Run::training();
+    let About { host, pid, .. } = about();
+    run.process_exited("another host", pid, "first");
+    run.process_exited(&host, pid, "second");
+    let reason = run.expect("a loss", |event| match event {
+        Event::WorkerLost { reason, .. } => Some(reason.clone()),
+        _ => None,
+    });
+    assert!(reason.contains("second"), "{reason}");
+}
+
+/// Whoever looks whether the coordinator can be reached disturbs nobody; with another run's token he is told so.
+#[test]
+fn a_look_from_outside_is_no_worker() {
+    let run = Run::training();
+    let found = reach(&run.token, run.token.timeout()).unwrap();
+    assert!(found.local_ip.is_loopback() && found.datagram_bytes >= 1200, "{found:?}");
+    let text = run.token.to_string();
+    let secret =
+        serde_json::from_str::<serde_json::Value>(&text).unwrap()["secret"].as_str().unwrap().to_owned();
+    let other = JoinToken::parse(&text.replace(&secret, &"00".repeat(32))).unwrap();
+    let refused = reach(&other, other.timeout()).unwrap_err().to_string();
+    assert!(refused.contains("not this run's"), "{refused}");
+    run.advance(3);
+    let joined = |event: &&Event| matches!(event, Event::WorkerJoined { .. } | Event::RingRecalled { .. });
+    assert_eq!(run.events().iter().filter(joined).count(), 2);
+    run.finish();
 }

@@ -71,7 +71,7 @@ pub struct Run {
     expected: usize,
     workers: Vec<JoinHandle<Result<(), String>>>,
     end: tokio::task::JoinHandle<RunEnd>,
-    _commands: mpsc::Sender<Command>,
+    commands: mpsc::Sender<Command>,
 }
 
 impl Run {
@@ -96,7 +96,7 @@ impl Run {
             }
         });
         let (expected, workers) = (setup.expected as usize, Vec::new());
-        Self { token, runtime, shared, expected, workers, end, _commands: commands }
+        Self { token, runtime, shared, expected, workers, end, commands }
     }
 
     /// A run that trains on two workers.
@@ -133,6 +133,13 @@ impl Run {
     pub fn add_flooding_worker(&mut self) {
         let (token, shared) = (self.token.clone(), Arc::clone(&self.shared));
         self.workers.push(std::thread::spawn(move || work(&token, &shared, true)));
+    }
+
+    /// Tells the coordinator that a process has ended, and another is started in its place.
+    pub fn process_exited(&self, host: &str, pid: u32, status: &str) {
+        let (host, status) = (host.to_owned(), status.to_owned());
+        let exited = Command::ProcessExited { host, pid, status, bad_input: false, replaced: true, left: 2 };
+        self.commands.blocking_send(exited).unwrap();
     }
 
     /// Makes the reader of events stop to read, or go on.

@@ -42,7 +42,7 @@ pub use format::manifest::{Manifest, ManifestError, PieceInfo};
 pub use layout::{Layout, LayoutError, TensorMeta};
 pub use listing::{Listing, Summary, list};
 pub use location::{Location, LocationError};
-pub use probe::{ProbeError, probe};
+pub use probe::{Examination, ProbeError, examine, probe};
 pub use reader::{Head, LoadError, Loaded, Weights, Which, load, load_weights, show};
 pub use retention::Retention;
 pub use save::{SaveError, Stop};

@@ -121,6 +121,13 @@ impl Store {
         }
     }
 
+    /// When an object was written, by the store's clock: milliseconds since 1970.
+    pub(crate) async fn written_ms(&self, name: &str) -> Result<i64, StoreError> {
+        let head = self.store.head(&self.path(name)).await;
+        head.map(|meta| meta.last_modified.timestamp_millis())
+            .map_err(|error| self.error("look at", name, error))
+    }
+
     /// Everything below the prefix: names relative to it, and sizes.
     pub(crate) async fn list(&self) -> Result<Vec<(String, u64)>, StoreError> {
         let prefix = Some(&self.prefix).filter(|prefix| !prefix.as_ref().is_empty());

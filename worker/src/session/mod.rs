@@ -58,6 +58,28 @@ pub struct Options<'a> {
     pub leave: std::sync::mpsc::Receiver<String>,
     /// From the recipe's text to the plan.
     pub resolve: &'a dyn Fn(&str) -> Result<Plan, String>,
+    /// Hears how far it has come.
+    pub told: &'a dyn Fn(Milestone),
+}
+
+/// How far a worker has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Milestone {
+    /// The coordinator has let it in.
+    Joined,
+    /// It has taken part in a step.
+    Stepped,
+}
+
+/// How a worker's part in a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// All steps of the run are done.
+    Completed,
+    /// The run was stopped on request.
+    Stopped,
+    /// This worker was told to leave, and the run goes on.
+    Left,
 }
 
 /// Why a worker ended early.
@@ -132,7 +154,7 @@ impl SessionError {
 ///
 /// # Errors
 /// See [`SessionError`].
-pub fn run<T: Task>(options: Options<'_>) -> Result<(), SessionError> {
+pub fn run<T: Task>(options: Options<'_>) -> Result<End, SessionError> {
     compute_on_this_thread();
     let device = Device::find(options.device, options.local_rank)?;
     let limit = options.token.timeout();
@@ -150,13 +172,14 @@ pub fn run<T: Task>(options: Options<'_>) -> Result<(), SessionError> {
         fingerprint: crate::host::fingerprint(&device).map_err(SessionError::Program)?,
     };
     let client = enrollment.join(about)?;
+    (options.told)(Milestone::Joined);
     let (run, recipe, settings) =
         (client.run().to_owned(), client.recipe().to_owned(), client.settings().to_owned());
     let under_way = client.under_way();
     let control = Control::start(client, limit)?;
     control.leave_on(options.leave, limit / LEAVE)?;
-    let (cache, resolve) = (options.cache.as_path(), options.resolve);
-    let worker = Worker { cache, resolve, device, node, control, limit, run, recipe, under_way };
+    let (cache, resolve, told) = (options.cache.as_path(), options.resolve, options.told);
+    let worker = Worker { cache, resolve, told, device, node, control, limit, run, recipe, under_way };
     let ended = worker.work::<T>(&settings);
     let ended = worker.say_goodbye(ended);
     worker.control.close();
@@ -184,6 +207,7 @@ fn data_identity(identity: &Identity) -> mattock_collectives::Identity {
 struct Worker<'a> {
     cache: &'a Path,
     resolve: &'a dyn Fn(&str) -> Result<Plan, String>,
+    told: &'a dyn Fn(Milestone),
     device: Device,
     node: Node,
     control: Control,
@@ -196,7 +220,7 @@ struct Worker<'a> {
 
 impl Worker<'_> {
     /// Opens what is trained, and trains it on the device that was found.
-    fn work<T: Task>(&self, settings: &str) -> Result<(), SessionError> {
+    fn work<T: Task>(&self, settings: &str) -> Result<End, SessionError> {
         let plan = (self.resolve)(&self.recipe).map_err(SessionError::Recipe)?;
         let settings: Settings = serde_json::from_str(settings)
             .map_err(|error| SessionError::Nonsense(format!("settings: {error}")))?;
@@ -235,8 +259,8 @@ impl Worker<'_> {
     }
 
     /// Tells the coordinator of a failure, and waits until it has ended the run; its reason is the better one.
-    fn say_goodbye(&self, ended: Result<(), SessionError>) -> Result<(), SessionError> {
-        let Err(error) = ended else { return Ok(()) };
+    fn say_goodbye(&self, ended: Result<End, SessionError>) -> Result<End, SessionError> {
+        let Err(error) = ended else { return ended };
         if !error.is_known() {
             let failure = Failure { text: error.to_string(), blame: error.blame() };
             self.control.report(FromWorker::Failed(failure));

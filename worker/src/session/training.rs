@@ -17,7 +17,7 @@ use mattock_coordinator::membership::Instruction;
 use mattock_coordinator::protocol::{Break, Finish, Formation, FromWorker, StepReport};
 use mattock_kernels::TrainBackend;
 
-use super::{SessionError, Worker};
+use super::{End, Milestone, SessionError, Worker};
 use crate::commit::CommitError;
 use crate::evaluate::held_out;
 use crate::phases::Phase;
@@ -98,7 +98,7 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
     }
 
     /// Follows the coordinator until the run is over, or goes on without this worker.
-    pub(super) fn run(mut self) -> Result<(), SessionError> {
+    pub(super) fn run(mut self) -> Result<End, SessionError> {
         let control = &self.worker.control;
         self.report_ready();
         let mut seat: Option<Seat> = None;
@@ -120,10 +120,10 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
                     tracing::info!("this worker leaves: {reason}");
                     let outcomes = self.saver.take().map(Saver::finish).transpose()?;
                     self.tell_outcomes(outcomes.unwrap_or_default());
-                    return Ok(());
+                    return Ok(End::Left);
                 }
                 Some(Instruction::End { reason }) => {
-                    return if self.is_done() { Ok(()) } else { Err(SessionError::Ended(reason)) };
+                    return self.end_reached().ok_or(SessionError::Ended(reason));
                 }
                 Some(Instruction::Stop) | None => {}
             }
@@ -147,8 +147,13 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
         self.worker.control.report(FromWorker::Ready { step });
     }
 
-    fn is_done(&self) -> bool {
-        self.trainer.state().step >= self.plan.steps || self.worker.control.stop_requested()
+    /// How the run ended, if it was not broken off.
+    fn end_reached(&self) -> Option<End> {
+        if self.trainer.state().step >= self.plan.steps {
+            Some(End::Completed)
+        } else {
+            self.worker.control.stop_requested().then_some(End::Stopped)
+        }
     }
 
     /// Links up with the neighbours, and says so.
@@ -231,7 +236,7 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
         if rank == 0 && self.saver.is_none() {
             self.saver = Some(self.new_saver()?);
         }
-        let mut state_hash = None;
+        let (mut state_hash, mut proved) = (None, false);
         while self.trainer.state().step < self.plan.steps {
             let before = group.counters();
             let share = formation.places[rank as usize].share(formation.step, self.trainer.state().step);
@@ -256,6 +261,9 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
                 seconds: self.trainer.clock().lap(),
             }));
             control.gate().reported();
+            if !std::mem::replace(&mut proved, true) {
+                (self.worker.told)(Milestone::Stepped);
+            }
             control.leave_if_asked();
             if done.stop {
                 break;
