@@ -24,6 +24,8 @@ use crate::run_dir::checkpoints_of;
 
 /// How long a join token is worth something.
 const TOKEN_LIFETIME: Duration = Duration::from_secs(24 * 3600);
+/// The same under a launcher, which lets workers in for as long as the run lives, and removes the token at its end.
+const LAUNCHED_TOKEN_LIFETIME: Duration = Duration::from_secs(10 * 366 * 24 * 3600);
 /// What a launcher's end says.
 const STOP: &str = r#"{"stop":true}"#;
 /// Events and commands that may wait.
@@ -115,7 +117,7 @@ impl CoordinatorArgs {
             steps: plan.steps,
             recipe: recipe.text.clone(),
             settings: serde_json::to_string(&settings).map_err(Failure::internal)?,
-            token_lifetime: TOKEN_LIFETIME,
+            token_lifetime: if self.supervised { LAUNCHED_TOKEN_LIFETIME } else { TOKEN_LIFETIME },
             membership: Config {
                 micro_batches: plan.batch.micro_batches(),
                 expected: self.workers.get().max(plan.elastic.min_workers),

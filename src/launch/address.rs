@@ -1,9 +1,12 @@
 //! By which address other machines reach this one, as far as a host can know.
 //!
 //! The address from which this host would speak to where the launcher is; where no launcher tells that, to the rest of the
-//! world. Nothing is sent to find out.
+//! world; and where there is no way out into it, to the one network that the host is in. Nothing is sent to find out.
 
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket};
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs, UdpSocket};
+
+use anyhow::anyhow;
 
 use crate::exit::Failure;
 
@@ -11,20 +14,34 @@ use crate::exit::Failure;
 const MEETING_PLACES: [&str; 2] = ["MASTER_ADDR", "SLURM_LAUNCH_NODE_IPADDR"];
 /// Reserved for documentation: no host has it, so it stands for any host far away.
 const FAR_AWAY: &str = "192.0.2.1";
+/// The kernel's IPv4 routes.
+const ROUTES: &str = "/proc/net/route";
 
 /// By which address other machines reach this one.
 ///
 /// # Errors
-/// Bad input where there is no such address: the user has to name it.
+/// Bad input where there is no such address, or several may be it: the user has to name it.
 pub fn address_towards_others() -> Result<IpAddr, Failure> {
     let named = MEETING_PLACES.iter().filter_map(|variable| std::env::var(variable).ok());
-    let places = named.chain([FAR_AWAY.to_owned()]);
-    places.filter_map(|place| towards(&place)).next().ok_or_else(|| {
-        Failure::bad_input(anyhow::anyhow!(
-            "this host has no route to others, so it cannot tell by which of its addresses they reach it: say it \
-             with --listen ADDRESS:PORT (port 0 takes a free one)"
-        ))
-    })
+    let mut places = named.chain([FAR_AWAY.to_owned()]);
+    if let Some(found) = places.find_map(|place| towards(&place)) {
+        return Ok(found);
+    }
+    let routes = std::fs::read_to_string(ROUTES).unwrap_or_default();
+    let own: BTreeSet<IpAddr> =
+        neighbours(&routes).filter_map(|neighbour| towards(&neighbour.to_string())).collect();
+    let mut own = own.into_iter();
+    match (own.next(), own.next()) {
+        (Some(only), None) => Ok(only),
+        (first, second) => Err(Failure::bad_input(anyhow!(
+            "this host cannot tell by which of its addresses others reach it ({}): say it with --listen ADDRESS:PORT \
+             (port 0 takes a free one)",
+            match (first, second) {
+                (Some(first), Some(second)) => format!("it may be {first} or {second}, or another"),
+                _ => "it has no route to any".to_owned(),
+            }
+        ))),
+    }
 }
 
 /// The own address on the way to a host, if there is a way.
@@ -37,6 +54,18 @@ fn towards(host: &str) -> Option<IpAddr> {
     (!own.is_unspecified()).then_some(own)
 }
 
+/// An address in each network that the host is in, from the kernel's table of routes.
+fn neighbours(routes: &str) -> impl Iterator<Item = Ipv4Addr> {
+    let network = |line: &str| {
+        let mut fields = line.split_whitespace();
+        let (interface, destination) = (fields.next()?, fields.next()?);
+        // As the bytes lie in memory.
+        let network = u32::from_str_radix(destination, 16).ok()?.to_ne_bytes();
+        (interface != "lo").then(|| Ipv4Addr::from_bits(u32::from_be_bytes(network) | 1))
+    };
+    routes.lines().skip(1).filter_map(network).collect::<Vec<Ipv4Addr>>().into_iter()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -45,5 +74,14 @@ mod tests {
     fn this_host_is_reached_by_the_address_it_is_spoken_to() {
         assert_eq!(towards("127.0.0.1"), Some([127, 0, 0, 1].into()));
         assert_eq!(towards("no such host.invalid"), None);
+    }
+
+    #[cfg(target_endian = "little")]
+    #[test]
+    fn the_networks_of_a_host_are_read_from_its_routes() {
+        let routes = "Iface\tDestination\tGateway \tFlags\neth0\t0000630A\t00000000\t0001\nlo\t0000007F\t0\t1\nshort\n\
+            ib0\tnohex\t0\n";
+        assert_eq!(neighbours(routes).collect::<Vec<Ipv4Addr>>(), [Ipv4Addr::new(10, 99, 0, 1)]);
+        assert_eq!(neighbours("").count(), 0);
     }
 }

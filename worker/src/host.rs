@@ -5,10 +5,18 @@ use std::io;
 
 use mattock_kernels::Device;
 
-/// The host's name, or a placeholder where it has none.
+/// The processes' name space of everything that no container holds.
+const OUTERMOST: &str = "pid:[4026531836]";
+
+/// The host's name, or a placeholder where it has none. Within a container, its space of process numbers too: two
+/// containers of one host may have its name, and processes of one number.
 pub fn name() -> String {
     let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    if name.trim().is_empty() { "unknown".to_owned() } else { name.trim().to_owned() }
+    let name = if name.trim().is_empty() { "unknown" } else { name.trim() };
+    match fs::read_link("/proc/self/ns/pid").map(|link| link.to_string_lossy().into_owned()) {
+        Ok(space) if space != OUTERMOST => format!("{name} {space}"),
+        _ => name.to_owned(),
+    }
 }
 
 /// Binary, device and processor features: workers with equal fingerprints compute equal bits.
