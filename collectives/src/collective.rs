@@ -16,6 +16,11 @@ pub enum Collective {
     },
     /// Rank `r` ends with segment `r` of the reduction of all inputs.
     ReduceScatter,
+    /// As reduce-scatter, into segments of any lengths.
+    ReduceScatterUneven {
+        /// A digest of the lengths, which are to be the same for all.
+        lengths: u32,
+    },
     /// Everybody ends with all segments, each from its rank.
     AllGather,
     /// As all-gather, of segments of any lengths.
@@ -47,15 +52,26 @@ pub enum Collective {
     },
     /// Rank `r` ends with segment `r` of everybody's input.
     AllToAll,
+    /// Rank `r` ends with the segment of the rank before it.
+    Shift {
+        /// A digest of the lengths of the segments, which are to be the same for all.
+        lengths: u32,
+    },
 }
 
 impl Collective {
+    /// Whether segments may be empty, and are announced even so.
+    pub(crate) fn is_uneven(self) -> bool {
+        matches!(self, Self::ReduceScatterUneven { .. } | Self::AllGatherUneven { .. } | Self::Shift { .. })
+    }
+
     /// The collective whose chunks travel a ring the same way: who does not need the result passes it on all the same.
     pub(crate) fn pattern(self) -> Self {
         match self {
             Self::Reduce { .. } | Self::AllReduceBatch { .. } => Self::AllReduce,
             Self::Gather { .. } | Self::AllToAll | Self::AllGatherUneven { .. } => Self::AllGather,
             Self::Scatter { root } => Self::Broadcast { root },
+            Self::ReduceScatterUneven { .. } => Self::ReduceScatter,
             other => other,
         }
     }
@@ -75,6 +91,10 @@ impl fmt::Display for Collective {
             Self::Gather { root } => write!(f, "gather to rank {root}"),
             Self::Scatter { root } => write!(f, "scatter from rank {root}"),
             Self::AllToAll => f.write_str("all-to-all"),
+            Self::ReduceScatterUneven { lengths } => {
+                write!(f, "reduce-scatter into uneven parts ({lengths:08x})")
+            }
+            Self::Shift { lengths } => write!(f, "shift to the next rank ({lengths:08x})"),
         }
     }
 }

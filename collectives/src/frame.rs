@@ -143,7 +143,7 @@ impl Header {
         let end = offset.checked_add(length.into());
         let inside = end.is_some_and(|end| end <= total_bytes);
         let whole = (length as usize).is_multiple_of(element.bytes());
-        let may_be_empty = matches!(self.op.collective, Collective::AllGatherUneven { .. });
+        let may_be_empty = self.op.collective.is_uneven();
         if (length == 0 && !may_be_empty) || length > length_max || !inside || !whole {
             return Err(FrameError::Bounds { offset, length, length_max, total: total_bytes });
         }
@@ -182,6 +182,8 @@ fn code_of(collective: Collective) -> (u8, u32) {
         Collective::AllToAll => (9, NO_ROOT),
         Collective::AllGatherUneven { lengths } => (10, lengths),
         Collective::AllReduceBatch { lengths } => (11, lengths),
+        Collective::ReduceScatterUneven { lengths } => (12, lengths),
+        Collective::Shift { lengths } => (13, lengths),
     }
 }
 
@@ -198,6 +200,8 @@ fn collective(code: u8, root: u32) -> Result<Collective, FrameError> {
         (9, NO_ROOT) => Ok(Collective::AllToAll),
         (10, lengths) => Ok(Collective::AllGatherUneven { lengths }),
         (11, lengths) => Ok(Collective::AllReduceBatch { lengths }),
+        (12, lengths) => Ok(Collective::ReduceScatterUneven { lengths }),
+        (13, lengths) => Ok(Collective::Shift { lengths }),
         (1..=9, root) => Err(unknown("root", root.into())),
         (code, _) => Err(unknown("collective", code.into())),
     }
@@ -294,6 +298,8 @@ mod tests {
         };
         assert!(matches!(empty(Collective::AllGather), Err(FrameError::Bounds { length: 0, .. })));
         assert_eq!(empty(Collective::AllGatherUneven { lengths: 7 }).unwrap().length, 0);
+        assert_eq!(empty(Collective::ReduceScatterUneven { lengths: 7 }).unwrap().length, 0);
+        assert_eq!(empty(Collective::Shift { lengths: 7 }).unwrap().length, 0);
     }
 
     #[test]
@@ -316,6 +322,8 @@ mod tests {
             any::<u32>().prop_map(|root| Collective::Scatter { root: Rank(root) }),
             any::<u32>().prop_map(|lengths| Collective::AllGatherUneven { lengths }),
             any::<u32>().prop_map(|lengths| Collective::AllReduceBatch { lengths }),
+            any::<u32>().prop_map(|lengths| Collective::ReduceScatterUneven { lengths }),
+            any::<u32>().prop_map(|lengths| Collective::Shift { lengths }),
         ];
         let elements = proptest::sample::select(ElementKind::ALL.to_vec());
         let reductions = proptest::option::of(proptest::sample::select(ReductionKind::ALL.to_vec()));

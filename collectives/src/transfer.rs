@@ -282,7 +282,7 @@ impl<E: Element> Transfer for TypedTransfer<E> {
         }
         let Incoming { mut chunk, forward, partial, mut pieces, .. } = incoming;
         chunk.pass += 1;
-        pieces.extend(partial.map(ChunkBuffer::into_bytes));
+        pieces.extend(partial.map(ChunkBuffer::into_bytes).filter(|sum| !sum.is_empty()));
         Arrived::Whole(forward.then_some(Outgoing { chunk, pieces }))
     }
 

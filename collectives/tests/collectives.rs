@@ -222,6 +222,17 @@ fn three(bits: u64) -> [u8; 3] {
     std::array::from_fn(|byte| (bits >> (8 * byte)) as u8)
 }
 
+/// Lengths in these proportions, roughly, that add up to `len`.
+fn uneven(weights: &[usize], len: usize) -> Vec<usize> {
+    let all = weights.iter().sum::<usize>().max(1);
+    let mut lens: Vec<usize> = weights.iter().map(|weight| weight * len / all).collect();
+    let rest = len - lens.iter().sum::<usize>();
+    if let Some(last) = lens.last_mut() {
+        *last += rest;
+    }
+    lens
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, ..ProptestConfig::default() })]
 
@@ -304,6 +315,31 @@ proptest! {
         for (gathered, barrier) in groups.iter().zip(&placed).map(gather).collect::<Vec<_>>() {
             prop_assert_eq!(&gathered.wait().unwrap(), &all);
             barrier.wait().unwrap();
+        }
+    }
+
+    #[test]
+    fn sums_are_scattered_unevenly_and_shifted(case in cases(), weights in proptest::collection::vec(0usize..4, 9)) {
+        let lens = uneven(&weights[..case.ranks as usize], case.len);
+        let inputs = case.inputs::<i32>(|bits| bits as i32);
+        let expected = case.reduced::<Sum<i32>>(&inputs);
+        let groups = case.groups();
+        let placed = place(&groups, inputs);
+        let scatter = |(group, input): (&Group, &Arc<Buffer<i32>>)| {
+            (group.reduce_scatter_uneven::<Sum<i32>>(input.clone(), &lens, Buffer::default()), group.barrier())
+        };
+        let scattered = groups.iter().zip(&placed).map(scatter).collect::<Vec<_>>();
+        let mut parts = Vec::new();
+        for (part, barrier) in scattered {
+            parts.push(Arc::new(part.wait().unwrap()));
+            barrier.wait().unwrap();
+        }
+        let put_together: Vec<i32> = parts.iter().flat_map(|part| part.to_vec()).collect();
+        prop_assert_eq!(&put_together[..], &expected[..]);
+        let shifts = groups.iter().zip(&parts).map(|(group, part)| group.shift(part.clone(), &lens, Buffer::default()));
+        for (rank, shifted) in shifts.collect::<Vec<_>>().into_iter().enumerate() {
+            let before = (rank + parts.len() - 1) % parts.len();
+            prop_assert_eq!(&shifted.wait().unwrap()[..], &parts[before][..], "from rank {}", before);
         }
     }
 

@@ -46,6 +46,28 @@ fn lengths_that_ranks_do_not_agree_on_are_a_mismatch() {
             let gathered: Vec<_> = groups.iter().map(gather).collect();
             assert_mismatch(gathered.into_iter().map(Pending::wait).collect());
         }
+        for groups in both_ways(3) {
+            let scatter = |group: &Group| {
+                let lens = if group.ring().rank().0 == 2 { &believed } else { &lens };
+                let input = Arc::new(vec![1.0; lens.iter().sum()].into());
+                group.reduce_scatter_uneven::<Sum<f32>>(input, lens, Buffer::default())
+            };
+            let scattered: Vec<_> = groups.iter().map(scatter).collect();
+            assert_mismatch(scattered.into_iter().map(Pending::wait).collect());
+        }
+        for groups in both_ways(3) {
+            let shift = |group: &Group| {
+                let rank = group.ring().rank().0 as usize;
+                let lens = if rank == 2 { &believed } else { &lens };
+                group.shift::<f32>(Arc::new(vec![1.0; lens[rank]].into()), lens, Buffer::default())
+            };
+            let shifted: Vec<_> = groups.iter().map(shift).collect();
+            // A rank needs only the one before it, so who did not hear of it may be done.
+            let outcomes: Vec<_> = shifted.into_iter().map(Pending::wait).collect();
+            let found =
+                outcomes.iter().any(|outcome| matches!(outcome, Err(CollectiveError::Mismatch { .. })));
+            assert!(found, "{outcomes:?}");
+        }
     }
 }
 
@@ -70,6 +92,11 @@ fn lengths_that_make_no_sense_are_refused() {
         let outcome =
             groups[0].all_gather_uneven::<u8>(Arc::new(vec![0; 2].into()), lens, Buffer::default()).wait();
         assert!(matches!(outcome, Err(CollectiveError::InvalidInput { rank: Rank(0), .. })), "{outcome:?}");
+        let input = Arc::new(vec![0; 2].into());
+        let scattered = groups[0].reduce_scatter_uneven::<Sum<i32>>(input, lens, Buffer::default()).wait();
+        assert!(matches!(scattered, Err(CollectiveError::InvalidInput { rank: Rank(0), .. })));
+        let shifted = groups[0].shift::<u8>(Arc::new(vec![0; 9].into()), lens, Buffer::default()).wait();
+        assert!(matches!(shifted, Err(CollectiveError::InvalidInput { rank: Rank(0), .. })));
     }
 }
 

@@ -54,6 +54,61 @@ impl Group {
         self.begin_reduction::<R>(Collective::ReduceScatter, input, output, held)
     }
 
+    /// As [`reduce_scatter`](Self::reduce_scatter), into segments of any lengths: rank `r` receives `lens[r]` elements, which all
+    /// ranks know.
+    ///
+    /// # Errors
+    /// [`CollectiveError::InvalidInput`] where the lengths are not one for each rank, or do not add up to the input's;
+    /// [`CollectiveError::Mismatch`] where ranks know different lengths.
+    pub fn reduce_scatter_uneven<R: Reduction>(
+        &self,
+        input: Arc<Buffer<R::Element>>,
+        lens: &[usize],
+        output: Buffer<R::Element>,
+    ) -> Pending<Buffer<R::Element>> {
+        let parts = match self.uneven(lens) {
+            Ok(parts) if parts.len() == input.len() => parts,
+            Ok(parts) => {
+                let (got, want) = (input.len(), parts.len());
+                return self.invalid(format!("reduce-scatter into {want} elements of an input of {got}"));
+            }
+            Err(refused) => return Pending::failed(refused),
+        };
+        let collective = Collective::ReduceScatterUneven { lengths: digest(lens) };
+        let held = parts.segment(self.ring.rank().0);
+        let order = self.reduction::<R>(collective, input, output, held);
+        self.submit(Order { parts, ..order }, |output| output)
+    }
+
+    /// Gives this rank's input to the next rank, and receives that of the rank before it: rank `r` has `lens[r]` elements, which
+    /// all ranks know. A rank that is alone receives its own.
+    ///
+    /// # Errors
+    /// [`CollectiveError::InvalidInput`] where the lengths are not one for each rank, or the input is not as long as this rank's;
+    /// [`CollectiveError::Mismatch`] where ranks know different lengths.
+    pub fn shift<E: Element>(
+        &self,
+        input: Arc<Buffer<E>>,
+        lens: &[usize],
+        mut output: Buffer<E>,
+    ) -> Pending<Buffer<E>> {
+        let parts = match self.uneven(lens) {
+            Ok(parts) => parts,
+            Err(refused) => return Pending::failed(refused),
+        };
+        let (own, from) = (parts.segment(self.ring.rank().0), parts.segment(self.ring.prev().0));
+        if input.len() != own.len() {
+            return self.invalid(format!("shift takes {} of this rank, not {}", own.len(), input.len()));
+        }
+        output.resize(from.len());
+        if self.ranks() == 1 {
+            output.copy_from_slice(&input);
+        }
+        let buffers = Buffers { input: Some(input), input_holds: own, output, output_holds: from };
+        let collective = Collective::Shift { lengths: digest(lens) };
+        self.submit(Order { collective, parts, reduction: None, buffers }, |output| output)
+    }
+
     /// Puts the [`segment`]s of all ranks together to `len` elements; everybody receives them.
     ///
     /// # Errors
@@ -78,12 +133,9 @@ impl Group {
         lens: &[usize],
         output: Buffer<E>,
     ) -> Pending<Buffer<E>> {
-        let parts = match Parts::uneven(lens) {
-            Some(parts) if lens.len() == self.ranks() => parts,
-            _ => {
-                return self
-                    .invalid(format!("{lens:?} are no lengths of the parts of {} ranks", self.ranks()));
-            }
+        let parts = match self.uneven(lens) {
+            Ok(parts) => parts,
+            Err(refused) => return Pending::failed(refused),
         };
         self.gather_parts(Collective::AllGatherUneven { lengths: digest(lens) }, parts, input, output)
     }
@@ -359,6 +411,14 @@ impl Group {
     /// So many elements, divided evenly.
     fn even(&self, len: usize) -> Parts {
         Parts::Even { len, ranks: self.ring.world_size() }
+    }
+
+    /// Elements divided like this.
+    fn uneven(&self, lens: &[usize]) -> Result<Parts, CollectiveError> {
+        Parts::uneven(lens).filter(|_| lens.len() == self.ranks()).ok_or_else(|| {
+            let reason = format!("{lens:?} are no lengths of the parts of {} ranks", self.ranks());
+            CollectiveError::InvalidInput { rank: self.ring.rank(), reason }
+        })
     }
 
     fn ranks(&self) -> usize {

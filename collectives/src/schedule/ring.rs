@@ -12,7 +12,7 @@
 //!
 //! After `N - 1` passes segment `r` is complete at rank `r`: that is reduce-scatter; all-gather is the copy passes
 //! alone; all-reduce is one after the other, chunk by chunk, without waiting in between. A broadcast is one segment
-//! that starts at the root; along a line, all reduce one segment that starts at rank 0. Reduce, gather, scatter and all-to-all travel as the operation that brings everybody
+//! that starts at the root; a shift is the first pass of an all-gather; along a line, all reduce one segment that starts at rank 0. Reduce, gather, scatter and all-to-all travel as the operation that brings everybody
 //! what somebody needs: [`Collective::pattern`]. Where lengths are uneven, an empty segment travels as one empty chunk.
 //!
 //! # Invariants
@@ -120,7 +120,7 @@ impl Schedule {
     pub(crate) fn role(&self, pass: u32) -> Role {
         let last_reduction = self.hops().wrapping_sub(1);
         match self.pattern {
-            Collective::AllGather | Collective::Broadcast { .. } => Role::Store,
+            Collective::AllGather | Collective::Broadcast { .. } | Collective::Shift { .. } => Role::Store,
             _ if pass < last_reduction => Role::Reduce,
             _ if pass == last_reduction => Role::Complete,
             _ => Role::Store,
@@ -157,6 +157,7 @@ impl Schedule {
     fn passes(&self) -> u32 {
         match self.pattern {
             Collective::AllReduce | Collective::Barrier => 2 * self.hops(),
+            Collective::Shift { .. } => self.hops().min(1),
             _ => self.hops(),
         }
     }
@@ -200,7 +201,7 @@ impl Schedule {
     /// own one is completed here.
     fn segment_sent_by(&self, rank: Rank, pass: u32) -> Range<usize> {
         let start = match self.pattern {
-            Collective::AllGather => rank,
+            Collective::AllGather | Collective::Shift { .. } => rank,
             _ => self.ring.minus(rank, 1),
         };
         self.parts.segment(self.ring.minus(start, pass).0)
@@ -233,7 +234,7 @@ mod tests {
         let ranks = WorldSize::new(ranks).unwrap();
         let ring = Ring::new(Rank(rank), ranks, Generation(0)).unwrap();
         let parts = match collective {
-            Collective::AllGatherUneven { .. } => {
+            _ if collective.is_uneven() => {
                 let lens: Vec<usize> = (0..ranks.get() as usize).map(|rank| len * rank % 7).collect();
                 Parts::uneven(&lens).unwrap()
             }
@@ -248,12 +249,14 @@ mod tests {
         fn neighbours_agree(
             (ranks, rank, root) in (2u32..10).prop_flat_map(|n| (Just(n), 0..n, 0..n)),
             len in 0usize..200,
-            kind in 0usize..5,
+            kind in 0usize..7,
         ) {
             let broadcast = Collective::Broadcast { root: Rank(root) };
             let uneven = Collective::AllGatherUneven { lengths: 0 };
-            let collective =
-                [Collective::AllReduce, Collective::ReduceScatter, Collective::AllGather, broadcast, uneven][kind];
+            let (scatter, shift) =
+                (Collective::ReduceScatterUneven { lengths: 0 }, Collective::Shift { lengths: 0 });
+            let even = [Collective::AllReduce, Collective::ReduceScatter, Collective::AllGather];
+            let collective = [even[0], even[1], even[2], broadcast, uneven, scatter, shift][kind];
             let me = schedule(rank, ranks, collective, len);
             let next = schedule((rank + 1) % ranks, ranks, collective, len);
             prop_assert_eq!(me.sends(), next.arrivals());

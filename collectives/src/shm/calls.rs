@@ -109,6 +109,7 @@ impl Engine {
             Collective::AllGather
             | Collective::AllGatherUneven { .. }
             | Collective::Gather { .. }
+            | Collective::Shift { .. }
             | Collective::AllToAll => call.parts.longest() * call.payload.element.bytes(),
             _ => call.payload.total_bytes as usize,
         }
@@ -245,7 +246,7 @@ impl Engine {
             (Collective::Reduce { root }, Some(fold)) if root.0 == own => {
                 self.reduce_all(call, fold, source)?
             }
-            (Collective::ReduceScatter, Some(fold)) => {
+            (Collective::ReduceScatter | Collective::ReduceScatterUneven { .. }, Some(fold)) => {
                 let segment = self.bytes_of(call, own);
                 let in_place = call.input.is_none();
                 let out = if in_place { &mut call.output[segment.clone()] } else { &mut *call.output };
@@ -258,6 +259,9 @@ impl Engine {
             }
             (Collective::Scatter { root }, _) => {
                 call.output.copy_from_slice(source(root.0, self.bytes_of(call, own))?);
+            }
+            (Collective::Shift { .. }, _) => {
+                call.output.copy_from_slice(source((own + ranks - 1) % ranks, 0..call.output.len())?);
             }
             (Collective::AllToAll, _) => {
                 let block = call.output.len() / ranks as usize;
@@ -309,7 +313,8 @@ impl Engine {
         };
         match call.op.collective {
             Collective::AllReduce | Collective::AllReduceBatch { .. } => (total * others, total * others),
-            Collective::ReduceScatter => (total - own, own * others),
+            Collective::ReduceScatter | Collective::ReduceScatterUneven { .. } => (total - own, own * others),
+            Collective::Shift { .. } => (input, call.output.len()),
             Collective::AllGather | Collective::AllGatherUneven { .. } => (own * others, total - own),
             Collective::Broadcast { root } => at(root, (total * others, 0), (0, total)),
             Collective::Barrier => (0, 0),
