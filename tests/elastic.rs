@@ -180,6 +180,55 @@ fn a_killed_worker_is_replaced_and_leaves_no_trace() {
     assert!(kinds(&events, "recovered").len() >= 2, "what it cost is told");
 }
 
+/// Options of a run whose state is divided among its workers.
+const SHARDED: [&str; 4] = ["--workers", "3", "--set", "parallel.shard=optimizer"];
+
+#[test]
+fn a_shard_is_taken_from_its_second_holder() {
+    let bench = Bench::new();
+    let mut run = Watched::start(&bench, "run", &SHARDED);
+    run.wait_for_step(5);
+    for victim in [0, 2] {
+        let (seen, workers) = (run.read().len(), run.workers());
+        run.signal(workers[&victim], Signal::KILL);
+        run.wait_for(&format!("the loss of worker {victim}"), |event| {
+            event["event"] == "worker_lost" && event["worker"] == victim
+        });
+        run.wait_for_world(seen, 3);
+    }
+    let events = run.stop();
+    assert_no_trace(&bench, &events);
+    assert_eq!(kinds(&events, "worker_joined").len(), 5);
+    let steps = kinds(&events, "step").len();
+    assert_eq!(steps, self::steps(&events).len(), "no step was done again: nothing was read from storage");
+}
+
+#[test]
+fn shards_that_are_lost_with_both_holders_are_read_from_storage() {
+    for (out, without) in [("pair", None), ("single", Some("parallel.buddies=false"))] {
+        let bench = Bench::new();
+        let set: Vec<&str> = without.iter().flat_map(|set| ["--set", set]).collect();
+        let mut run = Watched::start(&bench, out, &[&SHARDED[..], &set].concat());
+        run.wait_for_step(6);
+        let workers = run.workers();
+        // The shards of ranks 1 and 2, or of rank 1.
+        let victims = if without.is_some() { 1..2 } else { 1..3 };
+        let seen = run.read().len();
+        victims.for_each(|victim| run.signal(workers[&victim], Signal::KILL));
+        run.wait_for_world(seen, 3);
+        let events = run.stop();
+        let said = events
+            .iter()
+            .any(|event| event.to_string().contains("were lost with the workers that held them"));
+        assert!(said, "{out}: nobody says why steps are done again");
+        let survivor = workers[&0];
+        let joined = kinds(&events, "worker_joined").into_iter().filter(|event| event["pid"] == survivor);
+        assert_eq!(joined.count(), 1, "who lives on reads it, too");
+        assert!(kinds(&events, "worker_lost").iter().all(|event| event["worker"] != 0), "{out}");
+        assert_no_trace(&bench, &events);
+    }
+}
+
 #[test]
 fn without_respawn_a_run_goes_on_with_fewer() {
     let bench = Bench::new();

@@ -39,6 +39,25 @@ fn any_number_of_workers_gives_the_same_bits() {
     assert_same_bits(RECIPE, &["1", "2", "3", "5"]);
 }
 
+#[test]
+fn sharded_state_gives_the_same_bits() {
+    for (bits, buddies) in [(32, true), (32, false), (12, true)] {
+        let tables = format!(
+            "[parallel]\nshard = \"optimizer\"\nbuddies = {buddies}\n\n[reduce]\nbits = {bits}\n\n[checkpoint]"
+        );
+        let bench = Bench::with(&recipe(&[("[checkpoint]", &tables)]));
+        let arguments = ["--workers", "1", "--set", "parallel.shard=none"];
+        let reference = bench.train("whole", &arguments).done();
+        for (workers, transport) in [("1", "shm"), ("2", "quic"), ("3", "shm"), ("5", "quic")] {
+            let out = format!("{transport}-{workers}");
+            let run = bench.train(&out, &["--workers", workers, "--transport", transport]).done();
+            assert_eq!(run.curve(), reference.curve(), "{workers} workers over {transport}, {buddies}");
+            assert_eq!(run.hash(), reference.hash());
+            assert_eq!(run.summary["held_out_loss"], reference.summary["held_out_loss"]);
+        }
+    }
+}
+
 /// Of the changes of a recipe: sums of fewer bits.
 fn in_bits(bits: u32) -> (&'static str, String) {
     ("[checkpoint]", format!("[reduce]\nbits = {bits}\n\n[checkpoint]"))

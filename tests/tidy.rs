@@ -30,6 +30,7 @@ const PURE: &[&str] = &[
     "worker/src/bits.rs",
     "worker/src/commit.rs",
     "worker/src/schedule.rs",
+    "worker/src/shard",
 ];
 /// What a pure module never names.
 const IMPURE: &[&str] = &[

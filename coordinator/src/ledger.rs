@@ -6,6 +6,8 @@
 //!    commits a step unless every micro-batch was counted once.
 //! 2. All ranks report the same loss and state hash, or the ledger names one that differs.
 //! 3. In a recorded step every micro-batch was computed by exactly one rank.
+//! 4. A recorded step has its state's hash. Where state is divided among workers, no rank knows that when it reports: such a
+//!    step is recorded with the first report of the next one, which tells it, or at the end.
 //!
 //! Why "are known to have it": the next ring may start from a step that one rank alone has committed. Should that one die
 //! before the others have got its state, they do the step again.
@@ -86,9 +88,32 @@ impl Ledger {
         Ok(Self { waiting, ..Self::new(self.micro_batches, formation) })
     }
 
-    /// The steps that still wait, where all ranks have said that they are done.
-    pub fn finish(&mut self) -> Vec<StepRecord> {
-        std::mem::take(&mut self.waiting)
+    /// The steps that still wait, where all ranks have said that they are done, with this state.
+    pub fn finish(&mut self, state_hash: u64) -> Vec<StepRecord> {
+        let mut records = std::mem::take(&mut self.waiting);
+        if let Some(last) = records.last_mut().filter(|last| last.state_hash.is_empty()) {
+            last.state_hash = hex(state_hash);
+        }
+        records
+    }
+
+    /// The steps that wait for nothing but to be shown, which a report of this step does.
+    fn release(&mut self, step: u64) -> Vec<StepRecord> {
+        for index in 0..self.waiting.len() {
+            if self.waiting[index].state_hash.is_empty() {
+                self.waiting[index].state_hash = self.hash_after(self.waiting[index].step);
+            }
+        }
+        let is_shown = |record: &StepRecord| record.step < step && !record.state_hash.is_empty();
+        let (shown, waiting) = std::mem::take(&mut self.waiting).into_iter().partition(is_shown);
+        self.waiting = waiting;
+        shown
+    }
+
+    /// The hash of the state after a step, if a report of the next one tells it; empty if none does.
+    fn hash_after(&self, step: u64) -> String {
+        let next = self.open.get(&(step + 1)).and_then(|reports| reports.values().next());
+        next.map(|report| hex(report.hash_before)).unwrap_or_default()
     }
 
     /// Whether a worker may hold the state after `step`: it has reported that, or its ring started from it, or later.
@@ -116,14 +141,17 @@ impl Ledger {
         if !self.open.contains_key(&step) && self.open.len() >= OPEN_STEPS_MAX {
             return Err(Disagreement::TooFarApart(step));
         }
-        // All ranks took part in this step, so all have the ones before.
-        let mut records = std::mem::take(&mut self.waiting);
         let reports = self.open.entry(step).or_default();
         reports.insert(report.rank, report);
-        if reports.len() == ranks {
+        let is_complete = reports.len() == ranks;
+        // All ranks took part in this step, so all have the ones before.
+        let mut records = self.release(step);
+        if is_complete {
             let reports = self.open.remove(&step).unwrap_or_default();
             self.settled = step;
-            records.extend(self.settle(step, reports.into_values().collect())?);
+            let record = self.settle(step, reports.into_values().collect())?;
+            let is_known = record.as_ref().is_some_and(|record| !record.state_hash.is_empty());
+            if is_known { records.extend(record) } else { self.waiting.extend(record) }
         }
         Ok(records)
     }
@@ -131,11 +159,13 @@ impl Ledger {
     fn settle(&self, step: u64, reports: Vec<StepReport>) -> Result<Option<StepRecord>, Disagreement> {
         let Some(first) = reports.first().cloned() else { return Ok(None) };
         let same = |report: &&StepReport| {
-            report.state_hash == first.state_hash && report.loss.to_bits() == first.loss.to_bits()
+            (report.hash_before, report.state_hash) == (first.hash_before, first.state_hash)
+                && report.loss.to_bits() == first.loss.to_bits()
         };
         if let Some(odd) = reports.iter().find(|report| !same(report)) {
-            let (rank, got) = (odd.rank, odd.state_hash);
-            return Err(Disagreement::Hash { step, rank, got, other: first.rank, want: first.state_hash });
+            let hash = |report: &StepReport| report.state_hash.unwrap_or(report.hash_before);
+            let (rank, got, want) = (odd.rank, hash(odd), hash(&first));
+            return Err(Disagreement::Hash { step, rank, got, other: first.rank, want });
         }
         let ranks = self.ranks(step, reports);
         for index in 0..self.micro_batches {
@@ -149,7 +179,7 @@ impl Ledger {
             loss: first.loss,
             grad_norm: first.grad_norm,
             lr: first.lr,
-            state_hash: format!("{:016x}", first.state_hash),
+            state_hash: first.state_hash.map_or_else(|| self.hash_after(step), hex),
             tokens: first.tokens,
             wide_blocks: first.wide_blocks,
             world_size: ranks.len() as u32,
@@ -182,6 +212,10 @@ impl Ledger {
         };
         (0..).zip(&self.formation.places).map(part).collect()
     }
+}
+
+fn hex(hash: u64) -> String {
+    format!("{hash:016x}")
 }
 
 #[cfg(test)]
@@ -220,7 +254,8 @@ mod tests {
             loss: 1.0,
             grad_norm: 1.0,
             lr: 0.1,
-            state_hash,
+            hash_before: 0,
+            state_hash: Some(state_hash),
             tokens: 10,
             wide_blocks: 0,
             micro_batches: micro_batches.to_vec(),
@@ -338,8 +373,8 @@ mod tests {
     fn what_only_one_had_and_took_with_it_is_recorded_when_it_is_done_again() {
         let again = half_reported().reformed(formation(3, 2)).unwrap().reformed(formation(4, 1)).unwrap();
         let (mut first, mut second) = (again.clone(), again);
-        assert_eq!(first.finish().iter().map(|record| record.step).collect::<Vec<_>>(), [1]);
-        assert_eq!(first.finish(), [], "once");
+        assert_eq!(first.finish(0).iter().map(|record| record.step).collect::<Vec<_>>(), [1]);
+        assert_eq!(first.finish(0), [], "once");
         tell(&mut second, later(4, 2, 0)).unwrap();
         let record = tell(&mut second, later(4, 2, 1)).unwrap().remove(0);
         assert_eq!((record.step, record.generation), (2, 4));
@@ -350,7 +385,7 @@ mod tests {
         let mut ledger = ledger();
         tell(&mut ledger, report(0, 9, &[1])).unwrap();
         assert_eq!(tell(&mut ledger, report(1, 9, &[0, 2])).unwrap().len(), 1);
-        assert_eq!(ledger.reformed(formation(3, 1)).unwrap().finish(), []);
+        assert_eq!(ledger.reformed(formation(3, 1)).unwrap().finish(0), []);
     }
 
     #[test]
@@ -370,6 +405,43 @@ mod tests {
         assert!(may(&ledger, 5, 1) && !may(&ledger, 8, 1) && !may(&ledger, 5, 2));
         tell(&mut ledger, report(1, 9, &[0, 2])).unwrap();
         assert!(may(&ledger, 8, 1) && may(&ledger, 8, 0));
+    }
+
+    /// Of a ring whose ranks have a part of the state each.
+    fn divided(step: u64, rank: u32, hash_before: u64) -> StepReport {
+        let share: &[u32] = match (step, rank) {
+            (1, 0) => &[1],
+            (1, _) => &[0, 2],
+            (_, 0) => &[0, 1],
+            _ => &[2],
+        };
+        StepReport { step, hash_before, state_hash: None, ..report(rank, 0, share) }
+    }
+
+    #[test]
+    fn a_hash_that_no_rank_knows_comes_with_the_next_step() {
+        let mut ledger = ledger();
+        assert_eq!(tell(&mut ledger, divided(1, 0, 5)), Ok(vec![]));
+        assert_eq!(tell(&mut ledger, divided(1, 1, 5)), Ok(vec![]), "nobody has told it yet");
+        let told = |records: Vec<StepRecord>| -> Vec<(u64, String)> {
+            records.into_iter().map(|record| (record.step, record.state_hash)).collect()
+        };
+        let records = tell(&mut ledger, divided(2, 1, 0x6a)).unwrap();
+        assert_eq!(told(records), [(1, "000000000000006a".to_owned())]);
+        assert_eq!(tell(&mut ledger, divided(2, 0, 0x6a)), Ok(vec![]));
+        let mut broken = ledger.clone().reformed(formation(3, 2)).unwrap();
+        let after = StepReport { generation: 3, step: 3, ..divided(1, 0, 7) };
+        assert_eq!(told(tell(&mut broken, after).unwrap()), [(2, "0000000000000007".to_owned())]);
+        assert_eq!(told(ledger.finish(8)), [(2, "0000000000000008".to_owned())]);
+        assert_eq!(ledger.finish(8), [], "once");
+    }
+
+    #[test]
+    fn ranks_that_tell_different_hashes_of_the_step_before_are_named() {
+        let mut ledger = ledger();
+        tell(&mut ledger, divided(1, 0, 5)).unwrap();
+        let error = tell(&mut ledger, divided(1, 1, 6)).unwrap_err();
+        assert_eq!(error, Disagreement::Hash { step: 1, rank: 1, got: 6, other: 0, want: 5 });
     }
 
     #[test]

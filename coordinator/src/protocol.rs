@@ -63,8 +63,10 @@ pub struct StepReport {
     pub grad_norm: f64,
     /// Learning rate.
     pub lr: f64,
-    /// Hash of the state after the step.
-    pub state_hash: u64,
+    /// Hash of the state before the step.
+    pub hash_before: u64,
+    /// Hash of the state after the step; where that is divided among workers, the next step tells it.
+    pub state_hash: Option<u64>,
     /// Tokens of the whole step.
     pub tokens: u64,
     /// Blocks of sums that followed in 64 bits.

@@ -57,6 +57,13 @@ pub(super) const KEYS: &[Key] = &[
     optional("checkpoint.to", "\"{out}/checkpoints\"", "folder or URL of checkpoints", &["path", "dir"]),
     optional("checkpoint.every", "100", "steps between checkpoints", &["interval", "save_every"]),
     optional("checkpoint.keep", "3", "complete checkpoints to keep", &["max_to_keep"]),
+    optional(
+        "parallel.shard",
+        "\"none\"",
+        "what is divided among workers: \"none\" or \"optimizer\"",
+        &["zero_stage", "fsdp"],
+    ),
+    optional("parallel.buddies", "true", "whether each shard has a second holder", &["replicas"]),
     optional("elastic.min_workers", "1", "the run waits for this many", &["min_nodes"]),
     optional("elastic.max_workers", "64", "no more than this are admitted", &["max_nodes", "workers"]),
     optional("elastic.timeout", "\"10s\"", "how long a silent peer is waited for", &[]),

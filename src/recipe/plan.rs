@@ -4,7 +4,9 @@
 use std::path::Path;
 use std::time::Duration;
 
-use mattock_worker::plan::{AdamW, Batch, Bits, Checkpoint, Elastic, NonFinite, Plan, Reduce, Schedule, Sum};
+use mattock_worker::plan::{
+    AdamW, Batch, Bits, Checkpoint, Elastic, NonFinite, Parallel, Plan, Reduce, Schedule, Shard, Sum,
+};
 use toml::Value;
 
 use super::keys::{self, TASK_TABLES};
@@ -34,6 +36,7 @@ pub(super) fn check(tree: &mut Table, file: &Path) -> Result<Plan, RecipeError> 
         steps,
         reduce: reader.reduce(batch.micro_batches())?,
         checkpoint: reader.checkpoint()?,
+        parallel: reader.parallel()?,
         elastic: reader.elastic()?,
         model: to_json(reader.tree, "model")?,
         data: to_json(reader.tree, "data")?,
@@ -201,6 +204,14 @@ impl Reader<'_> {
         })
     }
 
+    fn parallel(&mut self) -> Result<Parallel, RecipeError> {
+        Ok(Parallel {
+            shard: self
+                .choice("parallel.shard", &[("none", Shard::None), ("optimizer", Shard::Optimizer)])?,
+            buddies: self.flag("parallel.buddies")?,
+        })
+    }
+
     fn elastic(&mut self) -> Result<Elastic, RecipeError> {
         let min_workers = self.count("elastic.min_workers", 1, WORKERS_MAX)?;
         let max_workers = self.count("elastic.max_workers", 1, WORKERS_MAX)?;
@@ -264,6 +275,13 @@ impl Reader<'_> {
         match self.value(key)? {
             Value::String(text) => Ok(text),
             value => Err(self.wrong_type(key, "a text in quotes", &value)),
+        }
+    }
+
+    fn flag(&mut self, key: &str) -> Result<bool, RecipeError> {
+        match self.value(key)? {
+            Value::Boolean(flag) => Ok(flag),
+            value => Err(self.wrong_type(key, "true or false", &value)),
         }
     }
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use mattock_worker::plan::{Bits, NonFinite, Schedule, Sum};
+use mattock_worker::plan::{Bits, NonFinite, Parallel, Schedule, Shard, Sum};
 use proptest::prelude::*;
 use serde::Deserialize;
 use tempfile::TempDir;
@@ -103,6 +103,7 @@ fn the_contract_becomes_a_plan() {
     assert_eq!((plan.reduce.sum, plan.reduce.nonfinite), (Sum::Exact, NonFinite::Stop));
     assert_eq!(plan.reduce.bits, Bits::B32);
     assert_eq!(plan.checkpoint.to, "{out}/checkpoints");
+    assert_eq!(plan.parallel, Parallel { shard: Shard::None, buddies: true });
     assert_eq!((plan.elastic.max_workers, plan.elastic.timeout), (8, Duration::from_secs(10)));
     assert_eq!(recipe.family(), "gpt");
     assert_eq!(plan.model["dim"], 128);
@@ -151,6 +152,11 @@ fn a_value_of_the_wrong_type_is_named_with_what_would_do() {
             "`batch.size` is a number with a fraction (3.5), expected a whole number",
         ),
         ("lr = 1e-3", "lr = \"fast\"", "`optimizer.lr` is a text (\"fast\"), expected a number above 0"),
+        (
+            "[elastic]",
+            "[parallel]\nbuddies = \"yes\"\n[elastic]",
+            "`parallel.buddies` is a text (\"yes\"), expected true or false",
+        ),
         ("timeout = \"10s\"", "timeout = 10", "`elastic.timeout` is a whole number (10), expected a text"),
         ("[train]\nsteps = 400", "[train.steps]\nx = 1", "unknown key `train.steps.x`"),
         ("[train]\nsteps = 400", "[train.steps]", "`train.steps` is a table"),

@@ -8,6 +8,7 @@
 //! 1. No state is written unless every micro-batch was counted exactly once.
 //! 2. All ranks read the same verdict from the same total.
 //! 3. No state is written unless all ranks started from the same one: each bit of its hash was set by all of them, or by none.
+//! 4. Where state is sharded, a shard's two holders have the same one, or nothing is written.
 
 use crate::plan::NonFinite;
 
@@ -16,10 +17,37 @@ const HASH_BITS: usize = 64;
 /// The words at the end: whether a gradient was not finite, whether to stop, how many ranks there are.
 const FLAGS: usize = 3;
 
-/// One rank's contribution, or the total over ranks: `[counts; M] [loss bits; M] [hash bits; 64] [nonfinite] [stop] [ranks]`.
+/// One rank's contribution, or the total over ranks: `[counts; M] [loss bits; M] [hash bits; 64] [nonfinite] [stop] [ranks]`,
+/// and where state is sharded among `N` ranks, in pairs of words that one rank sets: `[shard hash; N] [buddy's shard hash; N]
+/// [squares of the gradient's chunks]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Ballot {
     words: Vec<u32>,
+    micro_batches: usize,
+}
+
+/// What a rank of a ring with sharded state contributes besides.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct ShardVote<'a> {
+    /// The rank, and how many there are.
+    pub(crate) rank: u32,
+    pub(crate) world: u32,
+    /// Hash of its shard of the state before the step.
+    pub(crate) own: u64,
+    /// Hash of its copy of the shard of the rank before it, if it holds one.
+    pub(crate) before: Option<u64>,
+    /// How many chunks there are, and the sums of squares of those whose gradient this rank has.
+    pub(crate) chunks: usize,
+    pub(crate) squares: &'a [(usize, f64)],
+}
+
+/// What the total says of sharded state.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct ShardTotal {
+    /// Of all shards before the step, without exponents.
+    pub(crate) hash: u64,
+    /// Sums of squares of all chunks.
+    pub(crate) squares: Vec<f64>,
 }
 
 /// What a complete total says.
@@ -54,6 +82,16 @@ pub enum CommitError {
         /// The step.
         step: u64,
     },
+    /// As above, of sharded state.
+    #[error(
+        "rank {rank} and its buddy hold different shards of the state before step {step}: nothing was written"
+    )]
+    OtherShard {
+        /// The step.
+        step: u64,
+        /// The owner.
+        rank: usize,
+    },
     /// `nonfinite = "stop"`.
     #[error(
         "the gradient of step {step} is not finite: nothing was written; lower the learning rate, or set \
@@ -71,23 +109,34 @@ impl Ballot {
         let mut words = vec![0; 2 * micro_batches];
         words.extend((0..HASH_BITS).map(|bit| (state_hash >> bit & 1) as u32));
         words.extend([0, 0, 1]);
-        Self { words }
-    }
-
-    fn micro_batches(&self) -> usize {
-        (self.words.len() - HASH_BITS - FLAGS) / 2
+        Self { words, micro_batches }
     }
 
     fn flags(&mut self) -> &mut [u32] {
-        let start = self.words.len() - FLAGS;
-        &mut self.words[start..]
+        let start = 2 * self.micro_batches + HASH_BITS;
+        &mut self.words[start..start + FLAGS]
+    }
+
+    /// This rank's part of what is sharded.
+    pub(crate) fn shard(&mut self, vote: &ShardVote<'_>) {
+        let ShardVote { rank, world, own, before, chunks, squares } = *vote;
+        let start = self.words.len();
+        self.words.resize(start + 2 * (2 * world as usize + chunks), 0);
+        let pairs = &mut self.words[start..];
+        let mut set = |pair: usize, value: u64| {
+            (pairs[2 * pair], pairs[2 * pair + 1]) = (value as u32, (value >> 32) as u32);
+        };
+        set(rank as usize, own);
+        if let Some(before) = before {
+            set((world + (rank + world - 1) % world) as usize, before);
+        }
+        squares.iter().for_each(|&(chunk, squares)| set(2 * world as usize + chunk, squares.to_bits()));
     }
 
     /// This rank computed micro-batch `index`.
     pub(crate) fn count(&mut self, index: usize, loss: f32) {
-        let losses = self.micro_batches();
         self.words[index] += 1;
-        self.words[losses + index] = loss.to_bits();
+        self.words[self.micro_batches + index] = loss.to_bits();
     }
 
     /// This rank met an infinity or NaN.
@@ -105,14 +154,27 @@ impl Ballot {
     }
 
     /// Wraps the total over all ranks.
-    pub(crate) fn from_total(words: Vec<u32>) -> Self {
-        Self { words }
+    pub(crate) fn from_total(words: Vec<u32>, micro_batches: usize) -> Self {
+        Self { words, micro_batches }
+    }
+
+    /// Reads the total of `world` ranks that have sharded state, each shard with a second holder if `buddies`.
+    pub(crate) fn shards(&self, step: u64, world: u32, buddies: bool) -> Result<ShardTotal, CommitError> {
+        let pairs = self.words[2 * self.micro_batches + HASH_BITS + FLAGS..].chunks_exact(2);
+        let mut pairs = pairs.map(|pair| u64::from(pair[0]) | u64::from(pair[1]) << 32);
+        let own: Vec<u64> = pairs.by_ref().take(world as usize).collect();
+        let copies: Vec<u64> = pairs.by_ref().take(world as usize).collect();
+        if let Some(rank) = own.iter().zip(&copies).position(|(own, copy)| own != copy).filter(|_| buddies) {
+            return Err(CommitError::OtherShard { step, rank });
+        }
+        let hash = own.into_iter().fold(0u64, u64::wrapping_add);
+        Ok(ShardTotal { hash, squares: pairs.map(f64::from_bits).collect() })
     }
 
     /// Reads the total.
     pub(crate) fn verdict(&self, step: u64, nonfinite: NonFinite) -> Result<Verdict, CommitError> {
-        let (counts, rest) = self.words.split_at(self.micro_batches());
-        let (losses, rest) = rest.split_at(self.micro_batches());
+        let (counts, rest) = self.words.split_at(self.micro_batches);
+        let (losses, rest) = rest.split_at(self.micro_batches);
         let (hash, flags) = rest.split_at(HASH_BITS);
         if hash.iter().any(|&set| set != 0 && set != flags[2]) {
             return Err(CommitError::OtherState { step });
@@ -141,7 +203,7 @@ mod tests {
         for ballot in ballots {
             words.iter_mut().zip(&ballot.words).for_each(|(sum, word)| *sum = sum.saturating_add(*word));
         }
-        Ballot::from_total(words)
+        Ballot::from_total(words, 3)
     }
 
     fn split(owners: [usize; 3]) -> Vec<Ballot> {
@@ -195,5 +257,36 @@ mod tests {
         assert_eq!(total.verdict(7, NonFinite::Stop), Err(CommitError::NonFinite { step: 7 }));
         let verdict = total.verdict(7, NonFinite::Skip).unwrap();
         assert!(!verdict.update && verdict.stop);
+    }
+
+    /// The ballots of three ranks with shards, the second of which has this copy of the first one's.
+    fn sharded(copy: u64) -> Ballot {
+        let squares = [[(0, 1.5), (3, 2.5)], [(1, f64::MAX), (2, 0.0)], [(4, 1e-300), (5, 3.0)]];
+        let copies = [77, copy, 1 << 40];
+        let ballot = |rank: u32| {
+            let mut ballot = Ballot::new(3, HASH);
+            ballot.count(rank as usize, 1.0);
+            let own = [u64::MAX, 1 << 40, 77][rank as usize];
+            let (before, squares) = (Some(copies[rank as usize]), &squares[rank as usize][..]);
+            ballot.shard(&ShardVote { rank, world: 3, own, before, chunks: 6, squares });
+            ballot
+        };
+        total(&[ballot(0), ballot(1), ballot(2)])
+    }
+
+    #[test]
+    fn shards_are_put_together() {
+        let total = sharded(u64::MAX);
+        assert!(total.verdict(7, NonFinite::Stop).is_ok());
+        let shards = total.shards(7, 3, true).unwrap();
+        assert_eq!(shards.hash, (1 << 40) + 76);
+        assert_eq!(shards.squares, [1.5, f64::MAX, 0.0, 2.5, 1e-300, 3.0]);
+    }
+
+    #[test]
+    fn a_shard_that_its_holders_do_not_agree_on_is_named() {
+        let refused = Err(CommitError::OtherShard { step: 7, rank: 0 });
+        assert_eq!(sharded(u64::MAX - 1).shards(7, 3, true), refused);
+        assert!(sharded(u64::MAX - 1).shards(7, 3, false).is_ok(), "nobody holds a copy there");
     }
 }

@@ -34,6 +34,8 @@ pub struct Plan {
     pub reduce: Reduce,
     /// Where and when checkpoints are written.
     pub checkpoint: Checkpoint,
+    /// How state is divided among workers.
+    pub parallel: Parallel,
     /// Bounds on the number of workers, and the one knob for time.
     pub elastic: Elastic,
 }
@@ -126,6 +128,25 @@ pub enum NonFinite {
     Stop,
     /// Leave the parameters as they are in this step, and go on.
     Skip,
+}
+
+/// How state is divided among workers: like their number, it leaves no trace in the result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Parallel {
+    /// What is divided.
+    pub shard: Shard,
+    /// Whether each shard has a second holder, so that a worker's death costs no checkpoint.
+    pub buddies: bool,
+}
+
+/// What is divided among workers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Shard {
+    /// Nothing: each has all state.
+    None,
+    /// The optimizer's moments and the update (ZeRO-1; Rajbhandari et al., 2020); parameters are gathered before each step.
+    Optimizer,
 }
 
 /// Where and when checkpoints are written.

@@ -1,11 +1,13 @@
 //! The training state: all that one step hands to the next.
 
-use mattock_exact::{Exponents, state_hash};
+use mattock_exact::{Exponents, range_hash, state_hash};
 
 use crate::params::{Space, values};
+use crate::shard::Stretches;
 use crate::task::Task;
 
-/// Parameters, moments and exponents after `step` steps, each over the whole flat space.
+/// Parameters, moments and exponents after `step` steps, each over the whole flat space; or, within a trainer whose state is
+/// sharded, parameters and moments over what a rank holds of it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct State {
     /// Steps done.
@@ -30,15 +32,34 @@ impl State {
             let values = values(block);
             parameters[range.start..range.start + values.len()].copy_from_slice(&values);
         }
-        let zeros = vec![0.0; space.len()];
-        let state = Self {
-            step: 0,
-            parameters,
-            first: zeros.clone(),
-            second: zeros,
-            exponents: Exponents::default(),
-        };
+        // Zeros take no memory before they are written.
+        let state = Self { parameters, ..Self::blank(0, space.len()) };
         (space, state)
+    }
+
+    /// Zeros for so many elements, and no exponents.
+    pub(crate) fn blank(step: u64, elements: usize) -> Self {
+        let zeros = || vec![0.0; elements];
+        Self { step, parameters: zeros(), first: zeros(), second: zeros(), exponents: Exponents::default() }
+    }
+
+    /// The arrays over what is held of the flat space.
+    pub(crate) fn arrays_mut(&mut self) -> [&mut Vec<f32>; 3] {
+        [&mut self.parameters, &mut self.first, &mut self.second]
+    }
+
+    pub(crate) fn arrays(&self) -> [&Vec<f32>; 3] {
+        [&self.parameters, &self.first, &self.second]
+    }
+
+    /// The contribution of parameters and moments to the state hash, where they are over this much of the flat space.
+    pub(crate) fn part_hash(&self, held: &Stretches) -> u64 {
+        let part = |bucket: usize| {
+            let (within, start) = (held.within(bucket), held.ranges()[bucket].start as u64);
+            let [parameters, first, second] = self.arrays().map(|array| &array[within.clone()]);
+            range_hash(parameters, first, second, start)
+        };
+        (0..held.ranges().len()).map(part).fold(0, u64::wrapping_add)
     }
 
     /// The state hash: a sum over elements, independent of order and sharding.

@@ -1,42 +1,49 @@
-//! Clipping and the optimizer's update over the flat space.
+//! Clipping and the optimizer's update over what a rank holds of the flat space.
 
-use mattock_exact::{AdamWStep, adamw, exponent_hash, squared_norm};
+use mattock_exact::{AdamWStep, adamw};
 
 use crate::params::Space;
 use crate::plan::AdamW;
+use crate::shard::Stretches;
 use crate::state::State;
 
-/// Global norm of the gradient: squares are added over fixed blocks in fixed order.
-pub(crate) fn norm(gradient: &[f32]) -> f64 {
-    libm::sqrt(squared_norm(gradient))
+/// The numbers of one update.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Update<'a> {
+    pub(crate) optimizer: &'a AdamW,
+    /// The step that it makes, from 1.
+    pub(crate) step: u64,
+    pub(crate) lr: f64,
+    /// Of the mean gradient over the whole space.
+    pub(crate) grad_norm: f64,
 }
 
-/// Applies one update in place and counts the step; returns the hash of the new state.
-pub(crate) fn apply(
-    state: &mut State,
-    space: &Space,
-    gradient: &[f32],
-    optimizer: &AdamW,
-    lr: f64,
-    grad_norm: f64,
-) -> u64 {
-    state.step += 1;
-    let clip = match optimizer.clip {
-        Some(limit) if grad_norm > limit => limit / grad_norm,
-        Some(_) | None => 1.0,
-    };
-    let mut hash = exponent_hash(&state.exponents);
-    for (range, decays) in space.decay_ranges() {
-        let weight_decay = if decays { optimizer.weight_decay } else { 0.0 };
-        let numbers = mattock_exact::AdamW { betas: optimizer.betas, eps: optimizer.eps, weight_decay };
-        hash = hash.wrapping_add(adamw(
-            &mut state.parameters[range.clone()],
-            &mut state.first[range.clone()],
-            &mut state.second[range.clone()],
-            &gradient[range.clone()],
-            &AdamWStep::new(&numbers, state.step, lr, clip),
-            range.start as u64,
-        ));
+impl Update<'_> {
+    /// Updates the parameters and moments in place that `held` says lie in `state`; returns their contribution to the hash of
+    /// the new state.
+    pub(crate) fn apply(&self, state: &mut State, held: &Stretches, space: &Space, gradient: &[f32]) -> u64 {
+        let Self { optimizer, step, lr, grad_norm } = *self;
+        let clip = match optimizer.clip {
+            Some(limit) if grad_norm > limit => limit / grad_norm,
+            Some(_) | None => 1.0,
+        };
+        let mut hash = 0u64;
+        for (range, decays) in space.decay_ranges() {
+            let weight_decay = if decays { optimizer.weight_decay } else { 0.0 };
+            let numbers = mattock_exact::AdamW { betas: optimizer.betas, eps: optimizer.eps, weight_decay };
+            let numbers = AdamWStep::new(&numbers, step, lr, clip);
+            for (part, start) in held.overlaps(range) {
+                let within = start..start + part.len();
+                hash = hash.wrapping_add(adamw(
+                    &mut state.parameters[within.clone()],
+                    &mut state.first[within.clone()],
+                    &mut state.second[within.clone()],
+                    &gradient[within],
+                    &numbers,
+                    part.start as u64,
+                ));
+            }
+        }
+        hash
     }
-    hash
 }

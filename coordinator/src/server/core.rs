@@ -158,8 +158,8 @@ impl Core {
     }
 
     /// All ranks are done: they have every step.
-    async fn close_ledger(&mut self) {
-        for record in self.ledger.as_mut().map(Ledger::finish).unwrap_or_default() {
+    async fn close_ledger(&mut self, state_hash: u64) {
+        for record in self.ledger.as_mut().map(|ledger| ledger.finish(state_hash)).unwrap_or_default() {
             self.commit(record).await;
         }
     }
@@ -209,8 +209,8 @@ impl Core {
                 Action::Start(formation) => self.start(formation.generation),
                 Action::Stop => self.tell_all(&FromCoordinator::Stop),
                 Action::End(outcome, reason) => {
-                    if matches!(outcome, Outcome::Completed(_) | Outcome::Stopped(_)) {
-                        self.close_ledger().await;
+                    if let Outcome::Completed(finish) | Outcome::Stopped(finish) = &outcome {
+                        self.close_ledger(finish.state_hash).await;
                     }
                     end = Some(RunEnd { outcome, reason });
                 }

@@ -260,8 +260,10 @@ impl Sim {
             }
             Action::Stop => self.tell_all(&FromCoordinator::Stop),
             Action::End(outcome, reason) => {
-                if matches!(outcome, Outcome::Completed(_) | Outcome::Stopped(_)) {
-                    let waiting = self.coordinator.ledger.as_mut().map(Ledger::finish).unwrap_or_default();
+                if let Outcome::Completed(finish) | Outcome::Stopped(finish) = &outcome {
+                    let hash = finish.state_hash;
+                    let ledger = self.coordinator.ledger.as_mut();
+                    let waiting = ledger.map(|ledger| ledger.finish(hash)).unwrap_or_default();
                     waiting.into_iter().for_each(|record| self.commit(record));
                 }
                 self.tell_all(&FromCoordinator::End { reason: reason.clone() });

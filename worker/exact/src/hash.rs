@@ -24,7 +24,7 @@ fn mix(index: u64, low: u64, high: u64) -> u64 {
 
 widest! {
     /// The contribution of a stretch of parameters with their moments, from element `first_index` of the flat space.
-    pub(crate) fn range_hash(parameters: &[f32], first: &[f32], second: &[f32], first_index: u64) -> u64 = range_hash_loop
+    pub fn range_hash(parameters: &[f32], first: &[f32], second: &[f32], first_index: u64) -> u64 = range_hash_loop
 }
 
 #[inline(always)]
@@ -34,6 +34,18 @@ fn range_hash_loop(parameters: &[f32], first: &[f32], second: &[f32], first_inde
         let low = u64::from(parameter.to_bits()) | u64::from(first.to_bits()) << 32;
         sum.wrapping_add(mix(index, low, u64::from(second.to_bits())))
     })
+}
+
+widest! {
+    /// The contribution of a stretch of parameters to a hash of these alone, by which copies of them are told apart; no part of
+    /// the state hash.
+    pub fn parameter_hash(parameters: &[f32], first_index: u64) -> u64 = parameter_hash_loop
+}
+
+#[inline(always)]
+fn parameter_hash_loop(parameters: &[f32], first_index: u64) -> u64 {
+    let mixed = parameters.iter().zip(first_index..);
+    mixed.fold(0, |sum, (parameter, index)| sum.wrapping_add(mix(index, parameter.to_bits().into(), 0)))
 }
 
 /// The contribution of the exponents.

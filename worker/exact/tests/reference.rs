@@ -5,7 +5,7 @@
 
 use mattock_exact::{
     Accumulator, AdamW, AdamWStep, BLOCK, Bits, Dither, Exponents, Rounding, WideAccumulator, WideBlocks,
-    adamw, block_maxima, decode, decode_wide, exponent_hash, pack, packed_bytes, squared_norm, state_hash,
+    adamw, block_maxima, chunk_squares, decode, decode_wide, exponent_hash, pack, packed_bytes, state_hash,
     wide_blocks,
 };
 use proptest::prelude::*;
@@ -290,15 +290,15 @@ fn values(length: usize, k: usize) -> Vec<f32> {
 
 #[test]
 fn the_norms_tree_is_pinned() {
-    let values = values(65_536 + 16 * 3 + 5, 37);
-    // Sixteen lanes within a block, then lanes, then blocks.
+    let values = values(2 * 4096 + 16 * 3 + 5, 37);
+    // Sixteen lanes within a chunk, then lanes, then chunks.
     let mut norm = 0.0f64;
-    for block in values.chunks(65_536) {
+    for block in values.chunks(4096) {
         let mut lanes = [0.0f64; 16];
         block.iter().enumerate().for_each(|(index, &value)| lanes[index % 16] += f64::from(value).powi(2));
         norm += lanes.iter().sum::<f64>();
     }
-    assert_eq!(squared_norm(&values).to_bits(), norm.to_bits());
+    assert_eq!(mattock_exact::norm(chunk_squares(&values)).to_bits(), norm.sqrt().to_bits());
     let plain: f64 = values.iter().map(|&value| f64::from(value).powi(2)).sum();
     assert_ne!(norm.to_bits(), plain.to_bits(), "another order has other bits, so the test can tell");
 }

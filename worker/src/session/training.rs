@@ -77,9 +77,10 @@ impl<E: Into<SessionError>> From<E> for Interruption {
                 ref error @ (PeerLost { peer, .. } | TimedOut { peer, .. }),
             )) => Self::Broken { lost_rank: Some(peer.0), text: error.to_string() },
             // Who of them is wrong the coordinator can tell: it knows all hashes.
-            SessionError::Step(StepError::Commit(error @ CommitError::OtherState { .. })) => {
-                Self::Broken { lost_rank: None, text: error.to_string() }
-            }
+            SessionError::Step(
+                ref
+                error @ (StepError::Commit(CommitError::OtherState { .. }) | StepError::ShardsLost { .. }),
+            ) => Self::Broken { lost_rank: None, text: error.to_string() },
             error => Self::Fatal(error),
         }
     }
@@ -236,14 +237,15 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
         if rank == 0 && self.saver.is_none() {
             self.saver = Some(self.new_saver()?);
         }
-        let (mut state_hash, mut proved) = (None, false);
+        let mut proved = false;
         while self.trainer.state().step < self.plan.steps {
             let before = group.counters();
             let share = formation.places[rank as usize].share(formation.step, self.trainer.state().step);
             let done =
                 self.trainer.step(group, share, control.gate(), control.stop_requested()).map_err(wrapped)?;
-            state_hash = Some(done.state_hash);
-            self.checkpoint(rank, &done)?;
+            if !self.trainer.is_sharded() {
+                self.checkpoint(seat, &done)?;
+            }
             let after = group.counters();
             control.report(FromWorker::Step(StepReport {
                 generation: formation.generation,
@@ -252,6 +254,7 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
                 loss: done.loss,
                 grad_norm: done.grad_norm,
                 lr: done.lr,
+                hash_before: done.hash_before,
                 state_hash: done.state_hash,
                 tokens: u64::from(self.plan.batch.size) * self.task.tokens_per_sample(),
                 wide_blocks: done.wide_blocks as u64,
@@ -261,6 +264,10 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
                 seconds: self.trainer.clock().lap(),
             }));
             control.gate().reported();
+            if self.trainer.is_sharded() {
+                // Others take part, and may be lost meanwhile: the step is told before.
+                self.checkpoint(seat, &done)?;
+            }
             if !std::mem::replace(&mut proved, true) {
                 (self.worker.told)(Milestone::Stepped);
             }
@@ -271,13 +278,17 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
         }
         // The last checkpoint has a limit of its own.
         control.gate().wait();
-        Ok(self.finish(rank, state_hash)?)
+        self.finish(seat)
     }
 
     /// Brings this worker to where the ring starts: with the state of another rank, if its own is not that.
     fn enter(&mut self, seat: &Seat) -> Result<(), Interruption> {
-        let Formation { generation, step, source, places } = &seat.formation;
+        let Formation { generation, step, source, .. } = &seat.formation;
         let gate = self.worker.control.gate();
+        if self.trainer.is_sharded() {
+            self.regroup(seat)?;
+            return self.resume(seat);
+        }
         let outdated = !self.whole || self.trainer.state().step != *step;
         if outdated && source.is_none_or(|source| source == seat.rank) {
             let at = self.trainer.state().step;
@@ -295,8 +306,33 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
             self.trainer.receive_state(&seat.group, root, *step, outdated).map_err(wrapped)?;
             self.whole = true;
         }
+        self.resume(seat)
+    }
+
+    /// Brings this worker's shard of the state to where the ring starts.
+    fn regroup(&mut self, seat: &Seat) -> Result<(), Interruption> {
+        let Formation { generation, step, .. } = seat.formation;
+        let gate = self.worker.control.gate();
+        if !self.whole {
+            gate.open_empty(generation).map_err(|error| wrapped(error.into()))?;
+        }
+        self.finish = None;
+        let regrouped = self.trainer.regroup(&seat.group, step, self.whole, gate);
+        if let Err(StepError::ShardsLost { .. }) = regrouped {
+            self.whole = false;
+            gate.ready(None);
+        }
+        regrouped.map_err(wrapped)?;
+        self.whole = true;
+        Ok(())
+    }
+
+    /// Goes on with what is added up of the ring's first step.
+    fn resume(&mut self, seat: &Seat) -> Result<(), Interruption> {
+        let Formation { generation, step, places, .. } = &seat.formation;
         let share = places[seat.rank as usize].share(*step, *step);
         let kept = self.trainer.holds(share);
+        let gate = self.worker.control.gate();
         gate.open(*generation, *step, kept).map_err(|error| wrapped(error.into()))?;
         self.trainer.resume(share);
         Ok(())
@@ -309,16 +345,30 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
 
     /// Copies the state out where a checkpoint is due, if this rank is the one that writes, and reports what became of
     /// earlier ones.
-    fn checkpoint(&mut self, rank: u32, done: &StepDone) -> Result<(), SessionError> {
-        let Some(saver) = &mut self.saver else { return Ok(()) };
+    fn checkpoint(&mut self, seat: &Seat, done: &StepDone) -> Result<(), Interruption> {
         let every = self.plan.checkpoint.every;
-        if rank == 0 && every > 0 && done.step.is_multiple_of(every) {
+        if every > 0 && done.step.is_multiple_of(every) {
             self.trainer.clock().enter(Phase::Checkpoint);
-            saver.save(self.trainer.state(), done.state_hash)?;
+            let (state_hash, whole) = self.bring_together(seat)?;
+            if let Some(saver) = self.saver.as_mut().filter(|_| seat.rank == 0) {
+                saver.save(whole.as_ref().unwrap_or(self.trainer.state()), state_hash)?;
+            }
         }
+        let Some(saver) = &mut self.saver else { return Ok(()) };
         let outcomes = saver.outcomes();
         self.tell_outcomes(outcomes);
         Ok(())
+    }
+
+    /// The hash of the state, and, where that is sharded, all of it for rank 0: every rank takes part.
+    fn bring_together(&self, seat: &Seat) -> Result<(u64, Option<State>), Interruption> {
+        let broken = |error: CollectiveError| wrapped(error.into());
+        let state_hash = self.trainer.state_hash(&seat.group).map_err(broken)?;
+        let whole = match self.trainer.is_sharded() {
+            true => self.trainer.whole_state(&seat.group, seat.rank == 0).map_err(broken)?,
+            false => None,
+        };
+        Ok((state_hash, whole))
     }
 
     fn tell_outcomes(&self, outcomes: Vec<Outcome>) {
@@ -345,29 +395,29 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
 
     /// The last checkpoint and the held-out loss, by the rank that writes. Where it is asked again, for a ring broke
     /// meanwhile, the answer is the same.
-    fn finish(&mut self, rank: u32, state_hash: Option<u64>) -> Result<Finish, SessionError> {
-        let state = self.trainer.state();
+    fn finish(&mut self, seat: &Seat) -> Result<Finish, Interruption> {
+        let (rank, step) = (seat.rank, self.trainer.state().step);
         let wrote = |finish: &Finish| rank != 0 || finish.held_out_loss.is_some() || !finish.completed;
-        if let Some(finish) = self.finish.clone().filter(|finish| finish.step == state.step && wrote(finish))
-        {
+        if let Some(finish) = self.finish.clone().filter(|finish| finish.step == step && wrote(finish)) {
             return Ok(finish);
         }
-        let state_hash = state_hash.unwrap_or_else(|| state.hash());
-        let completed = state.step >= self.plan.steps;
+        let (state_hash, whole) = self.bring_together(seat)?;
+        let completed = step >= self.plan.steps;
         let mut held_out_loss = None;
         if rank == 0
             && let Some(mut saver) = self.saver.take()
         {
+            let state = whole.as_ref().unwrap_or(self.trainer.state());
             saver.save(state, state_hash)?;
             if completed {
                 let (space, device) = (self.trainer.space(), self.trainer.device());
                 held_out_loss =
                     held_out::<B::InnerBackend, T>(self.task, self.plan, space, &state.parameters, device);
             }
-            self.tell_outcomes(saver.finish()?);
+            self.tell_outcomes(saver.finish().map_err(SessionError::from)?);
         }
         let finish = Finish {
-            step: state.step,
+            step,
             completed,
             state_hash,
             held_out_loss,

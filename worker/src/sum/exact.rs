@@ -7,10 +7,11 @@ use mattock_exact::{
     Accumulator, BLOCK, Dither, Exponents, Rounding, WideBlocks, decode, decode_wide, wide_blocks,
 };
 
-use super::Summed;
 use super::flight::all_reduce;
 use super::wire::Wire;
+use super::{Summed, blocks_of};
 use crate::params::Space;
+use crate::shard::Stretches;
 
 /// One accumulator per bucket.
 pub(crate) struct ExactSum {
@@ -27,7 +28,7 @@ struct Bucket {
 
 impl Bucket {
     fn blocks(&self) -> Range<usize> {
-        self.range.start / BLOCK..self.range.end / BLOCK
+        blocks_of(&self.range)
     }
 }
 
@@ -55,8 +56,8 @@ impl ExactSum {
         bucket.accumulator.add(bucket.wire.words_mut(), gradient, eighths, &dither);
     }
 
-    pub(super) fn send(&mut self, bucket: usize, group: &Group) {
-        self.buckets[bucket].wire.send(group);
+    pub(super) fn send(&mut self, bucket: usize, group: &Group, lens: Option<&[usize]>) {
+        self.buckets[bucket].wire.send(group, lens);
     }
 
     pub(super) fn nonfinite(&self) -> bool {
@@ -67,20 +68,21 @@ impl ExactSum {
         &mut self,
         group: &Group,
         exponents: &Exponents,
+        own: &Stretches,
         gradient: &mut [f32],
     ) -> Result<Summed, CollectiveError> {
-        for bucket in &mut self.buckets {
-            let eighths = &exponents.eighths()[bucket.blocks()];
+        for (index, bucket) in self.buckets.iter_mut().enumerate() {
+            let eighths = &exponents.eighths()[blocks_of(&own.ranges()[index])];
             let sums = bucket.wire.wait()?;
-            decode(sums, eighths, &self.rounding, &mut gradient[bucket.range.clone()]);
+            decode(sums, eighths, &self.rounding, &mut gradient[own.within(index)]);
         }
-        let own = self.buckets.iter().flat_map(|bucket| bucket.accumulator.bounds());
-        let own = own.map(|&bound| u32::try_from(bound).unwrap_or(u32::MAX)).collect();
-        let summed = all_reduce::<SaturatingSum>(group, own)?;
+        let bounds = self.buckets.iter().flat_map(|bucket| bucket.accumulator.bounds());
+        let bounds = bounds.map(|&bound| u32::try_from(bound).unwrap_or(u32::MAX)).collect();
+        let summed = all_reduce::<SaturatingSum>(group, bounds)?;
         let wide = wide_blocks(&summed, &self.rounding);
         let mut bounds: Vec<u64> = summed.into_iter().map(u64::from).collect();
         if !wide.is_empty() {
-            self.finish_wide(group, &wide, exponents, gradient, &mut bounds)?;
+            self.finish_wide(group, &wide, exponents, (own, gradient), &mut bounds)?;
         }
         Ok(Summed { exponents: exponents.next(&bounds), wide_blocks: wide.len() })
     }
@@ -91,7 +93,7 @@ impl ExactSum {
         group: &Group,
         wide: &[usize],
         exponents: &Exponents,
-        gradient: &mut [f32],
+        (own, gradient): (&Stretches, &mut [f32]),
         bounds: &mut [u64],
     ) -> Result<(), CollectiveError> {
         let mut payload = WideBlocks::default();
@@ -104,9 +106,11 @@ impl ExactSum {
         }
         let total = all_reduce::<Sum<i64>>(group, payload.into_words())?;
         for (&block, (sums, bound)) in wide.iter().zip(WideBlocks::split(&total)) {
-            let out = &mut gradient[block * BLOCK..(block + 1) * BLOCK];
-            decode_wide(sums, &exponents.eighths()[block..=block], &self.rounding, out);
             bounds[block] = bound;
+            if let Some(at) = own.place(block * BLOCK) {
+                let out = &mut gradient[at..at + BLOCK];
+                decode_wide(sums, &exponents.eighths()[block..=block], &self.rounding, out);
+            }
         }
         Ok(())
     }

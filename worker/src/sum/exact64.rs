@@ -5,9 +5,10 @@ use std::ops::Range;
 use mattock_collectives::{CollectiveError, Group, Sum};
 use mattock_exact::{BLOCK, Dither, Exponents, Rounding, WideAccumulator, decode_wide};
 
-use super::Summed;
 use super::flight::{Flight, all_reduce};
+use super::{Summed, blocks_of};
 use crate::params::Space;
+use crate::shard::Stretches;
 
 /// One accumulator per bucket.
 pub(crate) struct ExactSum64 {
@@ -24,7 +25,7 @@ struct Bucket {
 
 impl Bucket {
     fn blocks(&self) -> Range<usize> {
-        self.range.start / BLOCK..self.range.end / BLOCK
+        blocks_of(&self.range)
     }
 }
 
@@ -52,8 +53,8 @@ impl ExactSum64 {
         bucket.accumulator.add(bucket.flight.input_mut(), gradient, eighths, &dither);
     }
 
-    pub(super) fn send(&mut self, bucket: usize, group: &Group) {
-        self.buckets[bucket].flight.send(group);
+    pub(super) fn send(&mut self, bucket: usize, group: &Group, lens: Option<&[usize]>) {
+        self.buckets[bucket].flight.send(group, lens);
     }
 
     pub(super) fn nonfinite(&self) -> bool {
@@ -64,12 +65,13 @@ impl ExactSum64 {
         &mut self,
         group: &Group,
         exponents: &Exponents,
+        own: &Stretches,
         gradient: &mut [f32],
     ) -> Result<Summed, CollectiveError> {
-        for bucket in &mut self.buckets {
-            let eighths = &exponents.eighths()[bucket.blocks()];
+        for (index, bucket) in self.buckets.iter_mut().enumerate() {
+            let eighths = &exponents.eighths()[blocks_of(&own.ranges()[index])];
             let sums = bucket.flight.wait()?;
-            decode_wide(sums, eighths, &self.rounding, &mut gradient[bucket.range.clone()]);
+            decode_wide(sums, eighths, &self.rounding, &mut gradient[own.within(index)]);
         }
         let own = self.buckets.iter().flat_map(|bucket| bucket.accumulator.bounds());
         let bounds = all_reduce::<Sum<i64>>(group, own.map(|&bound| bound as i64).collect())?;

@@ -29,28 +29,31 @@ impl<R: Reduction> Flight<R> {
         input
     }
 
-    /// Sends the input on its way.
-    pub(super) fn send(&mut self, group: &Group) {
+    /// Sends the input on its way; where `lens` say how long each rank's part is, a rank receives its own only.
+    pub(super) fn send(&mut self, group: &Group, lens: Option<&[usize]>) {
         if matches!(group.transport(), Transport::SharedMemory | Transport::Hierarchical) {
-            self.share(group);
+            self.share(group, lens.is_none());
         }
-        let output = std::mem::take(&mut self.output);
-        self.pending = Some(group.all_reduce::<R>(Arc::clone(&self.input), output));
+        let (input, output) = (Arc::clone(&self.input), std::mem::take(&mut self.output));
+        self.pending = Some(match lens {
+            None => group.all_reduce::<R>(input, output),
+            Some(lens) => group.reduce_scatter_uneven::<R>(input, lens, output),
+        });
     }
 
     /// Moves the buffers, once, to where peers on this host read them without a copy.
-    fn share(&mut self, group: &Group) {
+    fn share(&mut self, group: &Group, output: bool) {
         if !self.input.is_shared() {
             let mut shared = group.buffer(self.input.len());
             shared.copy_from_slice(&self.input);
             self.input = Arc::new(shared);
         }
-        if !self.output.is_shared() {
+        if output && !self.output.is_shared() {
             self.output = group.buffer(self.input.len());
         }
     }
 
-    /// Waits for the sum over all ranks.
+    /// Waits for the sum over all ranks, or this rank's part of it.
     pub(super) fn wait(&mut self) -> Result<&[R::Element], CollectiveError> {
         if let Some(pending) = self.pending.take() {
             self.output = pending.wait()?;

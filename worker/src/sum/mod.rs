@@ -13,14 +13,17 @@ mod flight;
 mod plain;
 mod wire;
 
+use std::ops::Range;
+
 use mattock_collectives::{CollectiveError, Group};
-use mattock_exact::{Exponents, Rounding};
+use mattock_exact::{BLOCK, Exponents, Rounding};
 
 use self::exact::ExactSum;
 use self::exact64::ExactSum64;
 use self::plain::PlainSum;
 use crate::params::Space;
 use crate::plan::{Plan, Sum};
+use crate::shard::Stretches;
 
 /// The sum over all ranks.
 #[derive(Debug, Clone, PartialEq)]
@@ -73,12 +76,13 @@ impl GradientSum {
         }
     }
 
-    /// Sends a bucket on its way: nothing will be added to it in this step.
-    pub(crate) fn send(&mut self, bucket: usize, group: &Group) {
+    /// Sends a bucket on its way: nothing will be added to it in this step. Where `lens` say how many elements are each
+    /// rank's part, a rank receives its own only.
+    pub(crate) fn send(&mut self, bucket: usize, group: &Group, lens: Option<&[usize]>) {
         match self {
-            Self::Exact(sum) => sum.send(bucket, group),
-            Self::Exact64(sum) => sum.send(bucket, group),
-            Self::Plain(sum) => sum.send(bucket, group),
+            Self::Exact(sum) => sum.send(bucket, group, lens),
+            Self::Exact64(sum) => sum.send(bucket, group, lens),
+            Self::Plain(sum) => sum.send(bucket, group, lens),
         }
     }
 
@@ -91,17 +95,23 @@ impl GradientSum {
         }
     }
 
-    /// Waits for all buckets and decodes the mean over micro-batches into `gradient`, which covers the flat space.
+    /// Waits for all buckets and decodes the mean over micro-batches into `gradient`, which covers what is this rank's own.
     pub(crate) fn finish(
         &mut self,
         group: &Group,
         exponents: &Exponents,
+        own: &Stretches,
         gradient: &mut [f32],
     ) -> Result<Summed, CollectiveError> {
         match self {
-            Self::Exact(sum) => sum.finish(group, exponents, gradient),
-            Self::Exact64(sum) => sum.finish(group, exponents, gradient),
-            Self::Plain(sum) => sum.finish(exponents, gradient),
+            Self::Exact(sum) => sum.finish(group, exponents, own, gradient),
+            Self::Exact64(sum) => sum.finish(group, exponents, own, gradient),
+            Self::Plain(sum) => sum.finish(exponents, own, gradient),
         }
     }
+}
+
+/// The blocks of a range of the flat space that is made of whole ones.
+fn blocks_of(range: &Range<usize>) -> Range<usize> {
+    range.start / BLOCK..range.end / BLOCK
 }

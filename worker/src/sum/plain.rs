@@ -9,6 +9,7 @@ use mattock_exact::Exponents;
 use super::Summed;
 use super::flight::Flight;
 use crate::params::Space;
+use crate::shard::Stretches;
 
 /// Sums of f32, exchanged as they are or rounded to bf16.
 pub(crate) struct PlainSum {
@@ -17,8 +18,6 @@ pub(crate) struct PlainSum {
 }
 
 struct Bucket {
-    /// In the flat space.
-    range: Range<usize>,
     sums: Vec<f32>,
     flight: Wire,
 }
@@ -32,7 +31,6 @@ enum Wire {
 impl PlainSum {
     pub(super) fn new(space: &Space, micro_batches: u32, half: bool) -> Self {
         let bucket = |range: &Range<usize>| Bucket {
-            range: range.clone(),
             sums: vec![0.0; range.len()],
             flight: match half {
                 false => Wire::Full(Flight::new(range.len())),
@@ -50,16 +48,16 @@ impl PlainSum {
         self.buckets[bucket].sums.iter_mut().zip(gradient).for_each(|(sum, value)| *sum += value);
     }
 
-    pub(super) fn send(&mut self, bucket: usize, group: &Group) {
+    pub(super) fn send(&mut self, bucket: usize, group: &Group, lens: Option<&[usize]>) {
         let Bucket { sums, flight, .. } = &mut self.buckets[bucket];
         match flight {
             Wire::Full(flight) => {
                 flight.input_mut().copy_from_slice(sums);
-                flight.send(group);
+                flight.send(group, lens);
             }
             Wire::Half(flight) => {
                 flight.input_mut().iter_mut().zip(sums).for_each(|(half, sum)| *half = bf16::from_f32(*sum));
-                flight.send(group);
+                flight.send(group, lens);
             }
         }
     }
@@ -71,10 +69,11 @@ impl PlainSum {
     pub(super) fn finish(
         &mut self,
         exponents: &Exponents,
+        own: &Stretches,
         gradient: &mut [f32],
     ) -> Result<Summed, CollectiveError> {
-        for bucket in &mut self.buckets {
-            let out = gradient[bucket.range.clone()].iter_mut();
+        for (index, bucket) in self.buckets.iter_mut().enumerate() {
+            let out = gradient[own.within(index)].iter_mut();
             match &mut bucket.flight {
                 Wire::Full(flight) => out.zip(flight.wait()?).for_each(|(out, sum)| *out = sum * self.mean),
                 Wire::Half(flight) => {

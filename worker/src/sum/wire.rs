@@ -18,8 +18,9 @@ pub(super) enum Wire {
 /// A flight whose elements are packed words: bytes, to whoever fills and reads it.
 pub(super) trait PackedFlight: Send {
     fn input_mut(&mut self) -> &mut [u8];
-    fn send(&mut self, group: &Group);
+    fn send(&mut self, group: &Group, lens: Option<&[usize]>);
     fn wait(&mut self) -> Result<&[u8], CollectiveError>;
+    fn element_bytes(&self) -> usize;
 }
 
 impl<R: Reduction> PackedFlight for Flight<R> {
@@ -27,12 +28,16 @@ impl<R: Reduction> PackedFlight for Flight<R> {
         bytemuck::cast_slice_mut(Flight::input_mut(self))
     }
 
-    fn send(&mut self, group: &Group) {
-        Flight::send(self, group);
+    fn send(&mut self, group: &Group, lens: Option<&[usize]>) {
+        Flight::send(self, group, lens);
     }
 
     fn wait(&mut self) -> Result<&[u8], CollectiveError> {
         Flight::wait(self).map(bytemuck::cast_slice)
+    }
+
+    fn element_bytes(&self) -> usize {
+        size_of::<R::Element>()
     }
 }
 
@@ -65,18 +70,21 @@ impl Wire {
         }
     }
 
-    /// Sends the words on their way.
-    pub(super) fn send(&mut self, group: &Group) {
+    /// Sends the words on their way; where `lens` say how many of them are each rank's part, a rank receives its own only.
+    pub(super) fn send(&mut self, group: &Group, lens: Option<&[usize]>) {
         match self {
-            Self::Whole(flight) => flight.send(group),
+            Self::Whole(flight) => flight.send(group, lens),
             Self::Packed { bits, words, flight } => {
                 pack(words, *bits, flight.input_mut());
-                flight.send(group);
+                let elements = flight.input_mut().len() / flight.element_bytes();
+                let scaled = |len: &usize| len * elements / words.len().max(1);
+                let lens: Option<Vec<usize>> = lens.map(|lens| lens.iter().map(scaled).collect());
+                flight.send(group, lens.as_deref());
             }
         }
     }
 
-    /// Waits for the sum over all ranks, packed as it travelled.
+    /// Waits for the sum over all ranks, or this rank's part of it, packed as it travelled.
     pub(super) fn wait(&mut self) -> Result<&[u8], CollectiveError> {
         match self {
             Self::Whole(flight) => flight.wait().map(bytemuck::cast_slice),

@@ -4,6 +4,9 @@
 //! attach ─ for each micro-batch: forward, backward, round ─┬─ finish sums ─ commit ─ update, hash
 //!                                 buckets of the last leave ┘
 //! ```
+//! Where state is sharded, parameters are gathered first, and each rank updates its shard ([`sharding`]).
+//! ```text
+//! ```
 //!
 //! # Invariants
 //! 1. State is written only after the commit point, so it is at step s or s + 1, never between.
@@ -12,6 +15,8 @@
 //!
 //! Deliberately absent: membership, checkpoints, reports. The session calls [`Trainer::step`] and does those.
 
+mod regroup;
+mod sharding;
 #[cfg(test)]
 mod tests;
 mod transfer;
@@ -21,21 +26,23 @@ use std::sync::Arc;
 
 use mattock_collectives::{Buffer, CollectiveError, Group, Rank, SaturatingSum};
 use mattock_data::keys::MicroBatchKey;
-use mattock_exact::{BLOCK, Exponents, block_maxima};
+use mattock_exact::{BLOCK, Exponents, block_maxima, chunk_squares, exponent_hash, norm};
 use mattock_kernels::TrainBackend;
 
+use self::sharding::Sharding;
 use crate::commit::{Ballot, CommitError, Verdict};
 use crate::gate::{Gate, Recalled};
 use crate::gradients;
 use crate::params::{Space, attach};
 use crate::phases::{Clock, Phase};
-use crate::plan::Plan;
+use crate::plan::{Plan, Shard};
 use crate::samples;
 use crate::schedule::learning_rate;
+use crate::shard::Stretches;
 use crate::state::State;
-use crate::sum::GradientSum;
+use crate::sum::{GradientSum, Summed};
 use crate::task::{Pass, Task};
-use crate::update;
+use crate::update::Update;
 
 /// The place of rounding among what draws random numbers for a micro-batch; those of the model count from 0.
 const ROUNDING: u64 = u64::MAX;
@@ -63,6 +70,17 @@ pub enum StepError {
         /// Of what was sent.
         want: u64,
     },
+    /// The ranks of a ring do not have all of the state.
+    #[error(
+        "{elements} parameters of the state after step {step} were lost with the workers that held them: it is read from the \
+         newest checkpoint; [parallel] buddies = true keeps a second copy of each shard"
+    )]
+    ShardsLost {
+        /// The step.
+        step: u64,
+        /// How many parameters nobody has.
+        elements: usize,
+    },
 }
 
 /// What a step did.
@@ -76,8 +94,10 @@ pub struct StepDone {
     pub grad_norm: f64,
     /// Learning rate.
     pub lr: f64,
-    /// Hash of the state after the step.
-    pub state_hash: u64,
+    /// Hash of the state before the step.
+    pub hash_before: u64,
+    /// Hash of the state after the step; where that is sharded, the next step tells it.
+    pub state_hash: Option<u64>,
     /// Whether some rank was asked to stop.
     pub stop: bool,
     /// Blocks whose sum may have needed more bits than the recipe gives it, and followed in 64.
@@ -89,9 +109,12 @@ pub struct Trainer<'a, B: TrainBackend, T: Task> {
     task: &'a T,
     plan: &'a Plan,
     space: Space,
+    /// Over what is this rank's own of it.
     state: State,
-    /// Of the state.
+    own: Stretches,
+    /// Of the state, where a rank has all of it.
     state_hash: u64,
+    sharding: Option<Sharding>,
     device: B::Device,
     blocks: Vec<T::Block<B>>,
     lengths: Vec<usize>,
@@ -104,6 +127,8 @@ pub struct Trainer<'a, B: TrainBackend, T: Task> {
     maxima: Option<Vec<f32>>,
     /// Under which `sum` rounds.
     exponents: Exponents,
+    /// What the sums of a step say that this rank has contributed to the commit of, and has not written.
+    pending: Option<Summed>,
     gradient: Vec<f32>,
     scratch: Vec<f32>,
     clock: Clock,
@@ -116,11 +141,18 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
         let lengths: Vec<usize> = space.buckets().iter().map(ExactSizeIterator::len).collect();
         let sum = GradientSum::new(plan, &space);
         let gradient = vec![0.0; space.len()];
+        let (own, state_hash) = (Stretches::new(space.buckets().to_vec()), state.hash());
+        let sharding = match plan.parallel.shard {
+            Shard::None => None,
+            Shard::Optimizer => Some(Sharding::new(plan.parallel.buddies, space.buckets())),
+        };
         Self {
             task,
             plan,
-            state_hash: state.hash(),
+            state_hash,
             state,
+            own,
+            sharding,
             device,
             blocks,
             lengths,
@@ -129,6 +161,7 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
             clean: false,
             maxima: None,
             exponents: Exponents::default(),
+            pending: None,
             gradient,
             scratch: Vec::new(),
             clock: Clock::start(),
@@ -136,7 +169,7 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
         }
     }
 
-    /// The state after the last step.
+    /// The state after the last step; where it is sharded, this rank's part of it.
     pub fn state(&self) -> &State {
         &self.state
     }
@@ -178,11 +211,16 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
         self.clean = false;
     }
 
-    /// Takes another state, from storage.
+    /// Takes another state, from storage: all of it.
     pub fn replace(&mut self, state: State) {
         self.forget();
         self.state_hash = state.hash();
         self.state = state;
+        self.own = Stretches::new(self.space.buckets().to_vec());
+        self.gradient = vec![0.0; self.space.len()];
+        if let Some(sharding) = &mut self.sharding {
+            *sharding = Sharding::new(sharding.buddies, self.space.buckets());
+        }
     }
 
     /// The ring is over: time goes to what comes between rings.
@@ -203,28 +241,42 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
         gate: &Gate,
         stop: bool,
     ) -> Result<StepDone, StepError> {
+        let total = self.contribute(group, share, gate, stop)?;
+        self.write_pending(total, gate)
+    }
+
+    /// Does what can be done before the commit, and contributes to that; returns the total.
+    fn contribute(
+        &mut self,
+        group: &Group,
+        share: &[u32],
+        gate: &Gate,
+        stop: bool,
+    ) -> Result<Ballot, StepError> {
+        self.gather_parameters(group, gate)?;
         self.attach();
         self.settle_exponents(group, gate)?;
         self.compute(group, share, gate)?;
         gate.wait();
 
         self.clock.enter(Phase::Exchange);
-        let summed = self.sum.finish(group, &self.exponents, &mut self.gradient)?;
-        let verdict = self.commit(group, self.ballot(stop))?;
-        gate.commit(self.state.step + 1)?;
-
-        self.clock.enter(Phase::Update);
-        Ok(self.write(&verdict, summed.exponents, summed.wide_blocks))
+        let summed = self.sum.finish(group, &self.exponents, &self.own, &mut self.gradient)?;
+        self.hand_on(group)?;
+        self.pending = Some(summed);
+        Ok(self.commit(group, self.ballot(stop))?)
     }
 
     /// Puts the parameters into the model's blocks, as leaves of new graphs.
     fn attach(&mut self) {
         self.clock.enter(Phase::Other);
         let blocks = std::mem::take(&mut self.blocks);
-        let parts = blocks.into_iter().zip(self.space.buckets());
-        let parameters = &self.state.parameters;
-        self.blocks =
-            parts.map(|(block, range)| attach(block, &parameters[range.clone()], &self.device)).collect();
+        let sharding = self.sharding.as_ref().filter(|sharding| sharding.seat.is_some());
+        let parameters = |bucket| match sharding {
+            Some(sharding) => sharding.replica(bucket),
+            None => &self.state.parameters[self.own.within(bucket)],
+        };
+        let attach = |(bucket, block)| attach(block, parameters(bucket), &self.device);
+        self.blocks = blocks.into_iter().enumerate().map(attach).collect();
     }
 
     /// The step's exponents: those of the state, or for the first step from the maxima of micro-batch 0, which rank 0
@@ -268,9 +320,13 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
     fn compute(&mut self, group: &Group, share: &[u32], gate: &Gate) -> Result<(), Recalled> {
         let missing: Vec<u32> =
             share.iter().copied().filter(|index| !self.counted.contains_key(index)).collect();
+        self.pending = None;
         if !std::mem::replace(&mut self.clean, true) {
             self.sum.begin();
         }
+        let seat = self.sharding.as_ref().and_then(|sharding| sharding.seat.as_ref());
+        let lens: Option<Arc<[Vec<usize>]>> = seat.map(|seat| Arc::clone(&seat.lens));
+        let lens_of = |bucket: usize| lens.as_ref().map(|lens| &lens[bucket][..]);
         for (position, &index) in missing.iter().enumerate() {
             let last = position + 1 == missing.len();
             gate.begin(index)?;
@@ -278,14 +334,14 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
             let loss = self.gradients_of(index, |bucket, gradient, sum, exponents| {
                 sum.add(bucket, gradient, exponents, key);
                 if last {
-                    sum.send(bucket, group);
+                    sum.send(bucket, group, lens_of(bucket));
                 }
             });
             self.counted.insert(index, loss);
             gate.end(index);
         }
         if missing.is_empty() {
-            (0..self.lengths.len()).rev().for_each(|bucket| self.sum.send(bucket, group));
+            (0..self.lengths.len()).rev().for_each(|bucket| self.sum.send(bucket, group, lens_of(bucket)));
         }
         Ok(())
     }
@@ -316,7 +372,7 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
 
     /// What this rank contributes to the commit.
     fn ballot(&self, stop: bool) -> Ballot {
-        let mut ballot = Ballot::new(self.plan.batch.micro_batches() as usize, self.state_hash);
+        let mut ballot = Ballot::new(self.plan.batch.micro_batches() as usize, self.basis());
         self.counted.iter().for_each(|(&index, &loss)| ballot.count(index as usize, loss));
         if self.sum.nonfinite() {
             ballot.nonfinite();
@@ -324,31 +380,85 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
         if stop {
             ballot.stop();
         }
+        self.vote(&mut ballot);
         ballot
     }
 
     /// The commit point: no state is written before this returns.
-    fn commit(&mut self, group: &Group, ballot: Ballot) -> Result<Verdict, StepError> {
+    fn commit(&mut self, group: &Group, ballot: Ballot) -> Result<Ballot, CollectiveError> {
         let words = Arc::new(ballot.into_words().into());
         let total = group.all_reduce_now::<SaturatingSum>(words, Buffer::default())?;
-        Ok(Ballot::from_total(total.into_vec()).verdict(self.state.step, self.plan.reduce.nonfinite)?)
+        Ok(Ballot::from_total(total.into_vec(), self.plan.batch.micro_batches() as usize))
     }
 
-    /// Writes the state after the commit point.
-    fn write(&mut self, verdict: &Verdict, exponents: Exponents, wide_blocks: usize) -> StepDone {
-        let lr = learning_rate(&self.plan.optimizer, self.state.step, self.plan.steps);
-        let grad_norm = update::norm(&self.gradient);
-        let state_hash = if verdict.update {
-            self.state.exponents = exponents;
-            update::apply(&mut self.state, &self.space, &self.gradient, &self.plan.optimizer, lr, grad_norm)
-        } else {
-            self.state.exponents.clone_from(&self.exponents);
-            self.state.step += 1;
-            self.state.hash()
+    /// What the total says: the verdict, the norm of the gradient, and the hash of the state before the step.
+    fn decide(&self, total: &Ballot) -> Result<(Verdict, f64, u64), CommitError> {
+        let step = self.state.step;
+        let verdict = total.verdict(step, self.plan.reduce.nonfinite)?;
+        if let Some(Sharding { seat: Some(seat), copy, .. }) = &self.sharding {
+            let shards = total.shards(step, seat.map.world(), copy.is_some())?;
+            let hash = exponent_hash(&self.state.exponents).wrapping_add(shards.hash);
+            return Ok((verdict, norm(shards.squares), hash));
+        }
+        let buckets = 0..self.own.ranges().len();
+        let squares = buckets.flat_map(|bucket| chunk_squares(&self.gradient[self.own.within(bucket)]));
+        Ok((verdict, norm(squares), self.state_hash))
+    }
+
+    /// Writes the step that this rank contributed to the commit of, if the total allows it.
+    fn write_pending(&mut self, total: Ballot, gate: &Gate) -> Result<StepDone, StepError> {
+        let (verdict, grad_norm, hash_before) = self.decide(&total)?;
+        gate.commit(self.state.step + 1)?;
+        self.clock.enter(Phase::Update);
+        let Some(Summed { exponents, wide_blocks }) = self.pending.take() else {
+            unreachable!("the total of a commit is that of contributions, and this rank made one");
         };
-        self.state_hash = state_hash;
+        let lr = learning_rate(&self.plan.optimizer, self.state.step, self.plan.steps);
+        let state_hash = match verdict.update {
+            true => self.update(lr, grad_norm, exponents),
+            false => self.skip(),
+        };
+        if let Some(sharding) = &mut self.sharding {
+            sharding.total = total.into_words();
+        }
         self.forget();
-        let Verdict { loss, stop, .. } = *verdict;
-        StepDone { step: self.state.step, loss, grad_norm, lr, state_hash, stop, wide_blocks }
+        let Verdict { loss, stop, .. } = verdict;
+        let step = self.state.step;
+        Ok(StepDone { step, loss, grad_norm, lr, hash_before, state_hash, stop, wide_blocks })
+    }
+
+    /// Writes the state after an update; returns its hash, where this rank has all of it.
+    fn update(&mut self, lr: f64, grad_norm: f64, exponents: Exponents) -> Option<u64> {
+        let Self { state, own, space, gradient, sharding, plan, .. } = self;
+        state.step += 1;
+        state.exponents = exponents;
+        let update = Update { optimizer: &plan.optimizer, step: state.step, lr, grad_norm };
+        let hash = update.apply(state, own, space, gradient);
+        if let Some(sharding) = sharding {
+            sharding.own_hash = hash;
+            if let Some(copy) = &mut sharding.copy {
+                copy.state.step = state.step;
+                copy.hash = update.apply(&mut copy.state, &copy.held, space, &copy.gradient);
+            }
+            if sharding.seat.is_some() {
+                return None;
+            }
+        }
+        self.state_hash = hash.wrapping_add(exponent_hash(&self.state.exponents));
+        Some(self.state_hash)
+    }
+
+    /// Counts the step, and leaves parameters and moments as they are.
+    fn skip(&mut self) -> Option<u64> {
+        self.state.step += 1;
+        self.state.exponents.clone_from(&self.exponents);
+        if let Some(Sharding { seat: Some(_), copy, .. }) = &mut self.sharding {
+            if let Some(copy) = copy {
+                copy.state.step = self.state.step;
+            }
+            return None;
+        }
+        self.state_hash = self.state.hash();
+        Some(self.state_hash)
     }
 }

@@ -1,5 +1,7 @@
 //! The trainer in one process: ranks as threads over in-memory links.
 
+mod sharded;
+
 use std::sync::Barrier;
 use std::thread;
 
@@ -18,7 +20,8 @@ use crate::plan::{self, AdamW, Batch, Bits, NonFinite, Plan, Reduce, Schedule, S
 use crate::state::State;
 use crate::task::{Carry, Facts, Output, Pass, Source, Task, TaskError};
 
-const WIDTH: usize = 37;
+/// Such that a block has two chunks.
+const WIDTH: usize = 71;
 
 /// Two blocks of a regression on generated points; the second shares the first's matrix through the carry.
 struct Toy;
@@ -110,6 +113,7 @@ fn plan(micro: u32, sum: Sum) -> Plan {
         },
         steps: 5,
         reduce: Reduce { sum, bits: Bits::B32, nonfinite: NonFinite::Stop },
+        parallel: plan::Parallel { shard: plan::Shard::None, buddies: true },
         checkpoint: plan::Checkpoint { to: String::new(), every: 0, keep: 1 },
         elastic: plan::Elastic {
             min_workers: 1,

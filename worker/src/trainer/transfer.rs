@@ -15,9 +15,9 @@ use crate::phases::Phase;
 use crate::task::Task;
 
 /// Elements of a piece: 4 MiB.
-const PIECE: usize = 1 << 20;
+pub(super) const PIECE: usize = 1 << 20;
 /// Pieces under way at once.
-const UNDER_WAY: usize = 8;
+pub(super) const UNDER_WAY: usize = 8;
 
 impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
     /// Gives the state of `root` to every rank whose own is not that after `step` steps. All ranks of the group call
@@ -66,7 +66,7 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
 }
 
 /// The root's values, on every rank.
-fn spread_small<E: mattock_collectives::Element>(
+pub(super) fn spread_small<E: mattock_collectives::Element>(
     group: &Group,
     root: Rank,
     own: &[E],

@@ -90,7 +90,7 @@ impl Ledger {
             return Ok(false);
         };
         demand!(
-            record.state_hash == format!("{:016x}", report.state_hash)
+            record.state_hash == format!("{:016x}", report.state_hash.unwrap_or_default())
                 && record.loss.to_bits() == report.loss.to_bits()
                 || self.corrupt,
             "step {step} is recorded as {record:?}, rank {rank} reported {report:?}"

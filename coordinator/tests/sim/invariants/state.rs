@@ -45,7 +45,7 @@ impl Invariant for States {
             }
             Fact::Saved(state) => self.check("a checkpoint", state.step, state.hash)?,
             Fact::Reported(worker, report) => {
-                self.check(&format!("{worker} reports"), report.step, report.state_hash)?;
+                self.check(&format!("{worker} reports"), report.step, report.state_hash.unwrap_or_default())?;
             }
             _ => {}
         }

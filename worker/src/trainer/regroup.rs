@@ -1,0 +1,304 @@
+//! Sharded state, from the ranks of one ring to those of the next.
+//!
+//! ```text
+//! who has what ─ the last commit's total, to who missed it ─ exponents ─ ranges that somebody lacks ─ new shards
+//! ```
+//!
+//! Every rank tells what it has, and all make the same plan of it. What a rank has stays as it is until all that it needs is there.
+//!
+//! # Invariants
+//! 1. A rank goes from step s to s + 1 by the total of that step's commit only.
+//! 2. Each element travels once, from one rank that has it.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+
+use mattock_collectives::{Buffer, CollectiveError, Group, Pending, Rank};
+use mattock_exact::{BLOCK, Exponents};
+use mattock_kernels::TrainBackend;
+
+use super::sharding::{Copied, Seat};
+use super::transfer::{PIECE, UNDER_WAY, spread_small};
+use super::{StepError, Trainer};
+use crate::commit::Ballot;
+use crate::gate::Gate;
+use crate::phases::Phase;
+use crate::shard::{Lost, Move, ShardMap, Stretches, plan};
+use crate::state::State;
+use crate::task::Task;
+
+/// Takes in the three arrays over a range that has come.
+type Keep<'k> = dyn FnMut(Range<usize>, [&[f32]; 3]) + 'k;
+
+/// What a rank tells of itself.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Told {
+    /// The step of its state, if it has any.
+    step: Option<u64>,
+    /// Its place among shards; rank 0 of 1 where it has all.
+    rank: u32,
+    world: u32,
+    /// Whether it has a copy of the shard before its own.
+    copy: bool,
+    /// Whether it can write the next step, given the total.
+    pending: bool,
+    /// Words of the total of its last commit.
+    total: usize,
+}
+
+const TOLD_WORDS: usize = 6;
+
+impl Told {
+    fn words(self) -> [i64; TOLD_WORDS] {
+        let step = self.step.map_or(-1, u64::cast_signed);
+        let flags = i64::from(self.copy) | i64::from(self.pending) << 1;
+        [step, self.rank.into(), self.world.into(), flags, self.total as i64, 0]
+    }
+
+    fn of(words: &[i64]) -> Self {
+        Self {
+            step: u64::try_from(words[0]).ok(),
+            rank: words[1] as u32,
+            world: (words[2] as u32).max(1),
+            copy: words[3] & 1 != 0,
+            pending: words[3] & 2 != 0,
+            total: words[4] as usize,
+        }
+    }
+
+    /// Its ranges of the flat space.
+    fn ranges(&self, buckets: &[Range<usize>]) -> Vec<Range<usize>> {
+        let map = ShardMap::new(buckets, self.world);
+        let rank = self.rank.min(self.world - 1);
+        let mut ranges = map.parts(rank);
+        if self.copy {
+            ranges.extend(map.parts((rank + self.world - 1) % self.world));
+        }
+        ranges
+    }
+}
+
+impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
+    /// Enters a ring that starts after `step` steps, with this rank's shard of the state. All ranks of the group call this
+    /// together; `has_state` says whether this one has any.
+    ///
+    /// # Errors
+    /// [`StepError::ShardsLost`] where the ranks do not have all of the state, which all find alike; otherwise where the exchange
+    /// breaks. What this rank had it still has then.
+    pub fn regroup(
+        &mut self,
+        group: &Group,
+        step: u64,
+        has_state: bool,
+        gate: &Gate,
+    ) -> Result<(), StepError> {
+        gate.wait();
+        self.clock.enter(Phase::Transfer);
+        let mut told = self.tell_all(group, has_state)?;
+        self.catch_up(group, step, &mut told, gate)?;
+        let current = |told: &Told| told.step == Some(step);
+        let nobody = StepError::ShardsLost { step, elements: self.space.len() };
+        let source = told.iter().position(current).ok_or(nobody)?;
+        let (ring, buddies) = (group.ring(), self.sharding.as_ref().is_some_and(|sharding| sharding.buddies));
+        let seat = Seat::new(self.space.buckets(), ring.world_size().get(), ring.rank().0);
+        let moves = moves(self.space.buckets(), &told, step, buddies)
+            .map_err(|Lost { elements }| StepError::ShardsLost { step, elements })?;
+        let exponents = match told.iter().all(current) {
+            true => self.state.exponents.clone(),
+            false => self.spread_exponents(group, Rank(source as u32))?,
+        };
+        let outdated = !current(&told[seat.rank as usize]);
+        let (held, mut state) = self.taken_over(seat.map.parts(seat.rank), step, outdated);
+        let mut copy = seat.before().filter(|_| buddies).map(|before| {
+            let (held, state) = self.taken_over(seat.map.parts(before), step, outdated);
+            Copied { gradient: vec![0.0; held.len()], held, state, hash: 0 }
+        });
+        self.carry_out(group, &moves, &mut |range, arrays| {
+            place(&held, &mut state, &range, arrays);
+            if let Some(copy) = &mut copy {
+                place(&copy.held, &mut copy.state, &range, arrays);
+            }
+        })?;
+        state.exponents = exponents;
+        if outdated {
+            self.forget();
+        }
+        self.sit(seat, held, state, copy);
+        Ok(())
+    }
+
+    fn tell_all(&self, group: &Group, has_state: bool) -> Result<Vec<Told>, CollectiveError> {
+        let sharding = self.sharding.as_ref();
+        let seat = sharding.and_then(|sharding| sharding.seat.as_ref());
+        let own = Told {
+            step: has_state.then_some(self.state.step),
+            rank: seat.map_or(0, |seat| seat.rank),
+            world: seat.map_or(1, |seat| seat.map.world()),
+            copy: sharding.is_some_and(|sharding| sharding.copy.is_some()),
+            pending: self.pending.is_some(),
+            total: sharding.map_or(0, |sharding| sharding.total.len()),
+        };
+        let words = own.words().to_vec();
+        let all = words.len() * group.ring().world_size().get() as usize;
+        let told = group.all_gather(Arc::new(Buffer::from(words)), all, Buffer::default()).wait()?;
+        Ok(told.chunks_exact(TOLD_WORDS).map(Told::of).collect())
+    }
+
+    /// Who contributed to the commit of `step`, and did not see its total, gets that from one who did, and writes the step.
+    fn catch_up(
+        &mut self,
+        group: &Group,
+        step: u64,
+        told: &mut [Told],
+        gate: &Gate,
+    ) -> Result<(), StepError> {
+        let late = |told: &Told| told.pending && told.step.is_some_and(|at| at + 1 == step);
+        let knows = |told: &Told| told.step == Some(step) && told.total > 0;
+        let (Some(source), true) = (told.iter().position(knows), told.iter().any(late)) else {
+            return Ok(());
+        };
+        let own = group.ring().rank().0 as usize;
+        let mut total: Vec<i32> = match &self.sharding {
+            Some(sharding) if own == source => sharding.total.iter().map(|word| word.cast_signed()).collect(),
+            _ => Vec::new(),
+        };
+        total.resize(told[source].total, 0);
+        let total = spread_small(group, Rank(source as u32), &total)?;
+        if late(&told[own]) {
+            let words = total.into_iter().map(i32::cast_unsigned).collect();
+            let total = Ballot::from_total(words, self.plan.batch.micro_batches() as usize);
+            let generation = group.ring().generation().0;
+            gate.open(generation, self.state.step, self.counted.keys().copied())?;
+            self.write_pending(total, gate)?;
+            gate.reported();
+        }
+        for told in told.iter_mut().filter(|told| late(told)) {
+            told.step = Some(step);
+        }
+        Ok(())
+    }
+
+    /// The exponents of `root`, on every rank.
+    fn spread_exponents(&self, group: &Group, root: Rank) -> Result<Exponents, CollectiveError> {
+        let own = &self.state.exponents;
+        let count = spread_small(group, root, &[own.eighths().len() as i64])?;
+        let most = self.space.len() / BLOCK;
+        let blocks = count.first().map_or(0, |&count| usize::try_from(count).unwrap_or(0)).min(most);
+        let mut eighths: Vec<i32> = own.eighths().iter().map(|&eighths| eighths.into()).collect();
+        eighths.resize(blocks, 0);
+        let eighths = spread_small(group, root, &eighths)?;
+        Ok(Exponents::from_eighths(eighths.into_iter().map(|eighths| eighths as i16).collect()))
+    }
+
+    /// Arrays over these ranges, with what this rank has of them.
+    fn taken_over(&self, ranges: Vec<Range<usize>>, step: u64, outdated: bool) -> (Stretches, State) {
+        let held = Stretches::new(ranges);
+        let mut state = State::blank(step, held.len());
+        if !outdated {
+            let copy = self.sharding.as_ref().and_then(|sharding| sharding.copy.as_ref());
+            let others = copy.map(|copy| (&copy.held, &copy.state));
+            for (from, arrays) in std::iter::once((&self.own, &self.state)).chain(others) {
+                for (array, from_array) in state.arrays_mut().into_iter().zip(arrays.arrays()) {
+                    held.copy_from(array, from, from_array);
+                }
+            }
+        }
+        (held, state)
+    }
+
+    /// Sends and receives what moves, piece by piece: parameters, first and second moments in one buffer.
+    fn carry_out(&self, group: &Group, moves: &[Move], keep: &mut Keep<'_>) -> Result<(), CollectiveError> {
+        let own = group.ring().rank().0;
+        let mut under_way: VecDeque<(Range<usize>, Piece)> = VecDeque::new();
+        let mut land = |(range, piece): (Range<usize>, Piece)| {
+            let Piece::Coming(pending, wanted) = piece else { return piece.wait() };
+            let arrays = pending.wait()?;
+            if wanted {
+                let len = range.len();
+                keep(range, [&arrays[..len], &arrays[len..2 * len], &arrays[2 * len..]]);
+            }
+            Ok(())
+        };
+        for Move { from, to, range } in moves {
+            for start in range.clone().step_by(PIECE / 3) {
+                let range = start..range.end.min(start + PIECE / 3);
+                if under_way.len() == UNDER_WAY
+                    && let Some(oldest) = under_way.pop_front()
+                {
+                    land(oldest)?;
+                }
+                let piece = match *from == own {
+                    true => Piece::Going(group.broadcast(Arc::new(Buffer::from(self.packed(&range))))),
+                    false => {
+                        let output = Buffer::zeroed(3 * range.len());
+                        Piece::Coming(group.receive_broadcast(Rank(*from), output), to.contains(&own))
+                    }
+                };
+                under_way.push_back((range, piece));
+            }
+        }
+        under_way.into_iter().try_for_each(land)
+    }
+
+    /// The three arrays over a range that this rank has, from its shard and its copy of another.
+    fn packed(&self, range: &Range<usize>) -> Vec<f32> {
+        let held = Stretches::new(vec![range.clone()]);
+        let copy = self.sharding.as_ref().and_then(|sharding| sharding.copy.as_ref());
+        let others = copy.map(|copy| (&copy.held, &copy.state));
+        let mut packed = vec![0.0; 3 * range.len()];
+        for (from, state) in std::iter::once((&self.own, &self.state)).chain(others) {
+            for (array, from_array) in packed.chunks_exact_mut(range.len()).zip(state.arrays()) {
+                held.copy_from(array, from, from_array);
+            }
+        }
+        packed
+    }
+
+    /// Takes its place among the shards of a ring.
+    fn sit(&mut self, seat: Seat, held: Stretches, state: State, copy: Option<Copied>) {
+        self.gradient = vec![0.0; held.len()];
+        (self.own, self.state, self.pending) = (held, state, None);
+        let Some(sharding) = &mut self.sharding else { return };
+        sharding.own_hash = self.state.part_hash(&self.own);
+        sharding.copy = copy.map(|copy| Copied { hash: copy.state.part_hash(&copy.held), ..copy });
+        sharding.seat = Some(seat);
+    }
+}
+
+/// What moves, so that each of the ranks has its shard of a state, and a copy of that of the rank before if `buddies`.
+fn moves(buckets: &[Range<usize>], told: &[Told], step: u64, buddies: bool) -> Result<Vec<Move>, Lost> {
+    let world = told.len() as u32;
+    let have = told.iter().map(|told| match told.step == Some(step) {
+        true => told.ranges(buckets),
+        false => Vec::new(),
+    });
+    let copy = buddies && world > 1;
+    let wanted = |rank| Told { step: None, rank, world, copy, pending: false, total: 0 };
+    let want = (0..world).map(|rank| wanted(rank).ranges(buckets));
+    plan(&have.collect::<Vec<_>>(), &want.collect::<Vec<_>>())
+}
+
+enum Piece {
+    Going(Pending<()>),
+    Coming(Pending<Buffer<f32>>, bool),
+}
+
+impl Piece {
+    fn wait(self) -> Result<(), CollectiveError> {
+        match self {
+            Self::Going(pending) => pending.wait(),
+            Self::Coming(pending, _) => pending.wait().map(|_| ()),
+        }
+    }
+}
+
+/// Puts arrays over a range where they belong, as far as that is held.
+fn place(held: &Stretches, state: &mut State, range: &Range<usize>, arrays: [&[f32]; 3]) {
+    for (part, to) in held.overlaps(range.clone()) {
+        let from = part.start - range.start..part.end - range.start;
+        for (array, values) in state.arrays_mut().into_iter().zip(arrays) {
+            array[to..to + part.len()].copy_from_slice(&values[from.clone()]);
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! State divided among the ranks of a ring: what travels in a step beside the sums.
+//!
+//! ```text
+//! gather parameters ─ compute ─ reduce-scatter ─ shift to the buddy ─ commit ─ update own shard, and the copy of another's
+//! ```
+//!
+//! The update writes shards alone; the next step's gather brings them to everybody. So a ring may break anywhere and leaves
+//! each rank with a shard of step s or s + 1, never between. A rank that has contributed to the commit, and did not see its
+//! total, has all that it takes to write the step: the total comes from a rank that saw it ([`super::regroup`]).
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use mattock_collectives::{Buffer, CollectiveError, Element, Group, Sum};
+use mattock_exact::{CHUNK, chunk_squares, exponent_hash, parameter_hash};
+use mattock_kernels::TrainBackend;
+
+use super::Trainer;
+use crate::commit::{Ballot, ShardVote};
+use crate::gate::Gate;
+use crate::phases::Phase;
+use crate::shard::{ShardMap, Stretches};
+use crate::state::State;
+use crate::task::Task;
+
+/// What a rank has of sharded state, beside its own shard.
+pub(super) struct Sharding {
+    /// Whether shards have a second holder.
+    pub(super) buddies: bool,
+    /// The ring for which state was divided; nothing while this rank has all of it.
+    pub(super) seat: Option<Seat>,
+    /// The shard of the rank before this one.
+    pub(super) copy: Option<Copied>,
+    /// Hash of the own shard.
+    pub(super) own_hash: u64,
+    /// All parameters, by bucket, as the last gather brought them.
+    replica: Vec<Buffer<f32>>,
+    /// The own part of them, on its way.
+    inputs: Vec<Arc<Buffer<f32>>>,
+    /// The total of the last commit; empty before the first.
+    pub(super) total: Vec<u32>,
+}
+
+/// A rank's place among shards.
+pub(super) struct Seat {
+    pub(super) map: ShardMap,
+    pub(super) rank: u32,
+    /// By bucket: how many elements each rank owns.
+    pub(super) lens: Arc<[Vec<usize>]>,
+}
+
+/// The second copy of another rank's shard.
+pub(super) struct Copied {
+    pub(super) held: Stretches,
+    pub(super) state: State,
+    pub(super) gradient: Vec<f32>,
+    pub(super) hash: u64,
+}
+
+impl Seat {
+    pub(super) fn new(buckets: &[Range<usize>], world: u32, rank: u32) -> Self {
+        let map = ShardMap::new(buckets, world);
+        let lens = (0..buckets.len()).map(|bucket| map.lens(bucket)).collect();
+        Self { map, rank, lens }
+    }
+
+    /// The rank whose shard this one holds a copy of, if ranks do that.
+    pub(super) fn before(&self) -> Option<u32> {
+        let world = self.map.world();
+        (world > 1).then(|| (self.rank + world - 1) % world)
+    }
+}
+
+impl Sharding {
+    /// Of a rank that has all.
+    pub(super) fn new(buddies: bool, buckets: &[Range<usize>]) -> Self {
+        Self {
+            buddies,
+            seat: None,
+            copy: None,
+            own_hash: 0,
+            replica: buckets.iter().map(|_| Buffer::default()).collect(),
+            inputs: buckets.iter().map(|_| Arc::default()).collect(),
+            total: Vec::new(),
+        }
+    }
+
+    pub(super) fn replica(&self, bucket: usize) -> &[f32] {
+        &self.replica[bucket]
+    }
+}
+
+impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
+    /// Whether each rank has a part of the state only.
+    pub fn is_sharded(&self) -> bool {
+        self.sharding.is_some()
+    }
+
+    /// Brings everybody's parameters to everybody.
+    pub(super) fn gather_parameters(&mut self, group: &Group, gate: &Gate) -> Result<(), CollectiveError> {
+        let Self { sharding: Some(Sharding { seat: Some(seat), replica, inputs, .. }), .. } = self else {
+            return Ok(());
+        };
+        gate.wait();
+        self.clock.enter(Phase::Exchange);
+        let mut gathers = Vec::with_capacity(inputs.len());
+        for (bucket, (input, output)) in inputs.iter_mut().zip(&mut *replica).enumerate() {
+            let own = &self.state.parameters[self.own.within(bucket)];
+            if input.len() != own.len() || Arc::get_mut(input).is_none() {
+                *input = Arc::new(group.buffer(own.len()));
+            }
+            if let Some(input) = Arc::get_mut(input) {
+                input.copy_from_slice(own);
+            }
+            let output = std::mem::take(output);
+            gathers.push(group.all_gather_uneven(Arc::clone(input), &seat.lens[bucket], output));
+        }
+        for (output, gather) in replica.iter_mut().zip(gathers) {
+            *output = gather.wait()?;
+        }
+        Ok(())
+    }
+
+    /// Gives this rank's part of the gradient to its buddy, and receives that of the rank whose buddy it is.
+    pub(super) fn hand_on(&mut self, group: &Group) -> Result<(), CollectiveError> {
+        let Some(Sharding { seat: Some(seat), copy: Some(copy), .. }) = &mut self.sharding else {
+            return Ok(());
+        };
+        let own = Arc::new(Buffer::from(self.gradient.clone()));
+        let gradient = std::mem::take(&mut copy.gradient);
+        copy.gradient = group.shift(own, &seat.map.totals(), gradient.into()).wait()?.into_vec();
+        Ok(())
+    }
+
+    /// Adds to the ballot what this rank knows of its shard.
+    pub(super) fn vote(&self, ballot: &mut Ballot) {
+        let Some(Sharding { seat: Some(seat), copy, own_hash, .. }) = &self.sharding else { return };
+        let (mut squares, mut chunks) = (Vec::new(), 0);
+        for (bucket, range) in self.space.buckets().iter().enumerate() {
+            let first = chunks + (self.own.ranges()[bucket].start - range.start).div_ceil(CHUNK);
+            squares.extend((first..).zip(chunk_squares(&self.gradient[self.own.within(bucket)])));
+            chunks += range.len().div_ceil(CHUNK);
+        }
+        ballot.shard(&ShardVote {
+            rank: seat.rank,
+            world: seat.map.world(),
+            own: *own_hash,
+            before: copy.as_ref().map(|copy| copy.hash),
+            chunks,
+            squares: &squares,
+        });
+    }
+
+    /// By which ranks tell that they compute with the same: for sharded state, a hash of the parameters that each gathered.
+    pub(super) fn basis(&self) -> u64 {
+        let Some(sharding @ Sharding { seat: Some(_), .. }) = &self.sharding else { return self.state_hash };
+        let buckets = self.space.buckets().iter().enumerate();
+        let parts =
+            buckets.map(|(bucket, range)| parameter_hash(sharding.replica(bucket), range.start as u64));
+        parts.fold(exponent_hash(&self.state.exponents), u64::wrapping_add)
+    }
+
+    /// The hash of the whole state. Where it is sharded, all ranks of the group call this together.
+    ///
+    /// # Errors
+    /// Where the exchange breaks.
+    pub fn state_hash(&self, group: &Group) -> Result<u64, CollectiveError> {
+        let Some(Sharding { seat: Some(_), own_hash, .. }) = &self.sharding else {
+            return Ok(self.state_hash);
+        };
+        let own = Arc::new(Buffer::from(vec![own_hash.cast_signed()]));
+        let sum = group.all_reduce_now::<Sum<i64>>(own, Buffer::default())?;
+        let parts = sum.first().copied().unwrap_or_default().cast_unsigned();
+        Ok(exponent_hash(&self.state.exponents).wrapping_add(parts))
+    }
+
+    /// The whole state, put together from all ranks' shards, on those that `keep` it. All ranks of the group call this together.
+    ///
+    /// # Errors
+    /// Where the exchange breaks.
+    pub fn whole_state(&self, group: &Group, keep: bool) -> Result<Option<State>, CollectiveError> {
+        let Some(Sharding { seat: Some(seat), .. }) = &self.sharding else {
+            return Ok(keep.then(|| self.state.clone()));
+        };
+        let mut whole = keep.then(|| State::blank(self.state.step, self.space.len()));
+        for (array, own) in self.state.arrays().into_iter().enumerate() {
+            for (bucket, range) in self.space.buckets().iter().enumerate() {
+                let own = &own[self.own.within(bucket)];
+                let gathered = gather(group, own, &seat.lens[bucket])?;
+                if let Some(whole) = &mut whole {
+                    whole.arrays_mut()[array][range.clone()].copy_from_slice(&gathered);
+                }
+            }
+        }
+        if let Some(whole) = &mut whole {
+            whole.exponents.clone_from(&self.state.exponents);
+        }
+        Ok(whole)
+    }
+}
+
+fn gather<E: Element>(group: &Group, own: &[E], lens: &[usize]) -> Result<Buffer<E>, CollectiveError> {
+    group.all_gather_uneven(Arc::new(Buffer::from(own.to_vec())), lens, Buffer::default()).wait()
+}

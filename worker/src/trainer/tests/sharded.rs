@@ -1,0 +1,188 @@
+//! Sharded state in one process: the same bits on any number of ranks, through losses and joins.
+
+use super::*;
+use crate::plan::{Parallel, Shard};
+
+const ALL: [u32; 6] = [0, 1, 2, 3, 4, 5];
+
+fn sharded(buddies: bool) -> Plan {
+    Plan { parallel: Parallel { shard: Shard::Optimizer, buddies }, ..plan(2, Sum::Exact) }
+}
+
+fn share(rank: usize, world: usize) -> Vec<u32> {
+    ALL.into_iter().filter(|index| *index as usize % world == rank).collect()
+}
+
+type Toys<'a> = Trainer<'a, Autodiff<Cpu>, Toy>;
+
+/// One rank of a ring: its trainer, if it has one already, and whether that has a state.
+type Member<'a> = Option<Toys<'a>>;
+
+/// Brings these together in a ring, lets each do something there, and gives the trainers back.
+fn ring<'a, R: Send>(
+    plan: &'a Plan,
+    members: Vec<Member<'a>>,
+    act: impl Fn(usize, &Group, &mut Toys<'a>, bool) -> R + Sync,
+) -> Vec<(Toys<'a>, R)> {
+    let world = members.len() as u32;
+    thread::scope(|scope| {
+        let start = |((rank, group), member): ((usize, Group), Member<'a>)| {
+            let act = &act;
+            scope.spawn(move || {
+                let has_state = member.is_some();
+                let mut trainer = member.unwrap_or_else(|| trainer(plan));
+                if !has_state {
+                    // Whatever it held before.
+                    trainer.state.parameters.fill(f32::NAN);
+                }
+                let done = act(rank, &group, &mut trainer, has_state);
+                (trainer, done)
+            })
+        };
+        let ranks: Vec<_> = groups(world).into_iter().enumerate().zip(members).map(start).collect();
+        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+    })
+}
+
+/// Trains in a ring from one step to another.
+fn train_on<'a>(plan: &'a Plan, members: Vec<Member<'a>>, from: u64, to: u64) -> Vec<Toys<'a>> {
+    let world = members.len();
+    let act = |rank: usize, group: &Group, trainer: &mut Toys<'a>, has_state: bool| {
+        let gate = Gate::default();
+        trainer.regroup(group, from, has_state, &gate).unwrap();
+        trainer.resume(&share(rank, world));
+        for _ in from..to {
+            trainer.step(group, &share(rank, world), &gate, false).unwrap();
+        }
+    };
+    ring(plan, members, act).into_iter().map(|(trainer, ())| trainer).collect()
+}
+
+/// The whole state of the ring that these are.
+fn whole<'a>(plan: &'a Plan, members: Vec<Toys<'a>>) -> (State, u64) {
+    let members = members.into_iter().map(Some).collect();
+    let act = |rank: usize, group: &Group, trainer: &mut Toys<'a>, _: bool| {
+        let hash = trainer.state_hash(group).unwrap();
+        (trainer.whole_state(group, rank == 0).unwrap(), hash)
+    };
+    let mut states = ring(plan, members, act);
+    let (_, (state, hash)) = states.swap_remove(0);
+    (state.unwrap(), hash)
+}
+
+fn reference(plan: &Plan, steps: u64) -> State {
+    let whole = Plan { parallel: Parallel { shard: Shard::None, buddies: false }, ..plan.clone() };
+    train(&whole, 1, steps).remove(0).2
+}
+
+fn fresh(plan: &Plan, world: usize) -> Vec<Member<'_>> {
+    (0..world).map(|_| Some(trainer(plan))).collect()
+}
+
+#[test]
+fn sharding_leaves_no_trace() {
+    for sum in [Sum::Exact, Sum::Exact64] {
+        for bits in [Bits::B32, Bits::B24, Bits::B12] {
+            for buddies in [false, true] {
+                let mut plan = sharded(buddies);
+                (plan.reduce.sum, plan.reduce.bits) = (sum, bits);
+                let reference = reference(&plan, 4);
+                for world in [1, 2, 3, 5] {
+                    let members = train_on(&plan, fresh(&plan, world), 0, 4);
+                    let held: usize = members.iter().map(|trainer| trainer.state.first.len()).sum();
+                    assert_eq!(held, reference.first.len(), "each moment is held once beside the copies");
+                    let (state, hash) = whole(&plan, members);
+                    assert!(state == reference, "{sum:?} in {bits:?} on {world}, buddies: {buddies}");
+                    assert_eq!(hash, reference.hash());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn ranks_that_come_and_go_leave_no_trace() {
+    let plan = sharded(true);
+    let reference = reference(&plan, 5);
+    // Ranks that are there in each step, by the number that they keep; those lost at once are no neighbours.
+    let rings: [[&[usize]; 5]; 3] = [
+        [&[0, 1, 2], &[0, 2], &[2], &[2, 3, 4, 5], &[3, 5]],
+        [&[0], &[0, 1], &[1], &[1, 2, 3], &[1, 2, 3, 4]],
+        [&[0, 1, 2, 3, 4], &[0, 2, 4], &[5, 0, 2, 4], &[4, 5, 0], &[0, 4]],
+    ];
+    for rings in rings {
+        let mut living: Vec<(usize, Toys<'_>)> =
+            rings[0].iter().map(|&name| (name, trainer(&plan))).collect();
+        for (step, names) in (0..).zip(rings) {
+            let mut member = |name: &usize| {
+                let at = living.iter().position(|(other, _)| other == name)?;
+                Some(living.swap_remove(at).1)
+            };
+            let members: Vec<Member<'_>> = names.iter().map(&mut member).collect();
+            let trained = train_on(&plan, members, step, step + 1);
+            living = names.iter().copied().zip(trained).collect();
+        }
+        let (state, hash) = whole(&plan, living.into_iter().map(|(_, trainer)| trainer).collect());
+        assert!(state == reference, "{rings:?}");
+        assert_eq!(hash, reference.hash());
+    }
+}
+
+#[test]
+fn what_its_only_holder_took_with_it_is_missed_by_all() {
+    for (buddies, gone) in [(false, vec![1]), (true, vec![1, 2])] {
+        let plan = sharded(buddies);
+        let mut members = train_on(&plan, fresh(&plan, 4), 0, 2);
+        gone.iter().rev().for_each(|&rank| drop(members.remove(rank)));
+        let members = members.into_iter().map(Some).chain([None]).collect();
+        let act = |_: usize, group: &Group, trainer: &mut Toys<'_>, has_state: bool| {
+            trainer.regroup(group, 2, has_state, &Gate::default())
+        };
+        for (_, outcome) in ring(&plan, members, act) {
+            let error = outcome.unwrap_err();
+            assert!(matches!(error, StepError::ShardsLost { step: 2, elements: 1.. }), "{error}");
+        }
+    }
+}
+
+/// Rank 2 dies after all have contributed to the commit, and only rank 0 sees the total.
+#[test]
+fn who_misses_the_total_writes_the_same_step_later() {
+    let plan = sharded(true);
+    let reference = reference(&plan, 5);
+    let before = train_on(&plan, fresh(&plan, 3), 0, 2).into_iter().map(Some).collect();
+    let act = |rank: usize, group: &Group, trainer: &mut Toys<'_>, _: bool| {
+        let gate = Gate::default();
+        if rank == 0 {
+            trainer.step(group, &share(0, 3), &gate, false).unwrap();
+        } else {
+            trainer.contribute(group, &share(rank, 3), &gate, false).unwrap();
+        }
+    };
+    let mut members: Vec<Toys<'_>> =
+        ring(&plan, before, act).into_iter().map(|(trainer, ())| trainer).collect();
+    drop(members.pop());
+    assert_eq!((members[0].state.step, members[1].state.step), (3, 2));
+    let members = train_on(&plan, members.into_iter().map(Some).chain([None]).collect(), 3, 5);
+    let (state, hash) = whole(&plan, members);
+    assert!(state == reference);
+    assert_eq!(hash, reference.hash());
+}
+
+#[test]
+fn holders_of_a_shard_that_differ_write_nothing() {
+    let plan = sharded(true);
+    let members = train_on(&plan, fresh(&plan, 3), 0, 2).into_iter().map(Some).collect();
+    let act = |rank: usize, group: &Group, trainer: &mut Toys<'_>, _: bool| {
+        if let (1, Some(copy)) = (rank, trainer.sharding.as_mut().and_then(|sharding| sharding.copy.as_mut()))
+        {
+            copy.state.second[5] = f32::from_bits(copy.state.second[5].to_bits() ^ 1);
+            copy.hash = copy.state.part_hash(&copy.held);
+        }
+        let before = trainer.state.clone();
+        let error = trainer.step(group, &share(rank, 3), &Gate::default(), false).unwrap_err();
+        assert!(matches!(error, StepError::Commit(CommitError::OtherShard { rank: 0, .. })), "{error}");
+        assert!(trainer.state == before);
+    };
+    ring(&plan, members, act);
+}
