@@ -86,6 +86,14 @@ impl Ledger {
         Ok(Self { waiting, ..Self::new(self.micro_batches, formation) })
     }
 
+    /// Forgets of steps up to this one, which is on record, what is not settled yet.
+    pub(crate) fn recorded(mut self, step: u64) -> Self {
+        self.settled = self.settled.max(step);
+        self.waiting.retain(|record| record.step > step);
+        self.open.retain(|&open, _| open > step);
+        self
+    }
+
     /// The steps that still wait, where all ranks have said that they are done.
     pub fn finish(&mut self) -> Vec<StepRecord> {
         std::mem::take(&mut self.waiting)

@@ -13,7 +13,7 @@ use rkyv::util::AlignedVec;
 use rkyv::{Archive, Deserialize, Serialize};
 
 /// Of the messages and their meaning. Equal versions only: a run is one binary.
-pub const VERSION: u16 = 2;
+pub const VERSION: u16 = 3;
 /// Of a message's archive.
 pub const MESSAGE_BYTES_MAX: usize = 1 << 20;
 /// Of the header.
@@ -109,7 +109,8 @@ mod tests {
     use super::*;
     use crate::ids::WorkerId;
     use crate::protocol::{
-        Blame, Break, Failure, Formation, FromCoordinator, FromWorker, Holding, Place, Pulse, StepReport,
+        About, Blame, Break, Failure, Formation, FromCoordinator, FromWorker, Holding, Place, Pulse, Return,
+        StepReport,
     };
 
     fn form() -> FromCoordinator {
@@ -151,27 +152,40 @@ mod tests {
 
     #[test]
     fn the_bytes_of_messages_are_pinned() {
-        assert_eq!(golden(&encode(&form()).unwrap()), "ae25e2d412d344ec");
-        assert_eq!(golden(&encode(&report()).unwrap()), "505c3e3e73a31c4f");
+        assert_eq!(golden(&encode(&form()).unwrap()), "b15a7d60a369a04a");
+        assert_eq!(golden(&encode(&report()).unwrap()), "d19ad3f50509105c");
         let reason = || "a reason".to_owned();
         let holding = Holding { step: Some(8), done: vec![3, 5], running: Some(6) };
+        let FromCoordinator::Form(ring) = form() else { panic!("it is a ring") };
+        let about = About { pid: 7, host: reason(), address: reason(), fingerprint: reason() };
         let broken = Break { generation: 4, lost_rank: Some(2), text: reason() };
         let from_worker = [
-            (FromWorker::Ready { step: None }, "9492dab162f22baf"),
-            (FromWorker::Ready { step: Some(7) }, "17dc1e59f945f47a"),
-            (FromWorker::Held { generation: 4, holding }, "8d6e4bfe4045e405"),
-            (FromWorker::Broken(broken), "ce5a8f6368308261"),
-            (FromWorker::Leaving { reason: reason() }, "60eeb0eba05e4785"),
-            (FromWorker::Pulse(Pulse { progress: 9, busy: true, slowest_ms: 80 }), "9e9719e9065638bd"),
-            (FromWorker::Failed(Failure { text: reason(), blame: Blame::Worker }), "908a113a165be7ec"),
+            (FromWorker::Ready { step: None }, "f062f23537f3cf70"),
+            (FromWorker::Ready { step: Some(7) }, "88c249afbd922bb2"),
+            (FromWorker::Held { generation: 4, holding }, "861fc27248620396"),
+            (FromWorker::Broken(broken), "3c85c53109884af1"),
+            (FromWorker::Leaving { reason: reason() }, "a6d85067f966887f"),
+            (FromWorker::Pulse(Pulse { progress: 9, busy: true, slowest_ms: 80 }), "2269464d563fc450"),
+            (FromWorker::Failed(Failure { text: reason(), blame: Blame::Worker }), "7229537510fcaedd"),
+            (FromWorker::Return(Return { about, incarnation: 3 }), "22ba2c4cebd7af88"),
+            (FromWorker::Past(ring), "6b9546933f9dd10d"),
+            (FromWorker::Returned(Holding::at(8)), "51e9e846f1ea90d4"),
         ];
         for (message, bytes) in from_worker {
             assert_eq!(golden(&encode(&message).unwrap()), bytes, "{message:?}");
         }
+        let welcome = FromCoordinator::Welcome {
+            run: reason(),
+            recipe: reason(),
+            settings: reason(),
+            under_way: true,
+            incarnation: 3,
+        };
         let from_coordinator = [
-            (FromCoordinator::Recall { generation: 4, reason: reason() }, "0c5471e86d3458d8"),
-            (FromCoordinator::Restore { up_to: 6 }, "c336628173fcb4bd"),
-            (FromCoordinator::Released { reason: reason() }, "2f06066db2634c54"),
+            (FromCoordinator::Recall { generation: 4, reason: reason() }, "fda65025fc245679"),
+            (FromCoordinator::Restore { up_to: 6 }, "abb1a8b7ed33b16a"),
+            (FromCoordinator::Released { reason: reason() }, "2b430cfd3fa7a048"),
+            (welcome, "29e4a809bb0f5d6f"),
         ];
         for (message, bytes) in from_coordinator {
             assert_eq!(golden(&encode(&message).unwrap()), bytes, "{message:?}");
@@ -190,13 +204,13 @@ mod tests {
     fn another_version_is_named() {
         let error = decode_header([b'M', b'K', 9, 0, 1, 0, 0, 0]).unwrap_err();
         assert_eq!(error, WireError::Version { theirs: 9 });
-        assert!(error.to_string().contains("version 9") && error.to_string().contains("version 2"));
+        assert!(error.to_string().contains("version 9") && error.to_string().contains("version 3"));
     }
 
     #[test]
     fn what_is_too_long_is_refused_before_it_is_read() {
         assert_eq!(
-            decode_header([b'M', b'K', 2, 0, 1, 0, 16, 0]),
+            decode_header([b'M', b'K', 3, 0, 1, 0, 16, 0]),
             Err(WireError::TooLong(MESSAGE_BYTES_MAX + 1))
         );
         assert_eq!(decode_header(*b"GET / HT"), Err(WireError::Magic(*b"GE")));
