@@ -24,6 +24,8 @@ use crate::recipe::{RecipeError, Resolved};
 
 const RECIPE: &str = "recipe.toml";
 const RECORD: &str = "run.json";
+/// What its coordinators have in common, while it is under way.
+const SECRET: &str = "secret";
 const EVENTS: &str = "events.jsonl";
 const LOCK: &str = "lock";
 /// Where runs go without `--out`.
@@ -358,6 +360,11 @@ fn write(path: &Path, bytes: &[u8]) -> Result<(), RunDirError> {
 
 fn failed(action: &'static str, path: &Path) -> impl Fn(io::Error) -> RunDirError {
     move |source| RunDirError::Io { action, path: path.to_owned(), source }
+}
+
+/// Where the secret of a run in `folder` lies, readable by its owner only.
+pub fn secret_of(folder: &Path) -> PathBuf {
+    folder.join(SECRET)
 }
 
 /// Where checkpoints of a run in `folder` go, given `checkpoint.to`.

@@ -1,7 +1,8 @@
 //! A worker's side of the control plane, for code that is not async.
 //!
 //! A thread of its own holds the connection, sends heartbeats and hands messages over. Joining has two stages, because a
-//! worker's data plane needs the certificate, and the coordinator must be told where the data plane listens.
+//! worker's data plane needs the certificate, and the coordinator must be told where the data plane listens. With that
+//! certificate it comes back to whoever takes over from a coordinator that has died.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -18,7 +19,7 @@ use crate::identity::{
     COORDINATOR_NAME, Identity, IdentityError, JoinToken, Request, client_config, enroll_config,
 };
 use crate::ids::WorkerId;
-use crate::protocol::{About, Enroll, Enrolled, FromCoordinator, FromWorker};
+use crate::protocol::{About, Enroll, Enrolled, FromCoordinator, FromWorker, Return};
 use crate::stream::{self, StreamError, lost, printable};
 
 /// Messages that may wait in either direction.
@@ -86,6 +87,14 @@ pub struct Enrollment {
     local_ip: IpAddr,
 }
 
+/// What a worker that was let in comes back with, to a coordinator that took over.
+#[derive(Debug, Clone)]
+pub struct Passport {
+    worker: WorkerId,
+    identity: Identity,
+    timeout: Duration,
+}
+
 /// Why the connection ended: who notices first, says it.
 #[derive(Debug, Clone, Default)]
 struct Ending(Arc<OnceLock<String>>);
@@ -108,6 +117,7 @@ pub struct Client {
     recipe: String,
     settings: String,
     under_way: bool,
+    incarnation: u64,
     reports: tokio_mpsc::Sender<FromWorker>,
     messages: mpsc::Receiver<FromCoordinator>,
     ending: Ending,
@@ -169,6 +179,11 @@ impl Client {
     /// Whether the run is under way: the state comes from the others then.
     pub fn under_way(&self) -> bool {
         self.under_way
+    }
+
+    /// The coordinator's incarnation; 0 where nobody can take over from it.
+    pub fn incarnation(&self) -> u64 {
+        self.incarnation
     }
 
     /// A handle for reports from any thread.
@@ -238,16 +253,70 @@ impl Enrollment {
     pub fn join(self, about: About) -> Result<Client, JoinError> {
         let Self { runtime, endpoint, address, timeout: limit, worker, identity, .. } = self;
         let config = client_config(&identity, limit)?;
+        let meeting = Meeting { runtime, endpoint, config, address, worker, limit };
+        meeting.greet(FromWorker::Hello(about), limit)
+    }
+
+    /// What it comes back with to another coordinator of its run.
+    pub fn passport(&self) -> Passport {
+        Passport { worker: self.worker, identity: self.identity.clone(), timeout: self.timeout }
+    }
+}
+
+impl Passport {
+    /// The authority's certificate, DER.
+    pub fn authority(&self) -> &[u8] {
+        &self.identity.authority
+    }
+
+    /// Who it is.
+    pub fn worker(&self) -> WorkerId {
+        self.worker
+    }
+
+    /// Comes back to the coordinator at `address`, which must answer within `patience`.
+    ///
+    /// # Errors
+    /// See [`JoinError`].
+    pub fn come_back(
+        &self,
+        address: SocketAddr,
+        back: Return,
+        patience: Duration,
+    ) -> Result<Client, JoinError> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let local_ip = local_ip_towards(address)?;
+        let endpoint = runtime.block_on(async { Endpoint::client(SocketAddr::new(local_ip, 0)) })?;
+        let config = client_config(&self.identity, self.timeout)?;
+        let (worker, limit) = (self.worker, self.timeout);
+        let meeting = Meeting { runtime, endpoint, config, address, worker, limit };
+        meeting.greet(FromWorker::Return(back), patience)
+    }
+}
+
+/// A worker with a certificate, on its way to a coordinator.
+struct Meeting {
+    runtime: Runtime,
+    endpoint: Endpoint,
+    config: quinn::ClientConfig,
+    address: SocketAddr,
+    worker: WorkerId,
+    limit: Duration,
+}
+
+impl Meeting {
+    fn greet(self, greeting: FromWorker, patience: Duration) -> Result<Client, JoinError> {
+        let Self { runtime, endpoint, config, address, worker, limit } = self;
         let (connection, send, receive, welcome) = runtime.block_on(async {
-            let connection = connect(&endpoint, config, address, limit).await?;
-            let (mut send, mut receive) = open(&connection, limit).await?;
-            stream::send(&mut send, &FromWorker::Hello(about), limit).await?;
-            let welcome: FromCoordinator = stream::receive(&mut receive, limit).await?;
+            let connection = connect(&endpoint, config, address, patience).await?;
+            let (mut send, mut receive) = open(&connection, patience).await?;
+            stream::send(&mut send, &greeting, patience).await?;
+            let welcome: FromCoordinator = stream::receive(&mut receive, patience).await?;
             Ok::<_, JoinError>((connection, send, receive, welcome))
         })?;
-        let (run, recipe, settings, under_way) = match welcome {
-            FromCoordinator::Welcome { run, recipe, settings, under_way } => {
-                (run, recipe, settings, under_way)
+        let (run, recipe, settings, under_way, incarnation) = match welcome {
+            FromCoordinator::Welcome { run, recipe, settings, under_way, incarnation } => {
+                (run, recipe, settings, under_way, incarnation)
             }
             FromCoordinator::Refused { reason } => {
                 return Err(JoinError::Refused(printable(reason.as_bytes())));
@@ -264,7 +333,19 @@ impl Enrollment {
             runtime.block_on(async { timeout(limit, endpoint.wait_idle()).await }).ok();
         })?;
         let (messages, closing, thread) = (received, Some(closing), Some(thread));
-        Ok(Client { worker, run, recipe, settings, under_way, reports, messages, ending, closing, thread })
+        Ok(Client {
+            worker,
+            run,
+            recipe,
+            settings,
+            under_way,
+            incarnation,
+            reports,
+            messages,
+            ending,
+            closing,
+            thread,
+        })
     }
 }
 

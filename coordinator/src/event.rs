@@ -15,6 +15,24 @@ pub enum Event {
         /// Where its status page is.
         status: String,
     },
+    /// The coordinator has taken over from one that has died, and the run goes on.
+    TookOver {
+        /// Its lease's number.
+        incarnation: u64,
+        /// Workers that came back to it.
+        returned: usize,
+        /// The newest step that is on record.
+        step: u64,
+        /// Milliseconds from when it listened until it knew what all of them hold.
+        waited_ms: f64,
+    },
+    /// Another coordinator has taken over from this one, which ends.
+    Superseded {
+        /// The other's lease.
+        incarnation: u64,
+        /// Where it listens.
+        address: String,
+    },
     /// All workers are there; the first ring was formed.
     RunStarted {
         /// Steps of the whole run.
@@ -24,6 +42,15 @@ pub enum Event {
     },
     /// A worker was admitted.
     WorkerJoined {
+        /// Its id.
+        worker: u64,
+        /// Its host.
+        host: String,
+        /// Its process.
+        pid: u32,
+    },
+    /// A worker that a coordinator before this one had admitted is back.
+    WorkerReturned {
         /// Its id.
         worker: u64,
         /// Its host.

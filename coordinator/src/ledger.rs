@@ -88,6 +88,14 @@ impl Ledger {
         Ok(Self { waiting, ..Self::new(self.micro_batches, formation) })
     }
 
+    /// Forgets of steps up to this one, which is on record, what is not settled yet.
+    pub(crate) fn recorded(mut self, step: u64) -> Self {
+        self.settled = self.settled.max(step);
+        self.waiting.retain(|record| record.step > step);
+        self.open.retain(|&open, _| open > step);
+        self
+    }
+
     /// The steps that still wait, where all ranks have said that they are done, with this state.
     pub fn finish(&mut self, state_hash: u64) -> Vec<StepRecord> {
         let mut records = std::mem::take(&mut self.waiting);

@@ -4,6 +4,8 @@
 //! server    QUIC, timers ─┐                    ┌─ client   the same for a worker
 //!                    membership  pure decisions │
 //!                    ledger      who did what   │
+//!                    past        the same, as it was told to a coordinator that took over from another
+//! lease     who coordinates: numbered records in a store that the caller brings
 //! identity  authority, tokens   protocol + wire  checked messages   status  HTTP on loopback
 //! ```
 //!
@@ -13,8 +15,10 @@ mod client;
 pub mod event;
 pub mod identity;
 mod ids;
+pub mod lease;
 mod ledger;
 pub mod membership;
+mod past;
 pub mod protocol;
 mod reach;
 mod recovery;
@@ -23,10 +27,11 @@ mod status;
 mod stream;
 pub mod wire;
 
-pub use client::{Client, ClientError, Enrollment, JoinError, Report, Reporter};
+pub use client::{Client, ClientError, Enrollment, JoinError, Passport, Report, Reporter};
 pub use ids::WorkerId;
 pub use ledger::{Disagreement, Ledger};
+pub use past::{Past, REPORTS_MAX};
 pub use reach::{Reach, reach};
 pub use recovery::Recovery;
-pub use server::{Command, RunEnd, Server, ServerConfig, ServerError};
+pub use server::{Command, Failover, RunEnd, Server, ServerConfig, ServerError};
 pub use stream::StreamError;

@@ -147,6 +147,15 @@ impl Holding {
     }
 }
 
+/// A worker whose coordinator has died, to the one that took over.
+#[derive(Debug, Clone, PartialEq, Archive, Serialize, Deserialize)]
+pub struct Return {
+    /// As it said to the one before.
+    pub about: About,
+    /// The highest incarnation of a coordinator that it knows of.
+    pub incarnation: u64,
+}
+
 /// Worker to coordinator.
 #[derive(Debug, Clone, PartialEq, Archive, Serialize, Deserialize)]
 pub enum FromWorker {
@@ -202,6 +211,12 @@ pub enum FromWorker {
     Heartbeat,
     /// Alive, and this far.
     Pulse(Pulse),
+    /// First message of a worker that was let in by a coordinator which has died.
+    Return(Return),
+    /// A ring that it was in; the reports that follow are of that ring. The oldest first.
+    Past(Formation),
+    /// What it holds since its coordinator has died, as the answer to a recall would be.
+    Returned(Holding),
 }
 
 /// How far a worker's training is, as its listening thread sees it: a process may live although its training does not.
@@ -261,6 +276,8 @@ pub enum FromCoordinator {
         settings: String,
         /// Whether the run is under way: its state comes from the others then, not from storage.
         under_way: bool,
+        /// The coordinator's, where another could take over from it; else 0.
+        incarnation: u64,
     },
     /// Not admitted.
     Refused {

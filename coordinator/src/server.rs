@@ -1,29 +1,34 @@
 //! The coordinator's driver: QUIC connections and timers around the pure [`Registry`] and [`Ledger`].
 //!
 //! One task owns all decisions; a task per connection reads messages into its bounded queue, another writes. Whoever
-//! misbehaves loses his connection and an event says why; the run goes on.
+//! misbehaves loses his connection and an event says why; the run goes on. Where the run has a lease, the server ends as
+//! soon as it learns that another has taken a higher one, and tells the workers nothing: they are the other's.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use quinn::Endpoint;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep_until, timeout};
 
 use crate::event::Event;
-use crate::identity::{Authority, IdentityError, JoinToken, server_config};
-use crate::membership::{self, Outcome, Registry};
+use crate::identity::{Authority, IdentityError, JoinToken, RunSecret, server_config};
+use crate::lease::{Lease, LeaseError, LeaseStore};
+use crate::membership::{self, Outcome};
 use crate::protocol::FromCoordinator;
 use crate::status::{self, Status};
 use crate::wire::{self, WireError};
 
 use self::core::Core;
 use self::door::Door;
+use self::tenure::Tenure;
 
 mod core;
 mod crowd;
 mod door;
+mod past;
+mod tenure;
 
 /// Messages that may wait for the deciding task, over all workers; each may have a megabyte.
 const INBOX_MAX: usize = 64;
@@ -48,12 +53,27 @@ pub struct ServerConfig {
     pub token_lifetime: Duration,
     /// Of the registry.
     pub membership: membership::Config,
+    /// What another needs to take over, and this one to have done so; without it the run ends with its coordinator.
+    pub failover: Option<Failover>,
+}
+
+/// What coordinators of one run have in common.
+#[derive(Debug, Clone)]
+pub struct Failover {
+    /// The run's.
+    pub secret: RunSecret,
+    /// Equal for those alone that may go on with each other's work: same recipe, same start.
+    pub attempt: String,
+    /// Where leases are kept.
+    pub store: Arc<dyn LeaseStore>,
+    /// The newest step that is on record, where somebody knows: none up to it is told of again.
+    pub recorded: Option<u64>,
 }
 
 impl ServerConfig {
-    fn welcome(&self, under_way: bool) -> FromCoordinator {
+    fn welcome(&self, under_way: bool, incarnation: u64) -> FromCoordinator {
         let Self { run, recipe, settings, .. } = self.clone();
-        FromCoordinator::Welcome { run, recipe, settings, under_way }
+        FromCoordinator::Welcome { run, recipe, settings, under_way, incarnation }
     }
 }
 
@@ -78,6 +98,9 @@ pub enum ServerError {
     /// What every worker must be told does not fit into a message.
     #[error("recipe and settings cannot be sent to workers: {0}")]
     Recipe(#[from] WireError),
+    /// Nobody can tell whose the run is.
+    #[error("cannot take the run's lease: {0}")]
+    Lease(#[source] LeaseError),
 }
 
 /// What the launcher tells a running server.
@@ -111,6 +134,14 @@ pub struct RunEnd {
     pub reason: String,
 }
 
+/// How a server ends.
+enum Ending {
+    /// With its run.
+    Over(RunEnd),
+    /// Another has the run.
+    Superseded(Lease),
+}
+
 /// A coordinator that listens.
 #[derive(Debug)]
 pub struct Server {
@@ -121,38 +152,38 @@ pub struct Server {
     token: JoinToken,
     status: watch::Sender<Status>,
     status_address: SocketAddr,
+    tenure: Option<Tenure>,
 }
 
 impl Server {
-    /// Starts to listen, with a new authority. Must be called within a tokio runtime.
+    /// Starts to listen, and takes the lease where there is one. Must be called within a tokio runtime.
     ///
     /// # Errors
     /// See [`ServerError`].
     pub async fn bind(config: ServerConfig) -> Result<Self, ServerError> {
         let listen = |source| ServerError::Listen { address: config.listen, source };
-        wire::encode(&config.welcome(false))?;
-        let authority = Authority::new(&config.run)?;
-        let tls = server_config(&authority.coordinator()?, config.membership.timeout)?;
-        let endpoint = Endpoint::server(tls, config.listen).map_err(listen)?;
+        wire::encode(&config.welcome(false, 0))?;
+        let Keys { authority, join, reset } = Keys::of(&config)?;
+        let limit = config.membership.timeout;
+        let tls = server_config(&authority.coordinator()?, limit)?;
+        let endpoint = tenure::endpoint(tls, config.listen, reset).map_err(listen)?;
         let bound = endpoint.local_addr().map_err(listen)?;
         let mut address = config.advertise.unwrap_or(bound);
         if address.port() == 0 {
             address.set_port(bound.port());
         }
-        let secret = random()?;
+        let tenure = match &config.failover {
+            Some(failover) => {
+                Some(Tenure::take(failover, &config.run, address, authority.certificate(), limit).await?)
+            }
+            None => None,
+        };
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let expires = (now + config.token_lifetime).as_secs();
-        let token = JoinToken::new(
-            &config.run,
-            address,
-            authority.certificate(),
-            secret,
-            expires,
-            config.membership.timeout,
-        );
+        let token = JoinToken::new(&config.run, address, authority.certificate(), join, expires, limit);
         let (status, shown) = watch::channel(Status::new(&config.run));
         let status_address = status::serve(shown).await.map_err(listen)?;
-        Ok(Self { config, endpoint, authority, secret, token, status, status_address })
+        Ok(Self { config, endpoint, authority, secret: join, token, status, status_address, tenure })
     }
 
     /// What lets workers in.
@@ -169,24 +200,20 @@ impl Server {
     pub async fn run(self, events: mpsc::Sender<Event>, mut commands: mpsc::Receiver<Command>) -> RunEnd {
         let (inbox, mut inbound) = mpsc::channel(INBOX_MAX);
         let limit = self.config.membership.timeout;
-        let door = Arc::new(Door::new(
-            self.authority,
-            self.secret,
-            self.token.expires,
-            limit,
-            inbox,
-            events.clone(),
-        ));
+        let first_id = self.tenure.as_ref().map_or(0, |tenure| tenure.lease.first_number());
+        let keys = (self.authority, self.secret);
+        let door = Arc::new(Door::new(keys, self.token.expires, limit, inbox, events.clone(), first_id));
         let accepting = tokio::spawn(Arc::clone(&door).accept(self.endpoint.clone()));
-        let registry = Registry::new(self.config.membership.clone(), Instant::now());
-        let mut core = Core::new(self.config, registry, events, self.status);
+        let (found, mut successors) = mpsc::channel(1);
+        let watching = self.tenure.clone().map(|tenure| tokio::spawn(tenure.watch(found)));
+        let mut core = Core::new(self.config, self.tenure, events, self.status);
         core.emit(Event::Listening {
             address: self.token.address.to_string(),
             status: self.status_address.to_string(),
         })
         .await;
         let mut commanded = true;
-        let end = loop {
+        let ending = loop {
             let due = core.registry.deadline().unwrap_or_else(|| core.now() + limit) + core.stalled();
             let meant = tokio::select! {
                 Some((worker, message)) = inbound.recv() => core.absorb(worker, message).await,
@@ -194,18 +221,48 @@ impl Server {
                     Some(command) => core.command(command),
                     None => { commanded = false; Vec::new() }
                 },
+                Some(successor) = successors.recv() => break Ending::Superseded(successor),
                 () = sleep_until(due.into()) => vec![membership::Event::Tick],
             };
-            if let Some(end) = core.decide(meant).await {
-                break end;
+            if let Some(ending) = core.decide(meant).await {
+                break ending;
             }
         };
-        core.farewell(&end, &mut inbound, limit).await;
+        watching.inspect(|watching| watching.abort());
+        let end = match ending {
+            Ending::Over(end) => {
+                core.farewell(&end, &mut inbound, limit).await;
+                end
+            }
+            Ending::Superseded(successor) => core.give_way(&successor).await,
+        };
         accepting.abort();
-        self.endpoint.close(0u32.into(), b"the run is over");
+        self.endpoint.close(0u32.into(), b"this coordinator ends");
         // Who does not hear it will notice the silence.
         let _ = timeout(limit, self.endpoint.wait_idle()).await;
         end
+    }
+}
+
+/// What a server's identity and doors are made of.
+struct Keys {
+    authority: Authority,
+    join: [u8; 32],
+    reset: Option<[u8; 32]>,
+}
+
+impl Keys {
+    /// Those of the run's secret; where it has none, new ones.
+    fn of(config: &ServerConfig) -> Result<Self, ServerError> {
+        let run = &config.run;
+        Ok(match &config.failover {
+            Some(Failover { secret, attempt, .. }) => Self {
+                authority: secret.authority(run, attempt)?,
+                join: secret.join_secret(run, attempt),
+                reset: Some(secret.reset_key(run, attempt)),
+            },
+            None => Self { authority: Authority::new(run)?, join: random()?, reset: None },
+        })
     }
 }
 

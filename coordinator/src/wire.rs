@@ -109,7 +109,8 @@ mod tests {
     use super::*;
     use crate::ids::WorkerId;
     use crate::protocol::{
-        Blame, Break, Failure, Formation, FromCoordinator, FromWorker, Holding, Place, Pulse, StepReport,
+        About, Blame, Break, Failure, Formation, FromCoordinator, FromWorker, Holding, Place, Pulse, Return,
+        StepReport,
     };
 
     fn form() -> FromCoordinator {
@@ -156,6 +157,8 @@ mod tests {
         assert_eq!(golden(&encode(&report()).unwrap()), "e32c078832e95763");
         let reason = || "a reason".to_owned();
         let holding = Holding { step: Some(8), done: vec![3, 5], running: Some(6) };
+        let FromCoordinator::Form(ring) = form() else { panic!("it is a ring") };
+        let about = About { pid: 7, host: reason(), address: reason(), fingerprint: reason() };
         let broken = Break { generation: 4, lost_rank: Some(2), text: reason() };
         let from_worker = [
             (FromWorker::Ready { step: None }, "aef714ce0b3bc746"),
@@ -165,14 +168,25 @@ mod tests {
             (FromWorker::Leaving { reason: reason() }, "79bb8fa73827fabd"),
             (FromWorker::Pulse(Pulse { progress: 9, busy: true, slowest_ms: 80 }), "04f5d7af5a098e03"),
             (FromWorker::Failed(Failure { text: reason(), blame: Blame::Worker }), "55b0e47716b80eee"),
+            (FromWorker::Return(Return { about, incarnation: 3 }), "44c12e96f033d35a"),
+            (FromWorker::Past(ring), "29aa1f79c0d7bcd3"),
+            (FromWorker::Returned(Holding::at(8)), "961db9f8d455c0d6"),
         ];
         for (message, bytes) in from_worker {
             assert_eq!(golden(&encode(&message).unwrap()), bytes, "{message:?}");
         }
+        let welcome = FromCoordinator::Welcome {
+            run: reason(),
+            recipe: reason(),
+            settings: reason(),
+            under_way: true,
+            incarnation: 3,
+        };
         let from_coordinator = [
             (FromCoordinator::Recall { generation: 4, reason: reason() }, "fda65025fc245679"),
             (FromCoordinator::Restore { up_to: 6 }, "abb1a8b7ed33b16a"),
             (FromCoordinator::Released { reason: reason() }, "2b430cfd3fa7a048"),
+            (welcome, "29e4a809bb0f5d6f"),
         ];
         for (message, bytes) in from_coordinator {
             assert_eq!(golden(&encode(&message).unwrap()), bytes, "{message:?}");

@@ -19,7 +19,10 @@ use crate::exit::{EXIT_CODES, Exit, Failure};
 use crate::launch::{Deadlines, Ended, LaunchError, Line, Listening, LocalRun, Place, Program, stop_signals};
 use crate::progress::{Event, Mode, Progress, RunEnded, RunOutcome, Summary};
 use crate::recipe::Resolved;
-use crate::run_dir::{EventLog, Reuse, RunDir, RunDirError, RunRecord};
+use crate::run_dir::{EventLog, Reuse, RunDir, RunDirError, RunRecord, secret_of};
+
+/// Coordinators that may die in a row without a step in between, before the run is given up.
+const RESTARTS: u32 = 5;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -123,6 +126,7 @@ fn lead(
     // What an earlier attempt left must not be taken for this one's.
     let token = args.nodes.token_file(dir.path());
     let _ = std::fs::remove_file(&token);
+    let _ = std::fs::remove_file(secret_of(dir.path()));
     for change in dir.check_resumable(recipe, &record)? {
         eprintln!("resumed with another recipe: {change}");
     }
@@ -243,6 +247,7 @@ impl TrainArgs {
             workers: self.workers,
             worker: Box::new(worker),
             respawn: !self.no_respawn,
+            restarts: RESTARTS,
             deadlines: if place.nodes > 1 { deadlines.with_others(self.nodes.wait()) } else { deadlines },
         })
     }
@@ -300,6 +305,8 @@ impl Watch {
         let _ = match line {
             Line::Said(role, text) => self.progress.line(&format!("[{role}] {text}")),
             Line::Event(text) => match serde_json::from_str::<Event>(text) {
+                // One that took over may tell again what the one before it had told.
+                Ok(event) if self.progress.meter().knows(&event) => Ok(()),
                 Ok(event) => {
                     self.keep(text, &event);
                     self.progress.absorb(Instant::now(), &event)

@@ -6,7 +6,8 @@
 //!      └── starts workers once the coordinator listens; tells it of every worker that exits, and starts another
 //! ```
 //!
-//! A worker that the coordinator calls lost is killed, should it still be there: a stopped one would wake up one day.
+//! A worker that the coordinator calls lost is killed, should it still be there: a stopped one would wake up one day. A
+//! coordinator that dies before the run is over is started again: it takes over, and the workers come back to it.
 //!
 //! # Invariants
 //! 1. A worker's exit is told to the coordinator at once: no heartbeat has to time out for it.
@@ -33,6 +34,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::child::{Notice, Program, Role, Speaks, start};
 use super::slots::Slots;
+use super::successor::Successor;
 use super::worker_environment;
 
 /// Notices that wait to be handled; a child that prints faster than we can pass on is held up.
@@ -95,6 +97,8 @@ pub struct LocalRun {
     pub worker: WorkerProgram,
     /// Whether another worker is started in the place of one that has ended.
     pub respawn: bool,
+    /// How often in a row, without a step in between, a coordinator that has died is started again.
+    pub restarts: u32,
     /// How long each ending is waited for.
     pub deadlines: Deadlines,
 }
@@ -119,11 +123,17 @@ enum Seen {
         host: Option<String>,
         pid: u32,
     },
-    RunStarted,
+    RunStarted {
+        #[serde(default)]
+        resumed_from: u64,
+    },
     WorkerLost {
         worker: u64,
     },
+    Superseded,
     Step {
+        #[serde(default)]
+        step: u64,
         ranks: Vec<SeenRank>,
     },
     RunEnding,
@@ -213,7 +223,7 @@ impl LocalRun {
                 Some(notice) = notices.recv() => match notice {
                     Notice::Event(_, line) => {
                         on_line(Line::Event(&line));
-                        watched.event(&line);
+                        watched.event(&line).await;
                     }
                     Notice::Said(role, line) => {
                         on_line(Line::Said(role, &line));
@@ -222,6 +232,10 @@ impl LocalRun {
                     Notice::Exited(role, pid, status) => watched.exited(role, pid, status).await,
                 },
                 Some(()) = stops.recv() => watched.stop().await,
+                () = sleep_until(watched.successor.at()), if watched.successor.is_due() => {
+                    let said = watched.start_successor();
+                    on_line(Line::Said(Role::Coordinator, &said));
+                }
                 () = sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => watched.late()?,
             }
             if let Some(ended) = watched.ended() {
@@ -247,6 +261,7 @@ struct Supervisor<'a> {
     failed: Option<LaunchError>,
     coordinator: Option<ExitStatus>,
     coordinator_stdin: Option<ChildStdin>,
+    successor: Successor,
     workers: Slots,
     last_words: VecDeque<String>,
 }
@@ -268,13 +283,25 @@ impl<'a> Supervisor<'a> {
             failed: None,
             coordinator: None,
             coordinator_stdin: Some(stdin),
+            successor: Successor::new(run.restarts),
             workers: Slots::new(run.workers.get(), run.respawn),
             last_words: VecDeque::new(),
         })
     }
 
-    fn event(&mut self, line: &str) {
+    async fn event(&mut self, line: &str) {
         match serde_json::from_str(line) {
+            Ok(Seen::Listening(listening)) if self.listening.is_some() => {
+                self.listening = Some(listening);
+                // Training has its own deadlines; a stop's goes on.
+                self.deadline = self.deadline.filter(|_| self.stopped);
+                for command in self.successor.listens() {
+                    self.command(&command).await;
+                }
+                if self.stopped {
+                    self.command(&json!({ "stop": true })).await;
+                }
+            }
             Ok(Seen::Listening(listening)) if self.listening.is_none() && !self.stopped => {
                 self.listening = Some(listening);
                 self.deadline = self.run.deadlines.gather.map(|gather| Instant::now() + gather);
@@ -285,13 +312,18 @@ impl<'a> Supervisor<'a> {
                     self.workers.joined(pid, worker);
                 }
             }
-            Ok(Seen::RunStarted) if !self.stopped => self.deadline = None,
+            Ok(Seen::RunStarted { resumed_from }) => {
+                self.successor.recorded(resumed_from);
+                self.deadline = self.deadline.filter(|_| self.stopped);
+            }
+            Ok(Seen::Superseded) => self.successor.give_up(),
             Ok(Seen::WorkerLost { worker }) => self.kill_worker(worker),
-            Ok(Seen::Step { ranks }) => {
+            Ok(Seen::Step { step, ranks }) => {
+                self.successor.recorded(step);
                 self.workers.stepped(&ranks.into_iter().map(|rank| rank.worker).collect());
             }
             Ok(Seen::RunEnding) => self.over = true,
-            Ok(Seen::Listening(_) | Seen::RunStarted | Seen::Other) | Err(_) => {}
+            Ok(Seen::Listening(_) | Seen::Other) | Err(_) => {}
         }
     }
 
@@ -332,8 +364,12 @@ impl<'a> Supervisor<'a> {
     async fn exited(&mut self, role: Role, pid: u32, status: ExitStatus) {
         match role {
             Role::Coordinator => {
-                self.coordinator = Some(status);
                 self.coordinator_stdin = None;
+                let wanted = self.listening.is_some() && !self.over && self.killed.is_none();
+                if wanted && self.successor.is_wanted(status) {
+                    return;
+                }
+                self.coordinator = Some(status);
                 // Without a coordinator there is no run: the end of their standard input tells the workers.
                 self.workers.close_stdins();
                 self.wait_at_most(self.run.deadlines.exit);
@@ -347,12 +383,34 @@ impl<'a> Supervisor<'a> {
                 let host = host::name();
                 let exited =
                     json!({ "host": host, "pid": pid, "status": status, "replaced": replaced, "left": left });
-                self.command(&json!({ "exited": exited })).await;
+                self.tell(json!({ "exited": exited })).await;
                 if replaced {
                     self.start_worker(number);
                 } else if left == 0 && !self.has_others() && self.coordinator.is_none() {
                     self.wait_at_most(self.run.deadlines.exit);
                 }
+            }
+        }
+    }
+
+    /// Starts another coordinator in the place of the dead one; returns what is to be said of it.
+    fn start_successor(&mut self) -> String {
+        let port = self.listening.as_ref().map(|listening| listening.address.port());
+        let (program, said) = self.successor.program(&self.run.coordinator, port);
+        let kill = self.kill.subscribe();
+        match start(Role::Coordinator, Speaks::Coordinator, &program, &self.notices, kill) {
+            Ok((_, stdin)) => {
+                self.coordinator_stdin = Some(stdin);
+                self.wait_at_most(self.run.deadlines.start);
+                said
+            }
+            Err(source) => {
+                let error = LaunchError::not_started(Role::Coordinator, &program, source);
+                let said = error.to_string();
+                self.coordinator = Some(self.successor.status());
+                self.failed.get_or_insert(error);
+                self.kill_all("the coordinator could not be started again");
+                said
             }
         }
     }
@@ -398,6 +456,14 @@ impl<'a> Supervisor<'a> {
     fn wait_at_most(&mut self, wait: Duration) {
         let deadline = Instant::now() + wait;
         self.deadline = Some(self.deadline.map_or(deadline, |earlier| earlier.min(deadline)));
+    }
+
+    /// Tells the coordinator, or the one that takes its place.
+    async fn tell(&mut self, command: serde_json::Value) {
+        match self.coordinator_stdin.is_some() && !self.successor.is_starting() {
+            true => self.command(&command).await,
+            false => self.successor.tell_later(command),
+        }
     }
 
     /// Tells the coordinator. Where it doesn't take it, its exit is noticed elsewhere, or a deadline passes.

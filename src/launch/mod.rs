@@ -16,6 +16,7 @@ mod lines;
 mod local;
 mod place;
 mod slots;
+mod successor;
 #[cfg(test)]
 mod tests;
 

@@ -44,6 +44,7 @@ async fn supervise(
             sh(&scripts[number as usize]).with_env("COORDINATOR", listening.address.to_string())
         }),
         respawn: false,
+        restarts: 0,
         deadlines,
     };
     let (sender, stops) = mpsc::channel(2);
@@ -100,6 +101,7 @@ async fn respawned(worker: &str, after: usize, coordinator: &str) -> Vec<serde_j
             Box::new(move |_, _| sh(&worker))
         },
         respawn: true,
+        restarts: 0,
         deadlines: PATIENT,
     };
     let (_keep, stops) = mpsc::channel(1);
@@ -213,6 +215,7 @@ async fn a_program_that_is_not_there_is_named() {
         workers: NonZeroU32::MIN,
         worker: Box::new(|_, _| sh("")),
         respawn: false,
+        restarts: 0,
         deadlines: PATIENT,
     };
     let (_keep, stops) = mpsc::channel(1);
@@ -230,6 +233,7 @@ async fn a_worker_that_cannot_be_started_ends_the_others() {
             _ => Program { path: "/nowhere/mattock".into(), ..sh("") },
         }),
         respawn: false,
+        restarts: 0,
         deadlines: PATIENT,
     };
     let (_keep, stops) = mpsc::channel(1);

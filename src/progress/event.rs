@@ -19,6 +19,22 @@ pub enum Event {
         #[serde(default)]
         resumed_from: u64,
     },
+    /// A coordinator has taken over from one that has died.
+    TookOver {
+        /// Its lease's number.
+        incarnation: u64,
+        /// Workers that came back.
+        returned: u32,
+        /// The newest step that is on record.
+        step: u64,
+    },
+    /// Another coordinator has the run.
+    Superseded {
+        /// Its lease's number.
+        incarnation: u64,
+        /// Where it is.
+        address: String,
+    },
     /// A worker was admitted.
     WorkerJoined {
         /// Its id.

@@ -1,6 +1,6 @@
 //! How fast a run goes: sums and rates over its events. Pure; the time of each event comes in as an argument.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::event::{Event, Step};
@@ -21,6 +21,8 @@ pub struct Meter {
     pub last: Option<Step>,
     /// Where complete checkpoints lie, in order.
     pub checkpoints: Vec<String>,
+    /// Those that were told of since the run started, or went back.
+    told: BTreeSet<String>,
     /// Seconds by phase, over all ranks and steps.
     phases: BTreeMap<String, f64>,
     started: Instant,
@@ -46,6 +48,7 @@ impl Meter {
             steps: 0,
             last: None,
             checkpoints: Vec::new(),
+            told: BTreeSet::new(),
             phases: BTreeMap::new(),
             started: now,
             first_step: None,
@@ -54,11 +57,28 @@ impl Meter {
         }
     }
 
+    /// Whether a step or checkpoint was told already, and the run has not gone back behind it since.
+    pub fn knows(&self, event: &Event) -> bool {
+        match event {
+            Event::Step(step) => self.last.as_ref().is_some_and(|last| step.step <= last.step),
+            Event::Checkpoint { url, .. } => self.told.contains(url),
+            _ => false,
+        }
+    }
+
     /// Adds one event.
     pub fn absorb(&mut self, now: Instant, event: &Event) {
         match event {
-            Event::RunStarted { steps, .. } => self.steps = *steps,
-            Event::Checkpoint { url, .. } => self.checkpoints.push(url.clone()),
+            Event::RunStarted { steps, resumed_from } => {
+                self.steps = *steps;
+                // What follows is done again.
+                self.last = self.last.take().filter(|last| last.step <= *resumed_from);
+                self.told.clear();
+            }
+            Event::Checkpoint { url, .. } => {
+                self.checkpoints.push(url.clone());
+                self.told.insert(url.clone());
+            }
             Event::Step(step) => self.step(now, step),
             _ => {}
         }

@@ -163,6 +163,14 @@ fn said(event: &Event) -> Option<String> {
         Event::RunStarted { steps, resumed_from } => {
             format!("run of {steps} steps, resumed after {resumed_from}")
         }
+        Event::TookOver { incarnation, returned, step } => {
+            format!(
+                "coordinator {incarnation} has taken over after step {step}: {returned} workers came back"
+            )
+        }
+        Event::Superseded { incarnation, address } => {
+            format!("coordinator {incarnation} at {address} has the run now")
+        }
         Event::WorkerJoined { worker } => format!("worker {worker} joined"),
         Event::RingFormed { generation, world_size } => {
             format!("ring {generation} formed: world size {world_size}")

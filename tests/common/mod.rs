@@ -1,6 +1,8 @@
 //! What the tests with real processes share: a small recipe, and the program run on it.
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub(crate) mod watched;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

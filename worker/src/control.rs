@@ -2,19 +2,24 @@
 //!
 //! Training blocks in collectives; when the coordinator says that the ring or the run is over, this thread cancels the
 //! ring at once, and training finds the reason here. A recall it answers itself, so that nobody waits for a computation.
+//!
+//! Where the coordinator itself is gone, this thread lets the step that is under way be finished, holds what there is, and
+//! comes back with it to whoever takes over. Training sees a recall, and then the next ring.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use mattock_collectives::Group;
 use mattock_coordinator::membership::{Instruction, Member};
 use mattock_coordinator::protocol::FromWorker;
-use mattock_coordinator::{Client, Report, Reporter};
+use mattock_coordinator::{Client, ClientError, Report, Reporter};
 
 use crate::gate::Gate;
+use crate::journal::Journal;
+use crate::succession::Succession;
 
 /// How often the thread looks whether it is still wanted.
 const PULSE: Duration = Duration::from_millis(200);
@@ -34,11 +39,36 @@ struct Shared {
     gate: Gate,
     /// Why this worker is to leave, until the coordinator is told.
     leave: Mutex<Option<String>>,
+    line: Mutex<Line>,
+}
+
+/// The way to the coordinator, if there is one now, and what it was told.
+#[derive(Default)]
+struct Line {
+    reporter: Option<Reporter>,
+    journal: Journal,
 }
 
 impl Shared {
     fn take_leave(&self) -> Option<String> {
         self.leave.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn line(&self) -> MutexGuard<'_, Line> {
+        self.line.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reports something; without a coordinator, what the next one must know is kept for it.
+    fn report(&self, report: Report) {
+        let reporter = {
+            let mut line = self.line();
+            line.journal.keep(&report);
+            line.reporter.clone()
+        };
+        // Not under the lock: it waits while the queue is full.
+        if let Some(Err(error)) = reporter.map(|reporter| reporter.send(report)) {
+            tracing::debug!(%error, "a report was not sent");
+        }
     }
 
     fn cancel(&self, cause: &str) {
@@ -52,22 +82,27 @@ impl Shared {
 /// The coordinator, as training sees it.
 pub(crate) struct Control {
     shared: Arc<Shared>,
-    reporter: Reporter,
     instructions: Receiver<Instruction>,
     thread: JoinHandle<()>,
 }
 
 impl Control {
-    pub(crate) fn start(client: Client, timeout: Duration) -> std::io::Result<Self> {
+    /// Without a `succession` the run ends for this worker with its coordinator.
+    pub(crate) fn start(
+        client: Client,
+        timeout: Duration,
+        succession: Option<Succession>,
+    ) -> std::io::Result<Self> {
         let shared = Arc::new(Shared::default());
-        let reporter = client.reporter();
+        shared.line().reporter = Some(client.reporter());
         let (sender, instructions) = mpsc::sync_channel(INSTRUCTIONS_MAX);
-        let listener = Arc::clone(&shared);
-        let thread = thread::Builder::new().name("mattock-listen".to_owned()).spawn(move || {
-            listen(&client, &listener, &sender, timeout / PULSES_PER_TIMEOUT);
-            client.close();
-        })?;
-        Ok(Self { shared, reporter, instructions, thread })
+        let member = Member::new(client.worker());
+        let mut listener =
+            Listener { shared: Arc::clone(&shared), instructions: sender, member, timeout, succession };
+        let thread = thread::Builder::new()
+            .name("mattock-listen".to_owned())
+            .spawn(move || listener.listen_to_all(client))?;
+        Ok(Self { shared, instructions, thread })
     }
 
     /// Whether the user wants the run to stop.
@@ -83,14 +118,13 @@ impl Control {
     /// Lets this worker leave the run when it hears of a reason: after the step that it is in, or after `patience` where that
     /// takes longer. The thread ends when `reasons` does.
     pub(crate) fn leave_on(&self, reasons: Receiver<String>, patience: Duration) -> std::io::Result<()> {
-        let (shared, reporter) = (Arc::clone(&self.shared), self.reporter.clone());
+        let shared = Arc::clone(&self.shared);
         thread::Builder::new().name("mattock-leave".to_owned()).spawn(move || {
             while let Ok(reason) = reasons.recv() {
                 *shared.leave.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason);
                 thread::sleep(patience);
                 if let Some(reason) = shared.take_leave() {
-                    // Where the coordinator is gone there is nothing to leave.
-                    let _ = reporter.send(FromWorker::Leaving { reason });
+                    shared.report(FromWorker::Leaving { reason });
                 }
             }
         })?;
@@ -116,9 +150,7 @@ impl Control {
 
     /// Reports something. Where nobody listens any more, what comes next says so: [`next`](Self::next).
     pub(crate) fn report(&self, report: Report) {
-        if let Err(error) = self.reporter.send(report) {
-            tracing::debug!(%error, "a report was not sent");
-        }
+        self.shared.report(report);
     }
 
     /// Waits for what to do next; `None` where nothing came in time, an end where the coordinator is gone.
@@ -134,54 +166,123 @@ impl Control {
 
     /// Sends what is queued and ends the connection.
     pub(crate) fn close(self) {
-        let Self { shared, reporter, thread, .. } = self;
+        let Self { shared, thread, .. } = self;
         shared.dismissed.store(true, Ordering::Relaxed);
-        drop(reporter);
         // A panic there has been printed already.
         let _ = thread.join();
     }
 }
 
-fn listen(client: &Client, shared: &Shared, instructions: &SyncSender<Instruction>, every: Duration) {
-    let (mut member, reporter) = (Member::new(client.worker()), client.reporter());
-    let mut told = Instant::now();
-    while !shared.dismissed.load(Ordering::Relaxed) {
-        if told.elapsed() >= every && member.generation().is_some() {
-            told = Instant::now();
-            // Where nobody hears it, the next message says so.
-            let _ = reporter.send(FromWorker::Pulse(shared.gate.pulse()));
+/// The listening thread.
+struct Listener {
+    shared: Arc<Shared>,
+    instructions: SyncSender<Instruction>,
+    member: Member,
+    timeout: Duration,
+    succession: Option<Succession>,
+}
+
+impl Listener {
+    /// Listens to one coordinator after the other, until the run is over for this worker.
+    fn listen_to_all(&mut self, mut client: Client) {
+        loop {
+            let gone = self.listen(&client);
+            let seen = client.incarnation();
+            client.close();
+            let Some(gone) = gone.filter(|_| !self.shared.over.load(Ordering::Relaxed)) else { return };
+            match self.hold(&gone, seen) {
+                Ok(next) => client = next,
+                Err(reason) => {
+                    self.shared.over.store(true, Ordering::Relaxed);
+                    self.shared.cancel(&reason);
+                    // Where training does not take it, the end of this thread says as much.
+                    let _ = self.instructions.try_send(Instruction::End { reason });
+                    return;
+                }
+            }
         }
-        let message = match client.receive(PULSE.min(every)) {
-            Ok(Some(message)) => message,
-            Ok(None) => continue,
-            Err(error) => {
-                shared.over.store(true, Ordering::Relaxed);
-                shared.cancel(&error.to_string());
-                return;
+    }
+
+    /// Listens to a coordinator; returns why it is gone, or nothing where nobody listens any more.
+    fn listen(&mut self, client: &Client) -> Option<String> {
+        let (every, reporter) = (self.timeout / PULSES_PER_TIMEOUT, client.reporter());
+        let mut told = Instant::now();
+        while !self.shared.dismissed.load(Ordering::Relaxed) {
+            if told.elapsed() >= every && self.member.generation().is_some() {
+                told = Instant::now();
+                // Where nobody hears it, the next message says so.
+                let _ = reporter.send(FromWorker::Pulse(self.shared.gate.pulse()));
             }
-        };
-        let Some(instruction) = member.receive(message) else { continue };
-        match &instruction {
-            Instruction::Stop => {
-                shared.stop.store(true, Ordering::Relaxed);
-                continue;
+            let message = match client.receive(PULSE.min(every)) {
+                Ok(Some(message)) => message,
+                Ok(None) => continue,
+                Err(error) => return Some(error.to_string()),
+            };
+            let Some(instruction) = self.member.receive(message) else { continue };
+            if let Err(gone) = self.prepare(&instruction, &reporter) {
+                return Some(gone.to_string());
             }
+            if instruction != Instruction::Stop {
+                self.instructions.try_send(instruction).ok()?;
+            }
+        }
+        None
+    }
+
+    /// What an instruction means at once, whatever training is at.
+    fn prepare(&self, instruction: &Instruction, reporter: &Reporter) -> Result<(), ClientError> {
+        let shared = &self.shared;
+        match instruction {
+            Instruction::Stop => shared.stop.store(true, Ordering::Relaxed),
             Instruction::Recall { generation, reason } => {
                 let (generation, holding) = (*generation, shared.gate.freeze(*generation));
-                if let Err(error) = reporter.send(FromWorker::Held { generation, holding }) {
-                    return shared.cancel(&error.to_string());
-                }
+                let told = reporter.send(FromWorker::Held { generation, holding });
                 shared.cancel(reason);
+                told?;
             }
-            Instruction::Link { .. } => shared.cancel("another ring is formed"),
+            Instruction::Link { formation, .. } => {
+                shared.line().journal.enter(formation);
+                shared.cancel("another ring is formed");
+            }
             Instruction::End { reason } | Instruction::Leave { reason } => {
                 shared.over.store(true, Ordering::Relaxed);
                 shared.cancel(reason);
             }
             Instruction::Train(_) | Instruction::Restore { .. } => {}
         }
-        if instructions.try_send(instruction).is_err() {
-            return;
+        Ok(())
+    }
+
+    /// The coordinator is gone: ends the ring after the step that is under way, and comes back to whoever takes over.
+    fn hold(&self, gone: &str, seen: u64) -> Result<Client, String> {
+        let shared = &self.shared;
+        shared.line().reporter = None;
+        let succession = self.succession.as_ref().filter(|_| seen > 0).ok_or(gone)?;
+        tracing::warn!(
+            "{gone}: finishing the step that is under way, and holding it for the next coordinator"
+        );
+        let generation = self.member.generation();
+        if let Some(generation) = generation {
+            shared.gate.drain(generation, self.timeout);
+            let reason = "the coordinator is gone".to_owned();
+            shared.cancel(&reason);
+            let recalled = Instruction::Recall { generation, reason };
+            self.instructions.try_send(recalled).map_err(|_| "training hangs".to_owned())?;
         }
+        let client = succession.come_back(seen, self.timeout, &shared.dismissed)?;
+        tracing::warn!("back at the run: coordinator of incarnation {}", client.incarnation());
+        // Under the lock, so that nothing that training reports meanwhile comes before this.
+        let mut line = shared.line();
+        let holding = generation.filter(|_| !line.journal.is_ready());
+        let holding = holding.map(|generation| FromWorker::Returned(shared.gate.freeze(generation)));
+        let (reporter, standing) = (client.reporter(), line.journal.standing());
+        for message in line.journal.retell().into_iter().chain(holding).chain(standing) {
+            if reporter.send(message).is_err() {
+                // It is gone too: the next message says so.
+                break;
+            }
+        }
+        line.reporter = Some(reporter);
+        Ok(client)
     }
 }

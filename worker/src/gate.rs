@@ -8,6 +8,9 @@
 //! listener              freeze: done, running ──> Held                      (waits until reported)
 //! ```
 //!
+//! Where the coordinator itself is gone, nobody recalls anything: [`drain`](Gate::drain) lets the step that is under way be
+//! finished, lets nothing be begun after it, and then ends the ring as a recall would.
+//!
 //! It also sees how far training is, and whether it works or waits for others: a process may be alive whose device is not.
 //!
 //! # Invariants
@@ -42,8 +45,12 @@ struct Progress {
     generation: u64,
     /// The newest that was recalled.
     recalled: Option<u64>,
+    /// The newest in which no other step may be begun.
+    draining: Option<u64>,
     /// A step is committed, but not yet reported.
     writing: bool,
+    /// Training takes part in the ring, and has not given it up.
+    inside: bool,
     work: Work,
 }
 
@@ -70,6 +77,12 @@ impl Work {
 }
 
 impl Progress {
+    /// Whether something of the next step is done in this ring, or the last one is being written.
+    fn is_within_step(&self, generation: u64) -> bool {
+        let begun = self.running.is_some() || !self.done.is_empty();
+        self.generation == generation && (self.writing || self.inside && begun)
+    }
+
     fn check(&self) -> Result<(), Recalled> {
         let over = self.recalled.is_some_and(|recalled| recalled >= self.generation);
         if over { Err(Recalled) } else { Ok(()) }
@@ -104,6 +117,23 @@ impl Gate {
         Holding { step: *step, done: done.iter().copied().collect(), running: *running }
     }
 
+    /// Ends a ring after the step that is under way, or where that takes longer than `limit`, as it is; says what is held.
+    pub fn drain(&self, generation: u64, limit: Duration) -> Holding {
+        let mut progress = self.lock();
+        progress.draining = progress.draining.max(Some(generation));
+        let until = Instant::now() + limit;
+        while progress.recalled < Some(generation) && progress.is_within_step(generation) {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                break;
+            }
+            let waited = self.reported.wait_timeout(progress, left);
+            progress = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        drop(progress);
+        self.freeze(generation)
+    }
+
     /// Enters a ring, holding this of the next step.
     pub(crate) fn open(
         &self,
@@ -115,6 +145,7 @@ impl Gate {
         progress.generation = generation;
         progress.check()?;
         (progress.step, progress.done, progress.running) = (Some(step), done.into_iter().collect(), None);
+        progress.inside = true;
         progress.work.turn(true);
         Ok(())
     }
@@ -133,6 +164,10 @@ impl Gate {
     pub(crate) fn begin(&self, index: u32) -> Result<(), Recalled> {
         let mut progress = self.lock();
         progress.check()?;
+        let drains = progress.draining >= Some(progress.generation);
+        if drains && !progress.is_within_step(progress.generation) {
+            return Err(Recalled);
+        }
         progress.running = Some(index);
         progress.work.turn(true);
         Ok(())
@@ -144,6 +179,12 @@ impl Gate {
         progress.running = None;
         progress.done.insert(index);
         progress.work.turn(true);
+    }
+
+    /// Training takes no part in the ring any more, whatever has ended that.
+    pub(crate) fn leave(&self) {
+        self.lock().inside = false;
+        self.reported();
     }
 
     /// It is the others' turn: training waits for them.
@@ -172,6 +213,9 @@ impl Gate {
     pub(crate) fn reported(&self) {
         let mut progress = self.lock();
         progress.writing = false;
+        if progress.draining >= Some(progress.generation) {
+            progress.recalled = progress.recalled.max(progress.draining);
+        }
         progress.work.turn(true);
         self.reported.notify_all();
     }
@@ -203,6 +247,53 @@ mod tests {
         assert_eq!(gate.freeze(1), holding(7, &[3, 4], None), "what was running is done now");
         gate.open(2, 7, [3, 4]).unwrap();
         gate.begin(5).unwrap();
+    }
+
+    #[test]
+    fn a_step_under_way_is_finished_and_none_begun_after_it() {
+        let gate = Arc::new(Gate::default());
+        gate.open(1, 7, []).unwrap();
+        gate.begin(3).unwrap();
+        let drained = {
+            let gate = Arc::clone(&gate);
+            thread::spawn(move || gate.drain(1, Duration::from_secs(60)))
+        };
+        while gate.lock().draining.is_none() {
+            thread::yield_now();
+        }
+        gate.end(3);
+        gate.begin(4).unwrap();
+        gate.end(4);
+        gate.commit(8).unwrap();
+        gate.reported();
+        assert_eq!(drained.join().unwrap(), holding(8, &[], None));
+        assert_eq!(gate.begin(3), Err(Recalled));
+        assert_eq!(gate.commit(9), Err(Recalled));
+    }
+
+    #[test]
+    fn between_two_steps_a_ring_ends_at_once_and_a_step_that_cannot_end_as_it_is() {
+        let gate = Gate::default();
+        gate.open(1, 7, []).unwrap();
+        assert_eq!(gate.drain(1, Duration::from_secs(60)), holding(7, &[], None));
+        assert_eq!(gate.begin(3), Err(Recalled));
+        gate.open(2, 7, []).unwrap();
+        gate.begin(3).unwrap();
+        gate.end(3);
+        assert_eq!(gate.drain(2, Duration::from_millis(1)), holding(7, &[3], None));
+        assert_eq!(gate.begin(4), Err(Recalled));
+        gate.open(3, 7, [3]).unwrap();
+        gate.begin(4).unwrap();
+    }
+
+    #[test]
+    fn who_has_given_up_a_ring_is_not_waited_for() {
+        let gate = Gate::default();
+        gate.open(1, 7, []).unwrap();
+        gate.begin(3).unwrap();
+        gate.end(3);
+        gate.leave();
+        assert_eq!(gate.drain(1, Duration::from_secs(3600)), holding(7, &[3], None));
     }
 
     #[test]

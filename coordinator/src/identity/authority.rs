@@ -2,11 +2,16 @@
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ED25519,
 };
+use rustls::pki_types::PrivatePkcs8KeyDer;
 
 use super::{COORDINATOR_NAME, Identity};
 use crate::ids::WorkerId;
+
+/// What comes before the seed of an Ed25519 key in PKCS #8 (RFC 8410, section 7).
+const ED25519_PKCS8: &[u8] =
+    &[0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
 
 /// Why a certificate could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -31,12 +36,21 @@ impl Authority {
     /// # Errors
     /// Where the system has no randomness.
     pub fn new(run: &str) -> Result<Self, IdentityError> {
+        Self::with_key(run, KeyPair::generate()?)
+    }
+
+    /// The one authority of this run and seed: key, serial number and signature all follow from them.
+    pub(super) fn from_seed(run: &str, seed: &[u8; 32]) -> Result<Self, IdentityError> {
+        let key = PrivatePkcs8KeyDer::from([ED25519_PKCS8, &seed[..]].concat());
+        Self::with_key(run, KeyPair::from_pkcs8_der_and_sign_algo(&key, &PKCS_ED25519)?)
+    }
+
+    fn with_key(run: &str, key: KeyPair) -> Result<Self, IdentityError> {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, format!("mattock run {run}"));
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-        let key = KeyPair::generate()?;
         let certificate = params.self_signed(&key)?.der().to_vec();
         Ok(Self { issuer: Issuer::new(params, key), certificate })
     }

@@ -1,21 +1,25 @@
 //! Who is who: a run's own certificate authority, join tokens, and certificates.
 //!
-//! The authority is made when a run starts and lives in the coordinator's memory alone. A worker makes its own key,
+//! The authority follows from the run's secret, and lives in the coordinator's memory alone. A worker makes its own key,
 //! shows the token's secret, and gets a certificate that names its id; from then on both sides speak mutual TLS 1.3.
-//! A peer of another run has another authority and is refused in the handshake.
+//! A peer of another run has another authority and is refused in the handshake. A coordinator that takes over has the same
+//! secret, and so the same authority.
 
 mod authority;
+mod private;
+mod secret;
 mod tls;
 mod token;
 
 pub use self::authority::{Authority, IdentityError, Request};
+pub use self::secret::{RunSecret, SecretError};
 pub use self::tls::{client_config, enroll_config, peer_name, server_config};
 pub use self::token::{JoinToken, TokenError};
 
 /// ALPN of admitted workers.
-pub const CONTROL_ALPN: &[u8] = b"mattock-control/2";
+pub const CONTROL_ALPN: &[u8] = b"mattock-control/3";
 /// ALPN of those who ask for a certificate.
-pub const ENROLL_ALPN: &[u8] = b"mattock-enroll/2";
+pub const ENROLL_ALPN: &[u8] = b"mattock-enroll/3";
 /// The coordinator's DNS name in its certificate.
 pub const COORDINATOR_NAME: &str = "coordinator.mattock";
 

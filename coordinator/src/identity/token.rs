@@ -4,14 +4,14 @@
 //! secret is worth a certificate while it is valid.
 
 use std::fmt;
-use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Write};
+use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+
+use super::private;
 
 /// Version of the token's form.
 const FORMAT: u32 = 1;
@@ -115,12 +115,8 @@ impl JoinToken {
     /// See [`TokenError`].
     pub fn read(path: &Path) -> Result<Self, TokenError> {
         let failed = |source| TokenError::Io { action: "read", path: path.to_owned(), source };
-        let mut text = String::new();
-        // Not by its size: a pipe has none.
-        let bounded = File::open(path).map_err(failed)?.take(TOKEN_BYTES_MAX + 1).read_to_string(&mut text);
-        if bounded.map_err(failed)? as u64 > TOKEN_BYTES_MAX {
-            return Err(TokenError::Malformed("the file is too large".to_owned()));
-        }
+        let text = private::read(path, TOKEN_BYTES_MAX).map_err(failed)?;
+        let text = text.ok_or_else(|| TokenError::Malformed("the file is too large".to_owned()))?;
         Self::parse(&text)
     }
 
@@ -130,16 +126,7 @@ impl JoinToken {
     /// [`TokenError::Io`].
     pub fn write(&self, path: &Path) -> Result<(), TokenError> {
         let failed = |source| TokenError::Io { action: "write", path: path.to_owned(), source };
-        let making = path.with_extension(format!("{}.tmp", std::process::id()));
-        // A file that lies there already has an owner, a mode, or an end elsewhere that nobody here has chosen.
-        match std::fs::remove_file(&making) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-            Ok(()) | Err(_) => {}
-        }
-        let mut file =
-            OpenOptions::new().write(true).create_new(true).mode(0o600).open(&making).map_err(failed)?;
-        file.write_all(format!("{self}\n").as_bytes()).map_err(failed)?;
-        std::fs::rename(&making, path).map_err(failed)
+        private::write(path, &self.to_string()).map_err(failed)
     }
 
     /// The authority's certificate, DER.

@@ -13,9 +13,12 @@
 //!
 //! Who answers a recall is alive, whatever its neighbours say of it. Who was called lost and does not answer soon is
 //! lost; who was not is given the timeout, whatever else is heard of it.
+//!
+//! A coordinator that has taken over from a dead one gathers too: those who were in the last ring come back to it.
 
 mod forming;
 mod losses;
+mod returns;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -109,6 +112,10 @@ pub struct Registry {
     last_lost: Option<(WorkerId, String)>,
     /// How a process ended in whose place no other comes.
     abandoned: Option<String>,
+    /// Whether another coordinator had the run before.
+    successor: bool,
+    /// Until when those are waited for who were in its last ring.
+    returning: Option<Instant>,
     stop: bool,
 }
 
@@ -130,6 +137,8 @@ impl Registry {
             out: BTreeSet::new(),
             last_lost: None,
             abandoned: None,
+            successor: false,
+            returning: None,
             stop: false,
         }
     }
@@ -157,7 +166,7 @@ impl Registry {
             Standing::Recalled { until } => Some(until),
             _ => None,
         });
-        silent.chain(heard_out).min().filter(|_| self.phase != Phase::Ended)
+        silent.chain(heard_out).chain(self.returning).min().filter(|_| self.phase != Phase::Ended)
     }
 
     /// Takes in one event, then decides once: every way to a ring, and to the end, passes through here.
@@ -187,7 +196,10 @@ impl Registry {
 impl Registry {
     fn absorb(&mut self, event: Event, actions: &mut Vec<Action>) {
         match event {
-            Event::Joined(id, candidate) => self.join(id, candidate, actions),
+            Event::Joined(id, candidate) => self.join(id, candidate, false, actions),
+            Event::CameBack(id, candidate) => self.join(id, candidate, true, actions),
+            Event::Past(id, ring) => self.hear_of_ring(id, ring),
+            Event::Returned(id, holding) => self.take_back(id, holding),
             Event::Heard(id) => self.hear(id),
             Event::Pulse(id, pulse) => {
                 self.hear(id);
@@ -227,7 +239,7 @@ impl Registry {
                 self.end(Outcome::BadInput, &reason, actions);
             }
             Event::Abandoned { cause, left, .. } => {
-                if self.generation == 0 || left == 0 {
+                if !self.has_begun() || left == 0 {
                     self.abandoned = Some(cause);
                 }
             }
@@ -242,20 +254,25 @@ impl Registry {
         }
     }
 
+    /// Whether there ever was a ring.
+    fn has_begun(&self) -> bool {
+        self.formation.is_some()
+    }
+
     /// Whether somebody has the run's state.
     fn is_under_way(&self) -> bool {
-        self.generation > 0 && self.workers.values().any(Worker::has_state)
+        self.has_begun() && self.workers.values().any(Worker::has_state)
     }
 
     fn is_member(&self, id: WorkerId) -> bool {
         self.workers.get(&id).is_some_and(|worker| worker.standing == Standing::Member)
     }
 
-    fn join(&mut self, id: WorkerId, candidate: Candidate, actions: &mut Vec<Action>) {
+    fn join(&mut self, id: WorkerId, candidate: Candidate, came_back: bool, actions: &mut Vec<Action>) {
         if self.workers.contains_key(&id) {
             return;
         }
-        if let Some(reason) = self.objection(id, &candidate) {
+        if let Some(reason) = self.objection(id, &candidate, came_back) {
             actions.push(Action::Refuse(id, reason));
             return;
         }
@@ -268,12 +285,13 @@ impl Registry {
     }
 
     /// Why a worker may not take part, if so.
-    fn objection(&self, id: WorkerId, candidate: &Candidate) -> Option<String> {
+    fn objection(&self, id: WorkerId, candidate: &Candidate, came_back: bool) -> Option<String> {
         if self.out.contains(&id) {
             return Some(format!("{id} was lost, or has left, and others do its part: join as a new worker"));
         }
         let limit = self.config.max_workers;
-        if self.workers.len() >= limit as usize {
+        // Who was let in before has its place, whoever was quicker to come.
+        if self.workers.len() >= limit as usize && !came_back {
             return Some(format!("the run has its {limit} workers: raise [elastic] max_workers"));
         }
         let first = self.fingerprint.as_ref()?;
@@ -292,7 +310,7 @@ impl Registry {
         let stays = |(other, worker): &(&WorkerId, &Worker)| **other != id && worker.leaving.is_none();
         let left = self.workers.iter().filter(stays).count();
         let Some(worker) = self.workers.get_mut(&id) else { return };
-        if self.generation == 0 || !worker.has_state() {
+        if self.formation.is_none() || !worker.has_state() {
             self.release(id, reason, actions);
         } else if left < self.config.min_workers as usize {
             self.request_stop(actions);
@@ -328,7 +346,10 @@ impl Registry {
 impl Registry {
     /// Forms a ring of those who are there, if they are enough; else waits, or ends the run where nobody comes.
     fn gather(&mut self, actions: &mut Vec<Action>) {
-        if self.generation == 0 && self.stop {
+        if self.is_waiting_for_returns(actions) {
+            return;
+        }
+        if !self.has_begun() && self.stop {
             return self.end(Outcome::Failed, "stopped before training began", actions);
         }
         self.release_leavers(actions);
@@ -337,7 +358,7 @@ impl Registry {
             return self.form(&free, actions);
         }
         match &self.abandoned {
-            Some(cause) if self.generation == 0 && self.workers.len() < self.needed() => {
+            Some(cause) if !self.has_begun() && self.workers.len() < self.needed() => {
                 let reason = format!("a worker ended before it joined: {cause}");
                 self.end(Outcome::Failed, &reason, actions);
             }
@@ -373,8 +394,8 @@ impl Registry {
 
     /// How many workers the next ring takes.
     fn needed(&self) -> usize {
-        match (self.generation, self.stop) {
-            (0, _) => self.config.quorum(),
+        match (self.has_begun(), self.stop) {
+            (false, _) => self.config.quorum(),
             // Somebody has to write the checkpoint.
             (_, true) => 1,
             (_, false) => self.config.min_workers.max(1) as usize,

@@ -43,6 +43,12 @@ pub struct Candidate {
 pub enum Event {
     /// A worker said hello.
     Joined(WorkerId, Candidate),
+    /// A worker said hello that a coordinator before this one had let in.
+    CameBack(WorkerId, Candidate),
+    /// It tells of a ring that it was in.
+    Past(WorkerId, Formation),
+    /// It says what it holds.
+    Returned(WorkerId, Holding),
     /// Anything was heard of a worker.
     Heard(WorkerId),
     /// A worker said how far its training is.

@@ -7,12 +7,16 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use super::door::Inbound;
-use super::{Command, RunEnd, ServerConfig};
+use super::past::TakeOver;
+use super::tenure::Tenure;
+use super::{Command, Ending, RunEnd, ServerConfig};
 use crate::event::{Event, StepRecord};
 use crate::ids::WorkerId;
 use crate::ledger::{Disagreement, Ledger};
 use crate::membership::{self, Action, Candidate, Outcome, Phase, Registry};
-use crate::protocol::{About, Blame, Failure, Formation, FromCoordinator, FromWorker, Holding, StepReport};
+use crate::protocol::{
+    About, Blame, Failure, Formation, FromCoordinator, FromWorker, Holding, Return, StepReport,
+};
 use crate::recovery::Recovery;
 use crate::status::Status;
 
@@ -26,17 +30,26 @@ const PHASE_BYTES_MAX: usize = 64;
 struct Link {
     outbox: mpsc::Sender<FromCoordinator>,
     about: About,
+    /// A coordinator before this one has let it in.
+    came_back: bool,
 }
 
 /// The one task that decides.
 pub(super) struct Core {
-    config: ServerConfig,
+    pub(super) config: ServerConfig,
     pub(super) registry: Registry,
-    ledger: Option<Ledger>,
+    pub(super) ledger: Option<Ledger>,
+    /// Nothing where the run ends with its coordinator.
+    pub(super) tenure: Option<Tenure>,
+    /// Until the first ring of a coordinator that has taken over.
+    pub(super) take_over: Option<TakeOver>,
+    /// Somebody has told of a higher incarnation.
+    pub(super) outranked: bool,
     links: BTreeMap<WorkerId, Link>,
     events: mpsc::Sender<Event>,
     status: watch::Sender<Status>,
-    step: u64,
+    /// The newest step that is recorded.
+    pub(super) step: u64,
     /// The change of rings that is under way.
     recovery: Option<Recovery>,
     /// How long it has waited for those who read events, all in all.
@@ -46,12 +59,36 @@ pub(super) struct Core {
 impl Core {
     pub(super) fn new(
         config: ServerConfig,
-        registry: Registry,
+        tenure: Option<Tenure>,
         events: mpsc::Sender<Event>,
         status: watch::Sender<Status>,
     ) -> Self {
-        let (ledger, links, recovery) = (None, BTreeMap::new(), None);
-        Self { config, registry, ledger, links, events, status, step: 0, recovery, stalled: Duration::ZERO }
+        let (now, membership) = (Instant::now(), config.membership.clone());
+        let recorded = config.failover.as_ref().and_then(|failover| failover.recorded);
+        let (ledger, links, recovery, stalled) = (None, BTreeMap::new(), None, Duration::ZERO);
+        let (registry, take_over) = match tenure.as_ref().filter(|tenure| tenure.lease.is_successor()) {
+            Some(tenure) => {
+                let registry = Registry::taking_over(membership, now, tenure.lease.first_number());
+                (registry, Some(TakeOver::begin(recorded)))
+            }
+            None => (Registry::new(membership, now), None),
+        };
+        let step = recorded.filter(|_| take_over.is_some()).unwrap_or(0);
+        let outranked = false;
+        Self {
+            config,
+            registry,
+            ledger,
+            tenure,
+            take_over,
+            outranked,
+            links,
+            events,
+            status,
+            step,
+            recovery,
+            stalled,
+        }
     }
 
     /// The registry's time: it stands still while nobody reads the events, for then nobody listens to workers either,
@@ -79,8 +116,15 @@ impl Core {
             Inbound::Hello(about, outbox) => {
                 let candidate =
                     Candidate { address: about.address.clone(), fingerprint: about.fingerprint.clone() };
-                self.links.insert(worker, Link { outbox, about });
+                self.links.insert(worker, Link { outbox, about, came_back: false });
                 return vec![Meaning::Joined(worker, candidate)];
+            }
+            Inbound::Return(Return { about, incarnation }, outbox) => {
+                self.outranked |= incarnation > self.incarnation();
+                let candidate =
+                    Candidate { address: about.address.clone(), fingerprint: about.fingerprint.clone() };
+                self.links.insert(worker, Link { outbox, about, came_back: true });
+                return vec![Meaning::CameBack(worker, candidate)];
             }
             Inbound::Gone(cause) => {
                 self.links.remove(&worker);
@@ -108,7 +152,9 @@ impl Core {
                 Meaning::Heard(worker)
             }
             FromWorker::Pulse(pulse) => Meaning::Pulse(worker, pulse),
-            FromWorker::Hello(_) | FromWorker::Heartbeat => Meaning::Heard(worker),
+            FromWorker::Past(ring) => self.hear_of_ring(worker, ring),
+            FromWorker::Returned(holding) => self.take_back(worker, holding),
+            FromWorker::Hello(_) | FromWorker::Return(_) | FromWorker::Heartbeat => Meaning::Heard(worker),
         }]
     }
 
@@ -129,6 +175,10 @@ impl Core {
 
     async fn record(&mut self, worker: WorkerId, report: StepReport) -> Vec<membership::Event> {
         let heard = membership::Event::Heard(worker);
+        if let Some(take_over) = &mut self.take_over {
+            take_over.report(worker, report);
+            return vec![heard];
+        }
         let ring = self.registry.formation().filter(|ring| ring.generation == report.generation);
         let Some(ring) = ring else { return vec![heard] };
         if let Some(text) = misreport(ring, worker, &report, self.config.membership.micro_batches) {
@@ -182,10 +232,15 @@ impl Core {
     }
 
     /// Decides, and does what was decided; returns the run's end if this was it.
-    pub(super) async fn decide(&mut self, events: Vec<membership::Event>) -> Option<RunEnd> {
+    pub(super) async fn decide(&mut self, events: Vec<membership::Event>) -> Option<Ending> {
         let mut actions = Vec::new();
         for event in events {
             self.registry.step(self.now(), event, &mut actions);
+        }
+        if self.must_look(&actions)
+            && let Some(successor) = self.successor().await
+        {
+            return Some(Ending::Superseded(successor));
         }
         let mut end = None;
         for action in actions {
@@ -198,21 +253,18 @@ impl Core {
                     self.recall(generation, &members, reason).await;
                 }
                 Action::Restore(workers) => {
-                    let message = FromCoordinator::Restore { up_to: self.step };
+                    let message = FromCoordinator::Restore { up_to: self.restore_up_to() };
                     workers.iter().for_each(|worker| self.tell(*worker, message.clone()));
                 }
                 Action::Wait { ready, needed } => self.emit(Event::Waiting { ready, needed }).await,
-                Action::Form(formation) => match self.form(formation).await {
-                    Ok(()) => {}
-                    Err(error) => end = Some(failed(&error)),
-                },
+                Action::Form(formation) => end = self.form(formation).await.err().or(end),
                 Action::Start(formation) => self.start(formation.generation),
                 Action::Stop => self.tell_all(&FromCoordinator::Stop),
                 Action::End(outcome, reason) => {
                     if let Outcome::Completed(finish) | Outcome::Stopped(finish) = &outcome {
                         self.close_ledger(finish.state_hash).await;
                     }
-                    end = Some(RunEnd { outcome, reason });
+                    end = Some(Ending::Over(RunEnd { outcome, reason }));
                 }
             }
         }
@@ -221,10 +273,17 @@ impl Core {
     }
 
     async fn admit(&mut self, worker: WorkerId) {
-        self.tell(worker, self.config.welcome(self.ledger.is_some()));
+        // Where another had the run before, it is under way, or may be.
+        let successor = self.tenure.as_ref().is_some_and(|tenure| tenure.lease.is_successor());
+        let under_way = self.ledger.is_some() || successor;
+        self.tell(worker, self.config.welcome(under_way, self.incarnation()));
         if let Some(link) = self.links.get(&worker) {
-            let (host, pid) = (link.about.host.clone(), link.about.pid);
-            self.emit(Event::WorkerJoined { worker: worker.0, host, pid }).await;
+            let (host, pid, worker) = (link.about.host.clone(), link.about.pid, worker.0);
+            let event = match link.came_back {
+                true => Event::WorkerReturned { worker, host, pid },
+                false => Event::WorkerJoined { worker, host, pid },
+            };
+            self.emit(event).await;
         }
     }
 
@@ -260,7 +319,15 @@ impl Core {
         self.emit(Event::RingRecalled { generation, reason }).await;
     }
 
-    async fn form(&mut self, formation: Formation) -> Result<(), Disagreement> {
+    /// The newest step that a state from storage may be of. One that has taken over and knows of no step takes what is there.
+    fn restore_up_to(&self) -> u64 {
+        let knows = self.ledger.is_some() || self.step > 0 || self.take_over.is_none();
+        if knows { self.step } else { u64::MAX }
+    }
+
+    /// Gives a ring to its members.
+    async fn form(&mut self, formation: Formation) -> Result<(), Ending> {
+        self.settle_past().await?;
         self.tell_all(&FromCoordinator::Form(formation.clone()));
         if let Some(recovery) = &mut self.recovery {
             recovery.form(Instant::now());
@@ -269,7 +336,7 @@ impl Core {
         let resumed_from = formation.step;
         let fresh = self.ledger.is_none() || resumed_from < self.step;
         let ledger = match self.ledger.take() {
-            Some(ledger) => ledger.reformed(formation)?,
+            Some(ledger) => ledger.reformed(formation).map_err(|error| Ending::Over(failed(&error)))?,
             None => Ledger::new(self.config.membership.micro_batches, formation),
         };
         self.ledger = Some(ledger);
@@ -334,7 +401,7 @@ impl Core {
             while !self.links.is_empty() {
                 match inbound.recv().await {
                     Some((worker, Inbound::Gone(_))) => drop(self.links.remove(&worker)),
-                    Some((_, Inbound::Hello(..) | Inbound::Message(_))) => {}
+                    Some((_, Inbound::Hello(..) | Inbound::Return(..) | Inbound::Message(_))) => {}
                     None => return,
                 }
             }
@@ -358,7 +425,7 @@ impl Core {
     }
 }
 
-fn failed(error: &Disagreement) -> RunEnd {
+pub(super) fn failed(error: &Disagreement) -> RunEnd {
     RunEnd { outcome: Outcome::Failed, reason: error.to_string() }
 }
 

@@ -19,7 +19,7 @@ use super::crowd::{Inside, Refusals, Seat, Stranger, Strangers};
 use crate::event::Event;
 use crate::identity::{Authority, CONTROL_ALPN, ENROLL_ALPN, peer_name};
 use crate::ids::WorkerId;
-use crate::protocol::{About, Enroll, Enrolled, FromCoordinator, FromWorker};
+use crate::protocol::{About, Enroll, Enrolled, FromCoordinator, FromWorker, Return};
 use crate::stream::{self, REFUSED, StreamError, explain};
 
 /// Connections that may be in their handshake or enrolment at once.
@@ -36,6 +36,8 @@ const HEARTBEATS: u32 = 8;
 pub(super) enum Inbound {
     /// It said hello; answers go there.
     Hello(About, mpsc::Sender<FromCoordinator>),
+    /// It was let in by a coordinator before this one, and is back.
+    Return(Return, mpsc::Sender<FromCoordinator>),
     /// A message.
     Message(FromWorker),
     /// Its connection is gone.
@@ -58,13 +60,14 @@ pub(super) struct Door {
 }
 
 impl Door {
+    /// With the authority, and the secret that lets workers in; their ids count from `first_id`.
     pub(super) fn new(
-        authority: Authority,
-        secret: [u8; 32],
+        (authority, secret): (Authority, [u8; 32]),
         expires: u64,
         limit: Duration,
         inbox: mpsc::Sender<(WorkerId, Inbound)>,
         events: mpsc::Sender<Event>,
+        first_id: u64,
     ) -> Self {
         Self {
             authority,
@@ -72,7 +75,7 @@ impl Door {
             expires,
             limit,
             inbox,
-            next_id: AtomicU64::new(0),
+            next_id: AtomicU64::new(first_id),
             refusals: Refusals::new(events, limit),
             strangers: Strangers::new(STRANGERS_MAX),
             inside: Inside::new(WORKERS_MAX),
@@ -156,16 +159,17 @@ impl Door {
         let worker = name.as_deref().and_then(WorkerId::from_dns_name);
         let worker = worker
             .ok_or_else(|| "it has no worker's certificate: enrol with the join token first".to_owned())?;
-        let about = match stream::receive(&mut receive, self.limit).await {
-            Ok(FromWorker::Hello(about)) => about,
+        let greeting = match stream::receive(&mut receive, self.limit).await {
+            Ok(FromWorker::Hello(about)) => Greeting::Hello(about),
+            Ok(FromWorker::Return(back)) => Greeting::Return(back),
             Ok(_) => return Err(format!("{worker} did not say hello")),
             Err(error) => return Err(format!("{worker}: {error}")),
         };
-        if let Some(objection) = objection(&about) {
+        if let Some(objection) = objection(greeting.about()) {
             return Err(format!("{worker}: {objection}"));
         }
         let seat = self.inside.enter(worker)?;
-        Ok(Guest { worker, about, connection: connection.clone(), send, receive, _seat: seat })
+        Ok(Guest { worker, greeting, connection: connection.clone(), send, receive, _seat: seat })
     }
 
     async fn enroll(&self, send: &mut SendStream, receive: &mut RecvStream) -> Result<(), String> {
@@ -222,10 +226,24 @@ fn objection(about: &About) -> Option<String> {
     address.is_err().then(|| format!("its address {:?} is none: give IP:PORT", about.address))
 }
 
+/// A worker's first message.
+enum Greeting {
+    Hello(About),
+    Return(Return),
+}
+
+impl Greeting {
+    fn about(&self) -> &About {
+        match self {
+            Self::Hello(about) | Self::Return(Return { about, .. }) => about,
+        }
+    }
+}
+
 /// A worker with a certificate that said hello.
 struct Guest {
     worker: WorkerId,
-    about: About,
+    greeting: Greeting,
     connection: Connection,
     send: SendStream,
     receive: RecvStream,
@@ -235,9 +253,13 @@ struct Guest {
 impl Guest {
     /// Passes messages on until the connection is gone.
     async fn stay(self, door: &Door, from: SocketAddr) {
-        let Self { worker, about, connection, send, mut receive, _seat } = self;
+        let Self { worker, greeting, connection, send, mut receive, _seat } = self;
         let (outbox, messages) = mpsc::channel(OUTBOX_MAX);
-        if door.inbox.send((worker, Inbound::Hello(about, outbox))).await.is_err() {
+        let hello = match greeting {
+            Greeting::Hello(about) => Inbound::Hello(about, outbox),
+            Greeting::Return(back) => Inbound::Return(back, outbox),
+        };
+        if door.inbox.send((worker, hello)).await.is_err() {
             return;
         }
         let mut writing = tokio::spawn(write(send, messages, connection.clone(), door.limit));

@@ -91,6 +91,9 @@ impl Sim {
             FromWorker::Failed(failure) => Event::Failed(worker, failure),
             FromWorker::Pulse(pulse) => Event::Pulse(worker, pulse),
             FromWorker::Hello(_)
+            | FromWorker::Return(_)
+            | FromWorker::Past(_)
+            | FromWorker::Returned(_)
             | FromWorker::Checkpoint { .. }
             | FromWorker::Notice { .. }
             | FromWorker::Heartbeat => Event::Heard(worker),
@@ -239,7 +242,7 @@ impl Sim {
                 self.fingerprint = self.fingerprint.or(fingerprint);
                 let (run, recipe, settings) = (String::new(), String::new(), String::new());
                 let under_way = self.coordinator.ledger.is_some();
-                let welcome = FromCoordinator::Welcome { run, recipe, settings, under_way };
+                let welcome = FromCoordinator::Welcome { run, recipe, settings, under_way, incarnation: 0 };
                 self.send_down(worker, Parcel::Message(welcome));
             }
             Action::Refuse(worker, reason) => self.dismiss(worker, FromCoordinator::Refused { reason }),

@@ -106,7 +106,7 @@ fn broken(message: &[u8]) -> Vec<(Vec<u8>, &'static str)> {
     let shorter = (message.len() - HEADER_BYTES - 16) as u32;
     vec![
         (with(0..2, b"GE"), "does not speak Mattock's control protocol"),
-        (with(2..4, &[9, 0]), "version 9 of the control protocol, this program version 2: use one binary"),
+        (with(2..4, &[9, 0]), "version 9 of the control protocol, this program version 3: use one binary"),
         (with(4..8, &too_long), "over the limit of 1048576"),
         (with(4..8, &u32::MAX.to_le_bytes()), "4294967295 bytes is over the limit"),
         (with(4..8, &shorter.to_le_bytes()), "is damaged"),
@@ -337,7 +337,7 @@ fn a_coordinator_of_another_version_is_named_on_joining() {
 #[test]
 fn another_protocols_name_is_refused() {
     let run = Run::training();
-    for alpn in [control_alpn(3), b"h3".to_vec()] {
+    for alpn in [control_alpn(4), b"h3".to_vec()] {
         let refused = run.runtime.block_on(Peer::dial(&run.token, anonymous(&run.token, &alpn)));
         let refused = refused.err().unwrap().to_string();
         assert!(refused.contains("known protocol"), "{refused}");

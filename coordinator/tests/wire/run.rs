@@ -240,6 +240,7 @@ pub fn config(setup: Setup) -> ServerConfig {
         settings: String::new(),
         token_lifetime: setup.token_lifetime,
         membership,
+        failover: None,
     }
 }
 

@@ -22,7 +22,7 @@ use mattock_collectives::{
 use mattock_coordinator::identity::{Identity, JoinToken};
 use mattock_coordinator::membership::Instruction;
 use mattock_coordinator::protocol::{About, Blame, Failure, FromWorker};
-use mattock_coordinator::{Client, ClientError, JoinError};
+use mattock_coordinator::{Client, ClientError, JoinError, Passport};
 use mattock_kernels::{Cpu, Device, DeviceChoice, DeviceError};
 
 use self::training::Training;
@@ -31,6 +31,7 @@ use crate::plan::Plan;
 use crate::settings::Settings;
 use crate::state::State;
 use crate::storage::{self, StorageError};
+use crate::succession::Succession;
 use crate::task::{Source, Task, TaskError};
 use crate::trainer::{StepError, Trainer};
 
@@ -95,6 +96,19 @@ pub enum SessionError {
     /// The coordinator ended the run.
     #[error("the run is over: {0}")]
     Ended(String),
+    /// Another coordinator has the run.
+    #[error(
+        "the coordinator that was joined, incarnation {stale}, is stale: incarnation {incarnation} at {address} has the \
+         run; join with the token that it wrote"
+    )]
+    Stale {
+        /// Of the one that was joined.
+        stale: u64,
+        /// Of the one that has the run.
+        incarnation: u64,
+        /// Where that one is.
+        address: SocketAddr,
+    },
     /// The data plane could not start.
     #[error(transparent)]
     Node(#[from] NodeError),
@@ -171,12 +185,19 @@ pub fn run<T: Task>(options: Options<'_>) -> Result<End, SessionError> {
         address: node.local_addr().to_string(),
         fingerprint: crate::host::fingerprint(&device).map_err(SessionError::Program)?,
     };
-    let client = enrollment.join(about)?;
+    let passport = enrollment.passport();
+    let client = enrollment.join(about.clone())?;
+    let succession = succession(&client, passport, about);
+    if let Some(other) = succession.as_ref().and_then(|succession| succession.above(client.incarnation())) {
+        let stale = client.incarnation();
+        client.close();
+        return Err(SessionError::Stale { stale, incarnation: other.incarnation, address: other.address });
+    }
     (options.told)(Milestone::Joined);
     let (run, recipe, settings) =
         (client.run().to_owned(), client.recipe().to_owned(), client.settings().to_owned());
     let under_way = client.under_way();
-    let control = Control::start(client, limit)?;
+    let control = Control::start(client, limit, succession)?;
     control.leave_on(options.leave, limit / LEAVE)?;
     let (cache, resolve, told) = (options.cache.as_path(), options.resolve, options.told);
     let worker = Worker { cache, resolve, told, device, node, control, limit, run, recipe, under_way };
@@ -184,6 +205,13 @@ pub fn run<T: Task>(options: Options<'_>) -> Result<End, SessionError> {
     let ended = worker.say_goodbye(ended);
     worker.control.close();
     ended
+}
+
+/// What leads back to the run when its coordinator dies, where another can take over.
+fn succession(client: &Client, passport: Passport, about: About) -> Option<Succession> {
+    let settings: Settings = serde_json::from_str(client.settings()).ok()?;
+    let leases = crate::lease::beside(&settings.checkpoints).ok()?;
+    (client.incarnation() > 0).then_some(Succession { passport, about, leases })
 }
 
 /// Makes this thread one of those that compute, so that with one thread nothing is handed to and fro. The price: with one

@@ -210,7 +210,7 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
     fn take_part(&mut self, seat: &Seat) -> Result<(), SessionError> {
         let trained = self.train(seat);
         // Where a step was written, but could not be reported, nobody must wait for that report.
-        self.worker.control.gate().reported();
+        self.worker.control.gate().leave();
         self.worker.control.gate().wait();
         self.trainer.pause();
         let report = match trained {

@@ -17,7 +17,9 @@ impl Registry {
         let Some(step) = holdings.iter().filter_map(|holding| holding.step).max() else {
             return self.restore(free, actions);
         };
-        if self.generation == 0 && holdings.iter().any(|holding| holding.step != Some(step)) {
+        // Where another had the run before, some may come from its rings, and others be new.
+        let first = self.formation.is_none() && !self.successor;
+        if first && holdings.iter().any(|holding| holding.step != Some(step)) {
             let steps: BTreeSet<Option<u64>> = holdings.iter().map(|holding| holding.step).collect();
             let reason = format!(
                 "workers start from different steps {steps:?}: another run writes the same checkpoints"
