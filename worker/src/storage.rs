@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mattock_checkpoint::{
-    Files, Layout, LoadError, Location, Outcome, Retention, RunFacts, Snapshot, TensorMeta, Tuning, Which,
-    Writer, load,
+    Files, Layout, LoadError, Location, Outcome, Retention, RunFacts, Share, Slices, Snapshot, TensorMeta,
+    Tuning, Which, Writer, load,
 };
 use mattock_exact::Exponents;
 
@@ -152,7 +152,7 @@ impl Saver {
             dataset: facts.dataset_hash.clone(),
         };
         Ok(Self {
-            writer: Writer::start(&location, Retention { keep }, Tuning::default())?,
+            writer: Writer::start(&location, Retention { keep, keep_every: 0 }, Tuning::default())?,
             layout: Arc::new(layout(space)?),
             files: Arc::new(files),
             run: Arc::new(run),
@@ -169,9 +169,10 @@ impl Saver {
             step: state.step,
             state_hash,
             layout: Arc::clone(&self.layout),
-            params: Arc::new(state.parameters.clone()),
-            m: Arc::new(state.first.clone()),
-            v: Arc::new(state.second.clone()),
+            share: Share::WHOLE,
+            params: Slices::whole(Arc::new(state.parameters.clone())),
+            m: Slices::whole(Arc::new(state.first.clone())),
+            v: Slices::whole(Arc::new(state.second.clone())),
             exponents: Arc::new(state.exponents.eighths().to_vec()),
             files: Arc::clone(&self.files),
             run: Arc::clone(&self.run),
