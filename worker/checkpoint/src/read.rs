@@ -1,8 +1,10 @@
-//! Reading a checkpoint's pieces: in ranges, several under way, hashed and handed on in order.
+//! Reading a checkpoint's pieces: in chunks, several under way, each checked by its hash.
 //!
-//! Nothing that was read is believed before the whole piece's hash holds; until then it only fills arrays that
-//! are thrown away if it does not.
+//! A piece whose manifest has hashes of its chunks is read where it is needed, in any order. One without (it has one chunk,
+//! or was written by an earlier program) is read as a whole, and not believed before its hash holds; until then it only
+//! fills arrays that are thrown away if it does not.
 
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
 use bytes::Bytes;
@@ -10,18 +12,20 @@ use futures::{StreamExt, TryStreamExt};
 use object_store::ObjectStoreExt;
 
 use crate::flaw::Flaw;
-use crate::format::manifest::{Manifest, PieceInfo};
-use crate::format::safetensors::{HeaderError, HeaderReader, TensorReader, Wanted};
-use crate::format::{CONFIG, EXPONENTS, M, MODEL, OPTIMIZER, RECIPE, TOKENIZER, V, exponents, step_folder};
+use crate::format::manifest::{Manifest, PieceInfo, as_ranges};
+use crate::format::plan::{Extent, Fill, Wanted, by_chunk, plan, wanted};
+use crate::format::safetensors::{HeaderError, HeaderReader, difference, extents};
+use crate::format::{CONFIG, Digest, EXPONENTS, Kind, MANIFEST, RECIPE, TOKENIZER, exponents, step_folder};
 use crate::layout::Layout;
+use crate::slices::{common, normal};
 use crate::snapshot::Files;
 use crate::store::Store;
 use crate::store_error::StoreError;
 
-/// Bytes of one request.
-const RANGE_BYTES: u64 = 8 << 20;
-/// Requests under way; with [`RANGE_BYTES`] the bound on memory beside the arrays.
-const RANGES_IN_FLIGHT: usize = 4;
+/// Bytes of one request, and of a chunk that is hashed by itself.
+pub(crate) const CHUNK_BYTES: u64 = 8 << 20;
+/// Requests under way; with [`CHUNK_BYTES`] the bound on memory beside the arrays.
+const CHUNKS_IN_FLIGHT: usize = 4;
 /// The longest `config.json`, tokenizer or recipe that is read.
 const SMALL_BYTES_MAX: u64 = 256 << 20;
 
@@ -68,15 +72,50 @@ impl Checkpoint<'_> {
         Ok(Files { config_json, tokenizer_json, recipe_toml })
     }
 
-    /// Parameters, flat.
-    pub(crate) async fn params(&self, layout: &Layout) -> Result<Vec<f32>, ReadError> {
-        let [params] = self.arrays(MODEL, layout, [""]).await?;
-        Ok(params)
+    /// Parameters of these ranges.
+    pub(crate) async fn params(
+        &self,
+        layout: &Layout,
+        ranges: &[Range<usize>],
+    ) -> Result<Vec<f32>, ReadError> {
+        Ok(self.arrays(Kind::Weights, layout, ranges).await?.remove(0))
     }
 
-    /// First and second moments, flat.
-    pub(crate) async fn moments(&self, layout: &Layout) -> Result<[Vec<f32>; 2], ReadError> {
-        self.arrays(OPTIMIZER, layout, [M, V]).await
+    /// First and second moments of these ranges.
+    pub(crate) async fn moments(
+        &self,
+        layout: &Layout,
+        ranges: &[Range<usize>],
+    ) -> Result<[Vec<f32>; 2], ReadError> {
+        let arrays = self.arrays(Kind::Moments, layout, ranges).await?;
+        Ok(arrays.try_into().expect("two arrays of moments"))
+    }
+
+    /// Elements of the parameters, or of both moments: as many arrays as the kind has, of these ranges' elements.
+    async fn arrays(
+        &self,
+        kind: Kind,
+        layout: &Layout,
+        ranges: &[Range<usize>],
+    ) -> Result<Vec<Vec<f32>>, ReadError> {
+        if self.manifest.model != layout.fingerprint() {
+            let difference = self.difference(layout).await?;
+            let elsewhere = || "its tensors lie elsewhere in the flat space".to_owned();
+            return Err(ReadError::OtherModel(difference.unwrap_or_else(elsewhere)));
+        }
+        let ranges = normal(ranges.to_vec());
+        let arrays = kind.suffixes().len();
+        let wanted: Vec<Wanted> = (0..arrays).flat_map(|array| wanted(layout, array, &ranges)).collect();
+        let mut headers = Headers::default();
+        for piece in self.pieces_with(kind, &ranges) {
+            self.open(piece, kind, layout, &mut headers).await?;
+        }
+        let content = |why| Flaw::Content { piece: MANIFEST.into(), why: format!("{}: {why}", kind.stem()) };
+        let copies = plan(std::mem::take(&mut headers.extents), &wanted).map_err(content)?;
+        let reads = by_chunk(&copies, |piece| chunk_bytes(&self.manifest.pieces[piece]));
+        let mut filled = vec![vec![0.0; ranges.iter().map(Range::len).sum()]; arrays];
+        self.fill(reads.into_iter().collect(), headers, &mut filled).await?;
+        Ok(filled)
     }
 
     /// Block exponents.
@@ -98,6 +137,9 @@ impl Checkpoint<'_> {
             return Ok(decoded.map(drop).map_err(content)?);
         }
         let mut header = info.name.ends_with(".safetensors").then(|| HeaderReader::new(info.bytes));
+        if let Some(got) = self.store.size(&self.place(info).0).await?.filter(|&got| got != info.bytes) {
+            return Err(Flaw::Size { piece: info.name.clone(), want: info.bytes, got }.into());
+        }
         let mut sound = Ok(());
         self.stream(info, |chunk| match header.as_mut().map(|reader| reader.push(chunk)) {
             Some(Ok(None)) | None => {}
@@ -108,28 +150,107 @@ impl Checkpoint<'_> {
         sound.map_err(|error| self.judge(&info.name, error, true))
     }
 
-    async fn arrays<const N: usize>(
+    /// Pieces of that kind that hold any of these elements; all that do not say what they hold.
+    fn pieces_with(&self, kind: Kind, ranges: &[Range<usize>]) -> Vec<usize> {
+        let needed = |info: &PieceInfo| {
+            let holds = as_ranges(&info.holds);
+            holds.is_empty()
+                || holds.iter().any(|held| ranges.iter().any(|range| common(held, range).is_some()))
+        };
+        let pieces = self.manifest.pieces.iter().enumerate();
+        let found = pieces.filter(|(_, info)| Kind::of(&info.name) == Some(kind) && needed(info));
+        found.map(|(piece, _)| piece).collect()
+    }
+
+    /// Reads the header of a file of tensors.
+    async fn open(
         &self,
-        name: &str,
+        piece: usize,
+        kind: Kind,
         layout: &Layout,
-        suffixes: [&str; N],
-    ) -> Result<[Vec<f32>; N], ReadError> {
-        let info = self.need(name)?;
-        let same_model = self.manifest.model == layout.fingerprint();
-        let mut reader = TensorReader::new(wanted(layout, &suffixes), N, layout.elements(), info.bytes);
-        let mut sound = Ok(());
-        self.stream(info, |chunk| {
-            if sound.is_ok() {
-                sound = reader.push(chunk);
+        headers: &mut Headers,
+    ) -> Result<(), ReadError> {
+        let info = &self.manifest.pieces[piece];
+        let (metadata, start, chunk) = self.header(info).await?;
+        let extents = extents(&metadata, start, (piece, kind), layout);
+        headers.extents.extend(extents.map_err(|error| self.judge(&info.name, error, true))?);
+        headers.chunks.insert(piece, chunk);
+        Ok(())
+    }
+
+    /// A file's header, where its data begin, and the file's first chunk.
+    async fn header(
+        &self,
+        info: &PieceInfo,
+    ) -> Result<(safetensors::tensor::Metadata, u64, Bytes), ReadError> {
+        let mut header = HeaderReader::new(info.bytes);
+        let mut first = None;
+        for number in 0..info.bytes.div_ceil(chunk_bytes(info)) {
+            let chunk = self.chunk(info, number).await?;
+            let read = header.push(&chunk).map_err(|error| self.judge(&info.name, error, true))?;
+            let first = first.get_or_insert(chunk);
+            if let Some((metadata, start)) = read {
+                return Ok((metadata, start, first.clone()));
             }
-        })
-        .await?;
-        let arrays =
-            sound.and_then(|()| reader.finish()).map_err(|error| self.judge(name, error, same_model))?;
-        match same_model {
-            true => Ok(arrays.try_into().expect("as many arrays as were asked for")),
-            false => Err(ReadError::OtherModel("its tensors lie elsewhere in the flat space".into())),
         }
+        let why = "ends within its header".to_owned();
+        Err(Flaw::Content { piece: info.name.clone(), why }.into())
+    }
+
+    /// The first difference between the weights' tensors and a layout's.
+    async fn difference(&self, layout: &Layout) -> Result<Option<String>, ReadError> {
+        let mut found = HashMap::new();
+        for piece in self.pieces_with(Kind::Weights, std::slice::from_ref(&(0..usize::MAX))) {
+            let (metadata, ..) = self.header(&self.manifest.pieces[piece]).await?;
+            found.extend(metadata.tensors().into_iter().map(|(name, info)| (name, info.shape.clone())));
+        }
+        Ok(difference(&found, layout))
+    }
+
+    /// Reads chunks, several at a time, and copies what is needed of them.
+    async fn fill(
+        &self,
+        reads: Vec<((usize, u64), Vec<Fill>)>,
+        headers: Headers,
+        arrays: &mut [Vec<f32>],
+    ) -> Result<(), ReadError> {
+        let content = |piece: usize| {
+            let piece = self.manifest.pieces[piece].name.clone();
+            move |why| Flaw::Content { piece, why }
+        };
+        let of = |piece: usize| &self.manifest.pieces[piece];
+        let (apart, whole): (Vec<_>, Vec<_>) =
+            reads.into_iter().partition(|((piece, _), _)| is_checked_by_chunk(of(*piece)));
+        let chunks = apart.into_iter().map(|((piece, number), fills)| {
+            let known = headers.chunks.get(&piece).filter(|_| number == 0).cloned();
+            async move {
+                let chunk = match known {
+                    Some(chunk) => chunk,
+                    None => self.chunk(of(piece), number).await?,
+                };
+                Ok::<_, ReadError>((piece, chunk, fills))
+            }
+        });
+        let mut chunks = futures::stream::iter(chunks).buffer_unordered(CHUNKS_IN_FLIGHT);
+        while let Some((piece, chunk, fills)) = chunks.try_next().await? {
+            fills.iter().try_for_each(|fill| fill.run(&chunk, arrays)).map_err(content(piece))?;
+        }
+        let mut pieces: BTreeMap<usize, BTreeMap<u64, Vec<Fill>>> = BTreeMap::new();
+        whole.into_iter().for_each(|((piece, number), fills)| {
+            pieces.entry(piece).or_default().insert(number, fills);
+        });
+        for (piece, fills) in pieces {
+            let (mut number, mut run) = (0, Ok(()));
+            self.stream(of(piece), |chunk| {
+                let fills = fills.get(&number).into_iter().flatten();
+                run =
+                    run.clone().and_then(|()| fills.into_iter().try_for_each(|fill| fill.run(chunk, arrays)));
+                number += 1;
+            })
+            .await?;
+            run.map_err(content(piece))?;
+        }
+        Ok(())
     }
 
     fn judge(&self, piece: &str, error: HeaderError, same_model: bool) -> ReadError {
@@ -159,29 +280,56 @@ impl Checkpoint<'_> {
         Ok(whole)
     }
 
-    /// Hands a piece's bytes to `take` in order; errors if in the end they are not those of the manifest.
+    /// Hands a piece's chunks to `take` in order; errors if in the end its bytes are not those of the manifest.
     async fn stream(&self, info: &PieceInfo, mut take: impl FnMut(&[u8])) -> Result<(), ReadError> {
-        let (name, path) = self.place(info);
-        let flaw = |flaw: fn(String) -> Flaw| ReadError::Flaw(flaw(info.name.clone()));
-        let Some(got) = self.store.size(&name).await? else {
-            return Err(flaw(|piece| Flaw::Missing { piece }));
-        };
-        if got != info.bytes {
-            return Err(Flaw::Size { piece: info.name.clone(), want: info.bytes, got }.into());
-        }
-        let inner = self.store.inner();
-        let requests = ranges(info.bytes).map(|range| inner.get_range(&path, range));
-        let mut chunks = futures::stream::iter(requests).buffered(RANGES_IN_FLIGHT);
-        let mut hasher = blake3::Hasher::new();
-        while let Some(chunk) =
-            chunks.try_next().await.map_err(|error| self.store.error("read", &name, error))?
-        {
-            hasher.update(&chunk);
+        let chunk_bytes = chunk_bytes(info);
+        let mut digest =
+            Digest::new(info.bytes, info.chunks.as_ref().map_or(u64::MAX, |chunks| chunks.bytes));
+        let numbers = 0..info.bytes.div_ceil(chunk_bytes);
+        let mut chunks =
+            futures::stream::iter(numbers.map(|n| self.unchecked(info, n))).buffered(CHUNKS_IN_FLIGHT);
+        while let Some(chunk) = chunks.try_next().await? {
+            digest.update(&chunk);
             take(&chunk);
         }
-        match hasher.count() == info.bytes && hasher.finalize().to_hex().as_str() == info.blake3 {
+        let found = digest.finish(info.name.clone(), info.holds.clone());
+        match found == *info {
             true => Ok(()),
-            false => Err(flaw(|piece| Flaw::Hash { piece })),
+            false => Err(Flaw::Hash { piece: info.name.clone() }.into()),
+        }
+    }
+
+    /// One chunk; checked, if there is a hash for it.
+    async fn chunk(&self, info: &PieceInfo, number: u64) -> Result<Bytes, ReadError> {
+        let chunk = self.unchecked(info, number).await?;
+        let want = match &info.chunks {
+            Some(chunks) => usize::try_from(number).ok().and_then(|number| chunks.blake3.get(number)),
+            None => Some(&info.blake3).filter(|_| is_checked_by_chunk(info)),
+        };
+        match want.is_none_or(|want| blake3::hash(&chunk).to_hex().as_str() == want) {
+            true => Ok(chunk),
+            false => Err(Flaw::Hash { piece: info.name.clone() }.into()),
+        }
+    }
+
+    async fn unchecked(&self, info: &PieceInfo, number: u64) -> Result<Bytes, ReadError> {
+        let (name, path) = self.place(info);
+        let start = number * chunk_bytes(info);
+        let range = start..(start + chunk_bytes(info)).min(info.bytes);
+        let bytes = range.end - range.start;
+        let read = self.store.inner().get_range(&path, range).await;
+        match read.map_err(|error| self.store.error("read", &name, error)) {
+            Ok(chunk) if chunk.len() as u64 == bytes => Ok(chunk),
+            Err(error) if error.is_missing() => Err(Flaw::Missing { piece: info.name.clone() }.into()),
+            read => match self.store.size(&name).await? {
+                Some(got) if got != info.bytes => {
+                    Err(Flaw::Size { piece: info.name.clone(), want: info.bytes, got }.into())
+                }
+                Some(_) => {
+                    Err(read.err().map_or(Flaw::Hash { piece: info.name.clone() }.into(), ReadError::Store))
+                }
+                None => Err(Flaw::Missing { piece: info.name.clone() }.into()),
+            },
         }
     }
 
@@ -192,18 +340,20 @@ impl Checkpoint<'_> {
     }
 }
 
-fn wanted(layout: &Layout, suffixes: &[&str]) -> Vec<Wanted> {
-    let per_array = suffixes.iter().enumerate();
-    let each = per_array.flat_map(|array| layout.tensors().iter().map(move |tensor| (array, tensor)));
-    each.map(|((array, suffix), tensor)| Wanted {
-        name: format!("{}{suffix}", tensor.name),
-        shape: tensor.shape.clone(),
-        array,
-        offset: tensor.offset,
-    })
-    .collect()
+/// What the headers of files of tensors tell.
+#[derive(Default)]
+struct Headers {
+    extents: Vec<Extent>,
+    /// First chunks by piece, which were read on the way.
+    chunks: HashMap<usize, Bytes>,
 }
 
-fn ranges(bytes: u64) -> impl Iterator<Item = Range<u64>> {
-    (0..bytes.div_ceil(RANGE_BYTES)).map(move |n| n * RANGE_BYTES..((n + 1) * RANGE_BYTES).min(bytes))
+/// What of a piece is read at a time.
+fn chunk_bytes(info: &PieceInfo) -> u64 {
+    info.chunks.as_ref().map_or(CHUNK_BYTES, |chunks| chunks.bytes)
+}
+
+/// Whether each chunk has a hash: where there is one chunk, that of the whole.
+fn is_checked_by_chunk(info: &PieceInfo) -> bool {
+    info.chunks.is_some() || info.bytes <= CHUNK_BYTES
 }

@@ -1,10 +1,12 @@
 //! Loading: the newest checkpoint that is whole, or a named one.
 //!
 //! # Invariants
-//! 1. What is returned was hashed as a whole, and is the model that was asked for.
+//! 1. Every byte of what is returned was checked by a hash, and it is the model that was asked for.
 //! 2. The newest is given up for the one before only for a flaw of its own, and the caller is told which. A store
 //!    that fails, a checkpoint of another model or of a newer program is an error: older work is never taken
 //!    silently where newer exists.
+
+use std::ops::Range;
 
 use crate::blocking::block_on;
 use crate::flaw::{Flaw, Unusable};
@@ -54,7 +56,7 @@ pub struct Weights {
 pub struct Loaded {
     /// Where it came from.
     pub head: Head,
-    /// Parameters, flat, as the layout says; so are `m` and `v`.
+    /// Parameters, flat, as the layout says; so are `m` and `v`. Of the ranges that were asked for.
     pub params: Vec<f32>,
     /// First moments.
     pub m: Vec<f32>,
@@ -125,11 +127,26 @@ pub fn load(
     which: Which,
     layout: &Layout,
 ) -> Result<(Loaded, Vec<Unusable>), LoadError> {
+    let all = 0..layout.elements();
+    let all = std::slice::from_ref(&all);
+    load_ranges(location, which, layout, all, all)
+}
+
+/// Loads the elements in these ranges (ascending, without overlap) of a checkpoint's parameters and moments, whoever wrote
+/// them, and reads no more than the chunks in which they lie. The arrays hold the ranges' elements one after the other, and
+/// zero where no tensor is. Exponents are all there.
+pub fn load_ranges(
+    location: &Location,
+    which: Which,
+    layout: &Layout,
+    params: &[Range<usize>],
+    moments: &[Range<usize>],
+) -> Result<(Loaded, Vec<Unusable>), LoadError> {
     block_on(async || {
         pick(location, which, async |checkpoint: Checkpoint<'_>| {
             let head = head_of(&checkpoint).await?;
-            let params = checkpoint.params(layout).await?;
-            let [m, v] = checkpoint.moments(layout).await?;
+            let params = checkpoint.params(layout, params).await?;
+            let [m, v] = checkpoint.moments(layout, moments).await?;
             let exponents = checkpoint.exponents(layout).await?;
             Ok(Loaded { head, params, m, v, exponents })
         })
@@ -148,7 +165,8 @@ pub fn load_weights(
         pick(location, which, async |checkpoint: Checkpoint<'_>| {
             let head = head_of(&checkpoint).await?;
             let layout = layout(&head).map_err(ReadError::OtherModel)?;
-            let params = checkpoint.params(&layout).await?;
+            let all = 0..layout.elements();
+            let params = checkpoint.params(&layout, std::slice::from_ref(&all)).await?;
             Ok(Weights { head, params })
         })
         .await

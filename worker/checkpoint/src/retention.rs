@@ -12,10 +12,19 @@ use crate::store_error::StoreError;
 pub struct Retention {
     /// The newest so many complete ones.
     pub keep: NonZeroU32,
+    /// Beside these, those of every so many steps; none for 0.
+    pub keep_every: u64,
 }
 
-/// Removes complete checkpoints beyond the newest `keep`, and attempts older than the newest complete one. Never
-/// touches the newest complete one, nor the one `just_saved`, which is an older one after a run went back.
+impl Retention {
+    fn keeps(self, step: u64) -> bool {
+        step > 0 && self.keep_every > 0 && step.is_multiple_of(self.keep_every)
+    }
+}
+
+/// Removes complete checkpoints that need not be kept, and attempts older than the newest complete one. Never touches the
+/// newest complete one, nor the one `just_saved`, which is an older one after a run went back; nor attempts after that, on
+/// which others may be at work.
 pub(crate) async fn retain(
     store: &Store,
     retention: Retention,
@@ -25,8 +34,10 @@ pub(crate) async fn retain(
     let Some(newest) = listing.complete.first().map(|newest| newest.step) else { return Ok(Vec::new()) };
     let keep = usize::try_from(retention.keep.get()).unwrap_or(usize::MAX);
     let complete = listing.complete.iter().skip(keep).map(|summary| summary.step);
-    let attempts = listing.unusable.iter().map(|attempt| attempt.step).filter(|&step| step < newest);
-    let mut removed: Vec<u64> = complete.chain(attempts).filter(|&step| step != just_saved).collect();
+    let complete = complete.filter(|&step| step != just_saved && !retention.keeps(step));
+    let attempts = listing.unusable.iter().map(|attempt| attempt.step);
+    let attempts = attempts.filter(|&step| step < newest && step < just_saved);
+    let mut removed: Vec<u64> = complete.chain(attempts).collect();
     removed.sort_unstable();
     for &step in &removed {
         remove(store, step).await?;

@@ -1,32 +1,36 @@
 //! What the trainer hands over at a step: shared, immutable memory, so that handing over costs nothing.
 //!
 //! The arrays are read while they are uploaded, so they must be copies that nobody writes to: the copy out of the
-//! device is the only pause a checkpoint causes.
+//! device is the only pause a checkpoint causes. Where several write, each hands over its own share only.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use crate::layout::Layout;
+use crate::share::{Share, key};
+use crate::slices::{Slices, common};
 
-/// The whole state of a run after `step` steps.
+/// The state of a run after `step` steps, or one share of it.
 #[derive(Debug, Clone)]
 pub struct Snapshot {
     /// Steps done; the position in the data follows from it.
     pub step: u64,
-    /// The state hash after that step.
+    /// The state hash after that step: of the whole state, whoever holds it.
     pub state_hash: u64,
-    /// Where each tensor lies in the flat arrays.
+    /// Where each tensor lies in the flat space.
     pub layout: Arc<Layout>,
-    /// Parameters, flat: `layout.elements()` long, as are `m` and `v`.
-    pub params: Arc<Vec<f32>>,
-    /// First moments.
-    pub m: Arc<Vec<f32>>,
-    /// Second moments.
-    pub v: Arc<Vec<f32>>,
-    /// Block exponents in eighths; at most one per element.
+    /// Which part of the checkpoint this is.
+    pub share: Share,
+    /// Parameters of whole tensors, such as [`Share::of_tensors`] proposes.
+    pub params: Slices,
+    /// First moments of any elements.
+    pub m: Slices,
+    /// Second moments of the same elements.
+    pub v: Slices,
+    /// Block exponents in eighths; at most one per element. All of them in every share: share 0 writes them.
     pub exponents: Arc<Vec<i16>>,
-    /// What lies beside the weights.
+    /// What lies beside the weights: the same in every share.
     pub files: Arc<Files>,
     /// What is the same in every checkpoint of a run.
     pub run: Arc<RunFacts>,
@@ -58,33 +62,82 @@ pub struct RunFacts {
     pub dataset: String,
 }
 
-/// An array of the snapshot does not fit its layout: a bug of the caller.
+/// A snapshot that contradicts itself: a bug of the caller.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("snapshot of step {step}: {array} has {got} elements where the layout allows {want}")]
+#[error("snapshot of step {step}: {array} {why}")]
 pub struct SnapshotError {
     /// The snapshot's step.
     pub step: u64,
     /// Which array.
     pub array: &'static str,
-    /// Its length.
-    pub got: usize,
-    /// The length that fits (for exponents the largest).
-    pub want: usize,
+    /// What is wrong with it.
+    pub why: String,
+}
+
+/// What a checkpoint under way is, without its arrays.
+#[derive(Debug, Clone)]
+pub(crate) struct Attempt {
+    pub(crate) step: u64,
+    pub(crate) state_hash: u64,
+    pub(crate) layout: Arc<Layout>,
+    pub(crate) share: Share,
+    pub(crate) run: Arc<RunFacts>,
+    /// What its shares have in common, and no other attempt has.
+    pub(crate) key: String,
 }
 
 impl Snapshot {
-    /// Every array is as long as the layout says.
+    /// Every array is as the layout and the share want it.
     pub fn check(&self) -> Result<(), SnapshotError> {
-        let want = self.layout.elements();
-        let wrong = |array, got| Err(SnapshotError { step: self.step, array, got, want });
-        for (array, values) in [("params", &self.params), ("m", &self.m), ("v", &self.v)] {
-            if values.len() != want {
-                return wrong(array, values.len());
+        let wrong = |array, why: &str| Err(SnapshotError { step: self.step, array, why: why.to_owned() });
+        let elements = self.layout.elements();
+        if self.share.index >= self.share.of {
+            return wrong("share", "has a number beyond the last");
+        }
+        for (array, slices) in [("params", &self.params), ("m", &self.m), ("v", &self.v)] {
+            if slices.ranges().last().is_some_and(|last| last.end > elements) {
+                return wrong(array, "has elements beyond the layout's");
+            }
+            if self.share.is_whole() && !self.layout.tensors().iter().all(|t| slices.has(&t.span())) {
+                return wrong(array, "lacks elements, and nobody else has them");
             }
         }
-        if self.exponents.len() > want {
-            return wrong("exponents", self.exponents.len());
+        let cut =
+            |span| !self.params.has(&span) && self.params.ranges().iter().any(|r| common(r, &span).is_some());
+        if self.layout.tensors().iter().any(|tensor| cut(tensor.span())) {
+            return wrong("params", "has a part of a tensor: weights are divided between tensors");
+        }
+        if self.m.ranges() != self.v.ranges() {
+            return wrong("v", "is of other elements than m");
+        }
+        if self.exponents.len() > elements {
+            return wrong("exponents", "has more blocks than there are elements");
         }
         Ok(())
+    }
+
+    /// What it is, without its arrays.
+    pub(crate) fn attempt(&self) -> Attempt {
+        let (run, files, share) = (&*self.run, &*self.files, self.share);
+        let file = |bytes: Option<&Bytes>| bytes.map_or([0; 32], |bytes| *blake3::hash(bytes).as_bytes());
+        let key = key(&[
+            run.run_id.as_bytes(),
+            run.dataset.as_bytes(),
+            self.layout.fingerprint().as_bytes(),
+            &[self.step, self.state_hash, run.seed, run.total_steps, share.attempt, share.of.into()]
+                .map(u64::to_le_bytes)
+                .concat(),
+            &file(Some(&files.config_json)),
+            &file(files.tokenizer_json.as_ref()),
+            &file(files.recipe_toml.as_ref()),
+        ]);
+        Attempt {
+            step: self.step,
+            state_hash: self.state_hash,
+            layout: Arc::clone(&self.layout),
+            share,
+            run: Arc::clone(&self.run),
+            key,
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! An opened location: the few operations that checkpoints need.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -24,10 +25,17 @@ pub(crate) struct Store {
 /// What a create-only put found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Created {
-    /// The object is there, with our bytes.
+    /// The object is there, with our bytes: by this put, or by one of the same content.
     Ours,
     /// Somebody else's object was there before.
     Theirs(Bytes),
+}
+
+/// An object that was found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Found {
+    pub(crate) name: String,
+    pub(crate) bytes: u64,
 }
 
 impl Store {
@@ -130,14 +138,26 @@ impl Store {
 
     /// Everything below the prefix: names relative to it, and sizes.
     pub(crate) async fn list(&self) -> Result<Vec<(String, u64)>, StoreError> {
-        let prefix = Some(&self.prefix).filter(|prefix| !prefix.as_ref().is_empty());
+        let found = self.list_below(&self.prefix).await?;
+        Ok(found.into_iter().map(|Found { name, bytes, .. }| (name, bytes)).collect())
+    }
+
+    /// Everything in a folder below the prefix: names relative to the folder, and sizes.
+    pub(crate) async fn list_folder(&self, folder: &str) -> Result<BTreeMap<String, u64>, StoreError> {
+        let found = self.list_below(&self.path(folder)).await?;
+        Ok(found.into_iter().map(|Found { name, bytes, .. }| (name, bytes)).collect())
+    }
+
+    async fn list_below(&self, folder: &ObjectPath) -> Result<Vec<Found>, StoreError> {
+        let prefix = Some(folder).filter(|prefix| !prefix.as_ref().is_empty());
         let found: Result<Vec<ObjectMeta>, Error> = self.store.list(prefix).try_collect().await;
         let found = found.map_err(|error| StoreError::new("list", &self.location.to_string(), error))?;
         let relative = |meta: &ObjectMeta| -> Option<String> {
-            let parts: Vec<_> = meta.location.prefix_match(&self.prefix)?.collect();
+            let parts: Vec<_> = meta.location.prefix_match(folder)?.collect();
             Some(parts.iter().map(AsRef::as_ref).collect::<Vec<&str>>().join("/"))
         };
-        Ok(found.iter().filter_map(|meta| Some((relative(meta)?, meta.size))).collect())
+        let describe = |meta: &ObjectMeta| Some(Found { name: relative(meta)?, bytes: meta.size });
+        Ok(found.iter().filter_map(describe).collect())
     }
 
     /// Deletes an object; one that is gone already is fine.

@@ -11,8 +11,10 @@ use futures::stream::FuturesUnordered;
 use object_store::{Error, MultipartUpload, ObjectStoreExt};
 use tokio::sync::watch;
 
-use crate::format::manifest::PieceInfo;
+use crate::format::Digest;
+use crate::format::manifest::{PieceInfo, as_pairs};
 use crate::format::piece::Piece;
+use crate::read::CHUNK_BYTES;
 use crate::save::{SaveError, Stop};
 use crate::store::Store;
 use crate::store_error::{Reason, StoreError};
@@ -29,6 +31,10 @@ pub struct Tuning {
     pub part_bytes: usize,
     /// Parts of one upload under way at a time.
     pub parts_in_flight: usize,
+    /// Files of tensors are cut, between tensors, where they would be longer.
+    pub file_bytes: u64,
+    /// What of a piece has a hash of its own, and is the least that is read of it: a multiple of 8.
+    pub chunk_bytes: u64,
     /// Tries of one operation, each after twice the pause of the one before. Within a try an S3 client repeats its
     /// requests too.
     pub tries_max: u32,
@@ -39,6 +45,8 @@ pub struct Tuning {
     /// A checkpoint under way in which nothing was acknowledged for so long gives way to a newer one that waits.
     /// One that progresses does not: otherwise a store that is slower than the interval would never hold any.
     pub stall: Duration,
+    /// How often share 0 looks whether the others are done.
+    pub look: Duration,
 }
 
 impl Default for Tuning {
@@ -46,10 +54,13 @@ impl Default for Tuning {
         Tuning {
             part_bytes: 8 << 20,
             parts_in_flight: 4,
+            file_bytes: 1 << 30,
+            chunk_bytes: CHUNK_BYTES,
             tries_max: 5,
             pause: Duration::from_millis(250),
             deadline: Duration::from_secs(1800),
             stall: Duration::from_secs(30),
+            look: Duration::from_millis(500),
         }
     }
 }
@@ -115,25 +126,36 @@ pub(crate) async fn put_piece(
     control: &Control,
 ) -> Result<PieceInfo, SaveError> {
     let (bytes, name) = (piece.bytes(), format!("{folder}/{}", piece.name));
-    let hash = control.retry(tuning, async || match bytes > tuning.part_bytes as u64 {
-        true => put_parts(store, &name, piece, tuning, control).await,
-        false => put_whole(store, &name, piece, control).await,
-    });
-    let blake3 = hash.await?.to_hex().to_string();
-    Ok(PieceInfo { name: piece.name.to_owned(), bytes, blake3 })
+    control
+        .retry(tuning, async || match bytes > tuning.part_bytes as u64 {
+            true => put_parts(store, &name, piece, tuning, control).await,
+            false => put_whole(store, &name, piece, tuning, control).await,
+        })
+        .await
+}
+
+/// What is known of a piece before any of it has passed.
+fn digest(piece: &Piece, tuning: &Tuning) -> Digest {
+    Digest::new(piece.bytes(), tuning.chunk_bytes.next_multiple_of(8).max(8))
+}
+
+fn info(piece: &Piece, digest: Digest) -> PieceInfo {
+    digest.finish(piece.name.clone(), as_pairs(&piece.holds))
 }
 
 async fn put_whole(
     store: &Store,
     name: &str,
     piece: &Piece,
+    tuning: &Tuning,
     control: &Control,
-) -> Result<blake3::Hash, SaveError> {
+) -> Result<PieceInfo, SaveError> {
     let whole = usize::try_from(piece.bytes()).unwrap_or(usize::MAX).next_multiple_of(8);
     let bytes = piece.parts(whole).next().unwrap_or_default();
-    let hash = blake3::hash(&bytes);
+    let mut digest = digest(piece, tuning);
+    digest.update(&bytes);
     control.race(store.put(name, bytes)).await??;
-    Ok(hash)
+    Ok(info(piece, digest))
 }
 
 async fn put_parts(
@@ -142,13 +164,13 @@ async fn put_parts(
     piece: &Piece,
     tuning: &Tuning,
     control: &Control,
-) -> Result<blake3::Hash, SaveError> {
+) -> Result<PieceInfo, SaveError> {
     let path = store.path(name);
     let failed = |error| store.error("write", name, error);
     let mut upload = control.race(store.inner().put_multipart(&path)).await?.map_err(failed)?;
     let sent = async {
-        let hash = send_parts(&mut *upload, piece, tuning, control).await?;
-        upload.complete().await.map(|_| hash)
+        let info = send_parts(&mut *upload, piece, tuning, control).await?;
+        upload.complete().await.map(|_| info)
     };
     let sent = match control.race(sent).await {
         Ok(sent) => sent.map_err(|error| SaveError::Store(worth_repeating(failed(error)))),
@@ -172,11 +194,11 @@ async fn send_parts(
     piece: &Piece,
     tuning: &Tuning,
     control: &Control,
-) -> Result<blake3::Hash, Error> {
-    let mut hasher = blake3::Hasher::new();
+) -> Result<PieceInfo, Error> {
+    let mut digest = digest(piece, tuning);
     let mut in_flight = FuturesUnordered::new();
     for part in piece.parts(part_bytes(piece.bytes(), tuning.part_bytes)) {
-        hasher.update(&part);
+        digest.update(&part);
         in_flight.push(upload.put_part(part.into()));
         while in_flight.len() >= tuning.parts_in_flight.max(1) {
             in_flight.next().await.transpose()?;
@@ -187,7 +209,7 @@ async fn send_parts(
         done?;
         control.advance();
     }
-    Ok(hasher.finalize())
+    Ok(info(piece, digest))
 }
 
 async fn abort(upload: &mut dyn MultipartUpload, failed: impl Fn(Error) -> StoreError) {

@@ -270,12 +270,7 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
     fn attach(&mut self) {
         self.clock.enter(Phase::Other);
         let blocks = std::mem::take(&mut self.blocks);
-        let sharding = self.sharding.as_ref().filter(|sharding| sharding.seat.is_some());
-        let parameters = |bucket| match sharding {
-            Some(sharding) => sharding.replica(bucket),
-            None => &self.state.parameters[self.own.within(bucket)],
-        };
-        let attach = |(bucket, block)| attach(block, parameters(bucket), &self.device);
+        let attach = |(bucket, block)| attach(block, self.gathered(bucket), &self.device);
         self.blocks = blocks.into_iter().enumerate().map(attach).collect();
     }
 

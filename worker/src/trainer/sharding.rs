@@ -8,9 +8,11 @@
 //! each rank with a shard of step s or s + 1, never between. A rank that has contributed to the commit, and did not see its
 //! total, has all that it takes to write the step: the total comes from a rank that saw it ([`super::regroup`]).
 
+use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
+use mattock_checkpoint::{Slices, SlicesError};
 use mattock_collectives::{Buffer, CollectiveError, Element, Group, Sum};
 use mattock_exact::{CHUNK, chunk_squares, exponent_hash, parameter_hash};
 use mattock_kernels::TrainBackend;
@@ -21,6 +23,7 @@ use crate::gate::Gate;
 use crate::phases::Phase;
 use crate::shard::{ShardMap, Stretches};
 use crate::state::State;
+use crate::storage::Part;
 use crate::task::Task;
 
 /// What a rank has of sharded state, beside its own shard.
@@ -84,10 +87,6 @@ impl Sharding {
             total: Vec::new(),
         }
     }
-
-    pub(super) fn replica(&self, bucket: usize) -> &[f32] {
-        &self.replica[bucket]
-    }
 }
 
 impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
@@ -119,6 +118,54 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
             *output = gather.wait()?;
         }
         Ok(())
+    }
+
+    /// Brings everybody's parameters to everybody, where state is sharded: for what is done between steps. All ranks of the
+    /// group call this together.
+    ///
+    /// # Errors
+    /// Where the exchange breaks.
+    pub fn gather(&mut self, group: &Group, gate: &Gate) -> Result<(), CollectiveError> {
+        self.gather_parameters(group, gate)
+    }
+
+    /// All parameters, as they were [gathered](Self::gather) last.
+    pub fn parameters(&self) -> Cow<'_, [f32]> {
+        match &self.sharding {
+            Some(Sharding { seat: Some(_), replica, .. }) => {
+                Cow::Owned(replica.iter().flat_map(|bucket| bucket.iter().copied()).collect())
+            }
+            _ => Cow::Borrowed(&self.state.parameters),
+        }
+    }
+
+    /// What this rank writes to storage: the parameters of these elements, as they were gathered last, and its own moments.
+    pub(crate) fn part(&self, weights: &[Range<usize>]) -> Result<Part, SlicesError> {
+        let mut parameters = Vec::with_capacity(weights.iter().map(ExactSizeIterator::len).sum());
+        for range in weights {
+            for (bucket, whole) in self.space.buckets().iter().enumerate() {
+                let part = range.start.max(whole.start)..range.end.min(whole.end);
+                if part.start < part.end {
+                    let within = part.start - whole.start..part.end - whole.start;
+                    parameters.extend_from_slice(&self.gathered(bucket)[within]);
+                }
+            }
+        }
+        let moments = |values: &[f32]| Slices::new(self.own.ranges(), Arc::new(values.to_vec()));
+        Ok(Part {
+            step: self.state.step,
+            exponents: self.state.exponents.eighths().to_vec(),
+            parameters: Slices::new(weights, Arc::new(parameters))?,
+            moments: [moments(&self.state.first)?, moments(&self.state.second)?],
+        })
+    }
+
+    /// A bucket's parameters, as they were gathered last.
+    pub(super) fn gathered(&self, bucket: usize) -> &[f32] {
+        match &self.sharding {
+            Some(Sharding { seat: Some(_), replica, .. }) => &replica[bucket],
+            _ => &self.state.parameters[self.own.within(bucket)],
+        }
     }
 
     /// Gives this rank's part of the gradient to its buddy, and receives that of the rank whose buddy it is.
@@ -153,10 +200,9 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
 
     /// By which ranks tell that they compute with the same: for sharded state, a hash of the parameters that each gathered.
     pub(super) fn basis(&self) -> u64 {
-        let Some(sharding @ Sharding { seat: Some(_), .. }) = &self.sharding else { return self.state_hash };
+        let Some(Sharding { seat: Some(_), .. }) = &self.sharding else { return self.state_hash };
         let buckets = self.space.buckets().iter().enumerate();
-        let parts =
-            buckets.map(|(bucket, range)| parameter_hash(sharding.replica(bucket), range.start as u64));
+        let parts = buckets.map(|(bucket, range)| parameter_hash(self.gathered(bucket), range.start as u64));
         parts.fold(exponent_hash(&self.state.exponents), u64::wrapping_add)
     }
 

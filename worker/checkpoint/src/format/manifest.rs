@@ -1,23 +1,25 @@
 //! The manifest: what a complete checkpoint consists of. Once it exists, the checkpoint does.
 //!
 //! It is JSON for people and tools, one member per line, and ends with a `check`: BLAKE3 over all text before it.
-//! So a manifest that was cut short, edited or hit by a flipped bit is told from a sound one before any of it is
-//! believed.
 //!
 //! # What a newer program reads
 //! `format` counts incompatible changes only. A reader takes every format up to its own, and refuses a newer one by
 //! name; members it does not know are left alone. `format` and `check` keep their meaning in every format.
+//! Format 1 had one file of weights and one of moments, and neither hashes of chunks nor what each piece holds.
 
 use std::collections::HashSet;
+use std::ops::Range;
 
 use serde::{Deserialize, Serialize};
 
+use super::seal::{encode, unseal};
+
 /// The format written by this program, and the newest it reads.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 /// The longest manifest that is read.
-pub(crate) const MANIFEST_BYTES_MAX: u64 = 4 << 20;
+pub(crate) const MANIFEST_BYTES_MAX: u64 = 64 << 20;
 /// The most pieces a checkpoint may have.
-const PIECES_MAX: usize = 16_384;
+const PIECES_MAX: usize = 65_536;
 
 /// What a complete checkpoint consists of.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +45,9 @@ pub struct Manifest {
     pub model: String,
     /// Hash of the dataset's manifest.
     pub dataset: String,
+    /// How many writers divided it among themselves.
+    #[serde(default = "one")]
+    pub shares: u32,
     /// Every object beside this one.
     pub pieces: Vec<PieceInfo>,
 }
@@ -56,6 +61,47 @@ pub struct PieceInfo {
     pub bytes: u64,
     /// BLAKE3 of its bytes, in hexadecimal.
     pub blake3: String,
+    /// Hashes of its chunks, where it has more than one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chunks: Option<Chunks>,
+    /// Of which elements of the flat space it has values: from, and up to; `"0..256"` in the file. Empty where it has none,
+    /// or it is not told.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", with = "spans")]
+    pub holds: Vec<[u64; 2]>,
+}
+
+/// Hashes by which a part of a piece can be checked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Chunks {
+    /// Size of each chunk; the last may be shorter.
+    pub bytes: u64,
+    /// BLAKE3 of each, in hexadecimal.
+    pub blake3: Vec<String>,
+}
+
+impl Chunks {
+    /// As many hashes as a piece of so many bytes has chunks, and chunks of whole elements.
+    fn fit(&self, bytes: u64) -> bool {
+        let count = self.bytes > 0
+            && self.bytes.is_multiple_of(8)
+            && bytes.div_ceil(self.bytes) == self.blake3.len() as u64;
+        count && self.blake3.iter().all(|hash| blake3::Hash::from_hex(hash).is_ok())
+    }
+}
+
+fn one() -> u32 {
+    1
+}
+
+/// Ranges, as they are stored.
+pub(crate) fn as_pairs(ranges: &[Range<usize>]) -> Vec<[u64; 2]> {
+    ranges.iter().map(|range| [range.start as u64, range.end as u64]).collect()
+}
+
+/// Ranges, as they are used; those that are none are empty.
+pub(crate) fn as_ranges(pairs: &[[u64; 2]]) -> Vec<Range<usize>> {
+    let index = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+    pairs.iter().map(|&[start, end]| index(start)..index(end)).collect()
 }
 
 /// Why a manifest is not believed.
@@ -93,8 +139,7 @@ impl Manifest {
 
     /// The bytes to store.
     pub fn encode(&self) -> Vec<u8> {
-        let json = serde_json::to_string_pretty(self).expect("a manifest has string keys and finite numbers");
-        seal(json.strip_suffix("\n}").expect("a struct is a JSON object over several lines"))
+        encode(self)
     }
 
     /// Reads stored bytes back: the check first, then the format, then the rest.
@@ -113,7 +158,9 @@ impl Manifest {
     fn reject_nonsense(&self) -> Result<(), ManifestError> {
         let mut names = HashSet::new();
         let odd = |piece: &&PieceInfo| {
-            !is_plain_name(&piece.name) || blake3::Hash::from_hex(&piece.blake3).is_err()
+            !is_plain_name(&piece.name)
+                || blake3::Hash::from_hex(&piece.blake3).is_err()
+                || piece.chunks.as_ref().is_some_and(|chunks| !chunks.fit(piece.bytes))
         };
         if self.format == 0 {
             Err(ManifestError::Nonsense("format 0".into()))
@@ -137,24 +184,6 @@ struct Head {
     program: String,
 }
 
-const CHECK_OPENS: &str = ",\n  \"check\": \"";
-const CHECK_CLOSES: &str = "\"\n}\n";
-
-/// Closes a JSON object that lacks its last brace with the check over its text.
-fn seal(open_object: &str) -> Vec<u8> {
-    let check = blake3::hash(open_object.as_bytes()).to_hex();
-    format!("{open_object}{CHECK_OPENS}{check}{CHECK_CLOSES}").into_bytes()
-}
-
-/// The text, if it ends with a check that holds.
-fn unseal(bytes: &[u8]) -> Option<&[u8]> {
-    let rest = bytes.strip_suffix(CHECK_CLOSES.as_bytes())?;
-    let (rest, check) = rest.split_at_checked(rest.len().checked_sub(blake3::OUT_LEN * 2)?)?;
-    let covered = rest.strip_suffix(CHECK_OPENS.as_bytes())?;
-    let holds = blake3::hash(covered).to_hex().as_bytes() == check;
-    holds.then_some(bytes)
-}
-
 /// A name that stays in its folder, whatever store it is used with.
 fn is_plain_name(name: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
@@ -162,16 +191,37 @@ fn is_plain_name(name: &str) -> bool {
 }
 
 /// A u64 as 16 hexadecimal digits: JSON numbers are exact to 53 bits in most other tools.
-mod hex_u64 {
+pub(crate) mod hex_u64 {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
-    pub(super) fn serialize<S: Serializer>(value: &u64, to: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(value: &u64, to: S) -> Result<S::Ok, S::Error> {
         to.serialize_str(&format!("{value:016x}"))
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
         let text = String::deserialize(from)?;
         u64::from_str_radix(&text, 16).map_err(D::Error::custom)
+    }
+}
+
+/// Ranges as texts, one on a line.
+mod spans {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub(super) fn serialize<S: Serializer>(spans: &[[u64; 2]], to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(spans.iter().map(|[start, end]| format!("{start}..{end}")))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<[u64; 2]>, D::Error> {
+        let parse = |text: &String| {
+            let (start, end) = text.split_once("..")?;
+            let (start, end): (u64, u64) = (start.parse().ok()?, end.parse().ok()?);
+            (start < end).then_some([start, end])
+        };
+        let texts = Vec::<String>::deserialize(from)?;
+        let spans =
+            texts.iter().map(|text| parse(text).ok_or_else(|| D::Error::custom("a range that is none")));
+        spans.collect()
     }
 }
 
@@ -179,10 +229,26 @@ mod hex_u64 {
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::seal::{CHECK_OPENS, seal};
     use super::*;
 
     fn sample() -> Manifest {
-        let blake3 = blake3::hash(b"{}").to_hex().to_string();
+        let hash = |bytes: &[u8]| blake3::hash(bytes).to_hex().to_string();
+        let chunks = Chunks { bytes: 8, blake3: vec![hash(b"12345678"), hash(b"9")] };
+        let config = PieceInfo {
+            name: "config.json".into(),
+            bytes: 2,
+            blake3: hash(b"{}"),
+            chunks: None,
+            holds: Vec::new(),
+        };
+        let weights = PieceInfo {
+            name: "model.safetensors".into(),
+            bytes: 9,
+            blake3: hash(b"123456789"),
+            chunks: Some(chunks),
+            holds: vec![[0, 4], [256, 260]],
+        };
         Manifest {
             format: FORMAT,
             program: "mattock 0.1.0".into(),
@@ -194,7 +260,8 @@ mod tests {
             state_hash: 0x0123_4567_89ab_cdef,
             model: "m".into(),
             dataset: "d".into(),
-            pieces: vec![PieceInfo { name: "config.json".into(), bytes: 2, blake3 }],
+            shares: 1,
+            pieces: vec![config, weights],
         }
     }
 
@@ -204,6 +271,30 @@ mod tests {
         let golden = include_str!("manifest.golden.json");
         assert_eq!(String::from_utf8(sample().encode()).unwrap(), golden);
         assert_eq!(Manifest::decode(golden.as_bytes()).unwrap(), sample());
+    }
+
+    #[test]
+    fn what_earlier_programs_wrote_is_read() {
+        let golden = include_str!("manifest.v1.golden.json");
+        let manifest = Manifest::decode(golden.as_bytes()).unwrap();
+        let mut pieces = sample().pieces;
+        pieces.truncate(1);
+        assert_eq!(manifest, Manifest { format: 1, pieces, ..sample() });
+    }
+
+    #[test]
+    fn hashes_that_do_not_fit_the_piece_are_refused() {
+        let changes: [fn(&mut Chunks); 4] = [
+            |chunks| chunks.bytes = 0,
+            |chunks| chunks.bytes = 12,
+            |chunks| drop(chunks.blake3.pop()),
+            |chunks| chunks.blake3[1].push('0'),
+        ];
+        for change in changes {
+            let mut manifest = sample();
+            change(manifest.pieces[1].chunks.as_mut().unwrap());
+            assert!(matches!(Manifest::decode(&manifest.encode()), Err(ManifestError::Nonsense(_))));
+        }
     }
 
     #[test]

@@ -5,13 +5,17 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{CONFIG, EXPONENTS, M, MODEL, OPTIMIZER, RECIPE, TOKENIZER, V, exponents, safetensors};
-use crate::layout::Layout;
+use super::entries::{Entry, entries, groups, holds};
+use super::{CONFIG, EXPONENTS, Kind, RECIPE, TOKENIZER, exponents, safetensors};
+use crate::share::Share;
+use crate::slices::Slices;
 use crate::snapshot::Snapshot;
 
 /// An object to be written: its name below the checkpoint's folder, and its bytes in order.
 pub(crate) struct Piece {
-    pub(crate) name: &'static str,
+    pub(crate) name: String,
+    /// Of which elements it has values.
+    pub(crate) holds: Vec<Range<usize>>,
     segments: Vec<Segment>,
 }
 
@@ -22,31 +26,77 @@ enum Segment {
     Shorts(Arc<Vec<i16>>),
 }
 
-/// Every piece of a snapshot, small ones first: a store that refuses does so before much was sent.
-pub(crate) fn pieces(snapshot: &Snapshot) -> Vec<Piece> {
+/// Every piece of a snapshot, small ones first: a store that refuses does so before much was sent. Files of tensors are cut
+/// between tensors where they would be longer than `file_bytes`, so that what does not change can be told from what does.
+pub(crate) fn pieces(snapshot: &Snapshot, key: &str, file_bytes: u64) -> Vec<Piece> {
+    let mut pieces = if snapshot.share.index == 0 { small(snapshot) } else { Vec::new() };
+    let names = Names { share: snapshot.share, key };
+    pieces.extend(files(snapshot, Kind::Weights, &[&snapshot.params], &names, file_bytes));
+    pieces.extend(files(snapshot, Kind::Moments, &[&snapshot.m, &snapshot.v], &names, file_bytes));
+    pieces
+}
+
+/// What lies beside the tensors.
+fn small(snapshot: &Snapshot) -> Vec<Piece> {
     let files = &snapshot.files;
     let small = [
         Some((CONFIG, &files.config_json)),
         files.tokenizer_json.as_ref().map(|tokenizer| (TOKENIZER, tokenizer)),
         files.recipe_toml.as_ref().map(|recipe| (RECIPE, recipe)),
     ];
+    let piece = |name: &str, segments| Piece { name: name.to_owned(), holds: Vec::new(), segments };
     let small = small.into_iter().flatten();
     let mut pieces: Vec<Piece> =
-        small.map(|(name, bytes)| Piece { name, segments: vec![Segment::Bytes(bytes.clone())] }).collect();
+        small.map(|(name, bytes)| piece(name, vec![Segment::Bytes(bytes.clone())])).collect();
     let count = Bytes::copy_from_slice(&exponents::header(snapshot.exponents.len()));
     let values = Segment::Shorts(Arc::clone(&snapshot.exponents));
-    pieces.push(Piece { name: EXPONENTS, segments: vec![Segment::Bytes(count), values] });
-    pieces.push(tensors(MODEL, &snapshot.layout, &[("", &snapshot.params)]));
-    pieces.push(tensors(OPTIMIZER, &snapshot.layout, &[(M, &snapshot.m), (V, &snapshot.v)]));
+    pieces.push(piece(EXPONENTS, vec![Segment::Bytes(count), values]));
     pieces
 }
 
-fn tensors(name: &'static str, layout: &Layout, arrays: &[(&str, &Arc<Vec<f32>>)]) -> Piece {
-    let each = || arrays.iter().flat_map(|&array| layout.tensors().iter().map(move |tensor| (array, tensor)));
-    let header =
-        safetensors::header(each().map(|((suffix, _), t)| (format!("{}{suffix}", t.name), t.shape.clone())));
-    let data = each().map(|((_, values), tensor)| Segment::Floats(Arc::clone(values), tensor.span()));
-    Piece { name, segments: std::iter::once(Segment::Bytes(header.into())).chain(data).collect() }
+fn files(
+    snapshot: &Snapshot,
+    kind: Kind,
+    arrays: &[&Slices],
+    names: &Names<'_>,
+    file_bytes: u64,
+) -> Vec<Piece> {
+    let entries = entries(&snapshot.layout, arrays[0].ranges(), snapshot.share.index == 0);
+    let most = usize::try_from(file_bytes).unwrap_or(usize::MAX) / (size_of::<f32>() * arrays.len());
+    let groups = groups(&entries, most);
+    let each = groups.iter().enumerate();
+    each.map(|(n, group)| tensors(names.of(kind, n, groups.len()), kind, group, arrays)).collect()
+}
+
+fn tensors(name: String, kind: Kind, entries: &[Entry<'_>], arrays: &[&Slices]) -> Piece {
+    let each = || {
+        kind.suffixes().iter().zip(arrays).flat_map(|array| entries.iter().map(move |entry| (array, entry)))
+    };
+    let header = safetensors::header(each().map(|((suffix, _), entry)| (entry.name(suffix), entry.shape())));
+    let data = each().filter_map(|((_, slices), entry)| {
+        Some(Segment::Floats(Arc::clone(slices.values()), slices.place(&entry.elements)?))
+    });
+    let segments = std::iter::once(Segment::Bytes(header.into())).chain(data).collect();
+    Piece { name, holds: holds(entries), segments }
+}
+
+/// How files of tensors are named: a writer alone names them as everybody does.
+struct Names<'a> {
+    share: Share,
+    key: &'a str,
+}
+
+impl Names<'_> {
+    fn of(&self, kind: Kind, n: usize, files: usize) -> String {
+        let (stem, Share { index, of, .. }) = (kind.stem(), self.share);
+        let share = format!("{stem}-{}-{:05}-of-{of:05}", self.key, u64::from(index) + 1);
+        match (self.share.is_whole(), files) {
+            (true, 1) => format!("{stem}.safetensors"),
+            (true, _) => format!("{stem}-{:05}-of-{files:05}.safetensors", n + 1),
+            (false, 1) => format!("{share}.safetensors"),
+            (false, _) => format!("{share}-{:05}.safetensors", n + 1),
+        }
+    }
 }
 
 impl Piece {
@@ -150,7 +200,7 @@ mod tests {
             Segment::Floats(floats, 0..1),
             Segment::Shorts(shorts),
         ];
-        Piece { name: "x", segments }
+        Piece { name: "x".into(), holds: Vec::new(), segments }
     }
 
     #[test]
@@ -169,7 +219,8 @@ mod tests {
 
     #[test]
     fn an_empty_piece_has_no_parts() {
-        let empty = Piece { name: "x", segments: vec![Segment::Bytes(Bytes::new())] };
+        let empty =
+            Piece { name: "x".into(), holds: Vec::new(), segments: vec![Segment::Bytes(Bytes::new())] };
         assert_eq!(empty.parts(8).count(), 0);
     }
 }

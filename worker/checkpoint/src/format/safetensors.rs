@@ -2,8 +2,8 @@
 //!
 //! A file is the header's length (u64), a JSON header, and the tensors' bytes without gaps. The header's JSON and
 //! its inner consistency (no gap, no overlap, sizes that follow from shapes) are the `safetensors` crate's business;
-//! what is added here is the bound on its length, the comparison with the model that is asked for, and the way from
-//! bytes in file order to elements of flat arrays.
+//! what is added here is the bound on its length, the comparison with the model that is asked for, and where in the file
+//! each element is.
 //!
 //! Deliberately absent: other types than F32. A reader refuses them by name.
 
@@ -11,6 +11,11 @@ use std::collections::HashMap;
 
 use safetensors::Dtype;
 use safetensors::tensor::{Metadata, TensorInfo};
+
+use super::Kind;
+use super::entries::{part, split_name};
+use super::plan::Extent;
+use crate::layout::{Layout, TensorMeta};
 
 /// The format's own limit on a header.
 const HEADER_BYTES_MAX: u64 = 100_000_000;
@@ -24,17 +29,6 @@ pub(crate) enum HeaderError {
     Malformed(String),
     /// Sound, but of another model: the first difference.
     Differs(String),
-}
-
-/// A tensor that is asked for, and where its elements go.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Wanted {
-    pub(crate) name: String,
-    pub(crate) shape: Vec<usize>,
-    /// Index of the flat array.
-    pub(crate) array: usize,
-    /// First element in that array.
-    pub(crate) offset: usize,
 }
 
 /// Length and JSON header of a file that holds these F32 tensors in this order.
@@ -65,8 +59,8 @@ impl HeaderReader {
         HeaderReader { file_bytes, collected: Vec::new() }
     }
 
-    /// Takes a chunk; once the header is whole, gives it with what of the chunk lies beyond it.
-    pub(crate) fn push<'a>(&mut self, chunk: &'a [u8]) -> Result<Option<(Metadata, &'a [u8])>, HeaderError> {
+    /// Takes a chunk; once the header is whole, gives it with the place of the first byte after it.
+    pub(crate) fn push(&mut self, chunk: &[u8]) -> Result<Option<(Metadata, u64)>, HeaderError> {
         let (_, chunk) = self.collect_up_to(LENGTH_BYTES, chunk);
         let Some(length) = self.collected.first_chunk::<LENGTH_BYTES>() else { return Ok(None) };
         let length = u64::from_le_bytes(*length);
@@ -77,12 +71,12 @@ impl HeaderReader {
             )));
         }
         let end = LENGTH_BYTES + length as usize;
-        let (whole, rest) = self.collect_up_to(end, chunk);
+        let (whole, _) = self.collect_up_to(end, chunk);
         if !whole {
             return Ok(None);
         }
         let metadata = parse(&self.collected[LENGTH_BYTES..], self.file_bytes - end as u64)?;
-        Ok(Some((metadata, rest)))
+        Ok(Some((metadata, end as u64)))
     }
 
     fn collect_up_to<'a>(&mut self, end: usize, chunk: &'a [u8]) -> (bool, &'a [u8]) {
@@ -106,122 +100,59 @@ fn parse(json: &[u8], data_bytes: u64) -> Result<Metadata, HeaderError> {
     }
 }
 
-/// Names the first tensor by which the file is not of the model asked for.
-fn compare(metadata: &Metadata, wanted: &[Wanted]) -> Result<(), HeaderError> {
-    let differs = |why: String| Err(HeaderError::Differs(why));
-    for Wanted { name, shape, .. } in wanted {
-        match metadata.info(name) {
-            None => return differs(format!("it has no tensor {name}")),
-            Some(info) if info.shape != *shape => {
-                return differs(format!("its {name} has shape {:?}, wanted is {shape:?}", info.shape));
+/// Where the elements of a file's tensors lie, if all of them are the layout's.
+pub(crate) fn extents(
+    metadata: &Metadata,
+    data_start: u64,
+    (piece, kind): (usize, Kind),
+    layout: &Layout,
+) -> Result<Vec<Extent>, HeaderError> {
+    let arrays = || kind.suffixes().iter().enumerate();
+    let tensors = layout.tensors().iter();
+    let known: HashMap<String, (usize, &TensorMeta)> = tensors
+        .flat_map(|tensor| {
+            arrays().map(move |(array, suffix)| (format!("{}{suffix}", tensor.name), (array, tensor)))
+        })
+        .collect();
+    let mut extents = Vec::new();
+    for (name, info) in metadata.tensors() {
+        let (bare, bracket) =
+            if known.contains_key(&name) { (name.as_str(), None) } else { split_name(&name) };
+        let Some(&(array, tensor)) = known.get(bare) else {
+            return Err(HeaderError::Differs(format!("it has a tensor {name}, which is not wanted")));
+        };
+        if bracket.is_none() && info.shape != tensor.shape {
+            return Err(HeaderError::Differs(other_shape(&name, &info.shape, &tensor.shape)));
+        }
+        let elements =
+            part(tensor, bracket).filter(|part| part.len() == info.shape.iter().product::<usize>());
+        let at = data_start + info.data_offsets.0 as u64;
+        match elements {
+            Some(elements) if at.is_multiple_of(size_of::<f32>() as u64) => {
+                extents.push(Extent { piece, at, array, elements });
             }
+            _ => return Err(HeaderError::Malformed(format!("tensor {name} has an odd part or place"))),
+        }
+    }
+    Ok(extents)
+}
+
+/// Names the first tensor by which weights are not of the model asked for.
+pub(crate) fn difference(found: &HashMap<String, Vec<usize>>, layout: &Layout) -> Option<String> {
+    for TensorMeta { name, shape, .. } in layout.tensors() {
+        match found.get(name) {
+            None => return Some(format!("it has no tensor {name}")),
+            Some(other) if other != shape => return Some(other_shape(name, other, shape)),
             Some(_) => {}
         }
     }
-    let known = |name: &String| wanted.iter().any(|tensor| tensor.name == *name);
-    match metadata.tensors().len() > wanted.len() {
-        true => match metadata.offset_keys().into_iter().find(|name| !known(name)) {
-            Some(name) => differs(format!("it has a tensor {name}, which is not wanted")),
-            None => Ok(()),
-        },
-        false => Ok(()),
-    }
+    let wanted = |name: &&String| layout.tensors().iter().any(|tensor| tensor.name == **name);
+    let odd = found.keys().filter(|name| !wanted(name)).min()?;
+    Some(format!("it has a tensor {odd}, which is not wanted"))
 }
 
-/// Scatters a file's bytes, as they arrive, over flat arrays.
-pub(crate) struct TensorReader {
-    wanted: Vec<Wanted>,
-    arrays: Vec<Vec<f32>>,
-    phase: Phase,
-}
-
-enum Phase {
-    Header(HeaderReader),
-    Body(Cursor),
-}
-
-/// Where in the file's order of elements the stream is.
-struct Cursor {
-    /// (array, first element, elements) of each tensor in file order, the next one last.
-    ahead: Vec<(usize, usize, usize)>,
-    /// The first bytes of an element that was cut by a chunk's end.
-    cut: Vec<u8>,
-}
-
-impl TensorReader {
-    /// Reads a file of `file_bytes` into `arrays` zeroed arrays of `elements` each.
-    pub(crate) fn new(wanted: Vec<Wanted>, arrays: usize, elements: usize, file_bytes: u64) -> TensorReader {
-        let phase = Phase::Header(HeaderReader::new(file_bytes));
-        TensorReader { wanted, arrays: vec![vec![0.0; elements]; arrays], phase }
-    }
-
-    /// Takes the next chunk of the file.
-    pub(crate) fn push(&mut self, chunk: &[u8]) -> Result<(), HeaderError> {
-        let mut data = chunk;
-        if let Phase::Header(header) = &mut self.phase {
-            let Some((metadata, rest)) = header.push(chunk)? else { return Ok(()) };
-            compare(&metadata, &self.wanted)?;
-            self.phase = Phase::Body(Cursor::new(&metadata, &self.wanted));
-            data = rest;
-        }
-        match &mut self.phase {
-            Phase::Body(cursor) => cursor.scatter(data, &mut self.arrays),
-            Phase::Header(_) => {}
-        }
-        Ok(())
-    }
-
-    /// The arrays, if every tensor has arrived.
-    pub(crate) fn finish(self) -> Result<Vec<Vec<f32>>, HeaderError> {
-        match self.phase {
-            Phase::Body(cursor) if cursor.ahead.is_empty() && cursor.cut.is_empty() => Ok(self.arrays),
-            Phase::Body(_) | Phase::Header(_) => Err(HeaderError::Malformed("ends too early".into())),
-        }
-    }
-}
-
-impl Cursor {
-    fn new(metadata: &Metadata, wanted: &[Wanted]) -> Cursor {
-        let by_name: HashMap<&str, &Wanted> =
-            wanted.iter().map(|tensor| (tensor.name.as_str(), tensor)).collect();
-        let in_file_order = metadata.offset_keys();
-        let targets = in_file_order.iter().rev().filter_map(|name| by_name.get(name.as_str()));
-        let ahead = targets.map(|tensor| (tensor.array, tensor.offset, tensor.shape.iter().product()));
-        Cursor { ahead: ahead.filter(|&(_, _, elements)| elements > 0).collect(), cut: Vec::new() }
-    }
-
-    fn scatter(&mut self, mut data: &[u8], arrays: &mut [Vec<f32>]) {
-        const SIZE: usize = size_of::<f32>();
-        if !self.cut.is_empty() {
-            let (ours, rest) = data.split_at((SIZE - self.cut.len()).min(data.len()));
-            self.cut.extend_from_slice(ours);
-            data = rest;
-            if self.cut.len() < SIZE {
-                return;
-            }
-            let whole = std::mem::take(&mut self.cut);
-            self.scatter_whole(&whole, arrays);
-        }
-        let (whole, cut) = data.split_at(data.len() / SIZE * SIZE);
-        self.scatter_whole(whole, arrays);
-        self.cut.extend_from_slice(cut);
-    }
-
-    /// Bytes beyond the last tensor cannot come: the header was checked against the file's size.
-    fn scatter_whole(&mut self, mut data: &[u8], arrays: &mut [Vec<f32>]) {
-        while let (Some((array, start, left)), false) = (self.ahead.last_mut(), data.is_empty()) {
-            let count = (*left).min(data.len() / size_of::<f32>());
-            let (now, rest) = data.split_at(count * size_of::<f32>());
-            let target = &mut arrays[*array][*start..*start + count];
-            for (element, bytes) in target.iter_mut().zip(now.as_chunks().0) {
-                *element = f32::from_le_bytes(*bytes);
-            }
-            (*start, *left, data) = (*start + count, *left - count, rest);
-            if *left == 0 {
-                self.ahead.pop();
-            }
-        }
-    }
+fn other_shape(name: &str, found: &[usize], wanted: &[usize]) -> String {
+    format!("its {name} has shape {found:?}, wanted is {wanted:?}")
 }
 
 #[cfg(test)]

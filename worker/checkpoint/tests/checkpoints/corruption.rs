@@ -156,14 +156,46 @@ fn the_same_tensors_elsewhere_in_the_flat_space_are_another_model() {
 fn a_checkpoint_of_a_newer_program_is_refused_and_not_skipped() {
     let (store, location) = two_checkpoints();
     damage(&store, "manifest.json", |bytes| {
-        let text = String::from_utf8(bytes).unwrap().replace("\"format\": 1", "\"format\": 2");
+        let text = String::from_utf8(bytes).unwrap().replace("\"format\": 2", "\"format\": 3");
         let (open, _) = text.split_once(",\n  \"check\"").unwrap();
         let check = blake3::hash(open.as_bytes()).to_hex();
         Some(format!("{open},\n  \"check\": \"{check}\"\n}}\n").into_bytes())
     });
     let error = show(&location, Which::Newest).unwrap_err();
-    assert!(matches!(error, LoadError::TooNew { format: 2, .. }), "{error}");
+    assert!(matches!(error, LoadError::TooNew { format: 3, .. }), "{error}");
     assert_is(&load(&location, Which::Step(1), &layout()).unwrap().0, 1);
+}
+
+/// Format 1 had neither hashes of chunks nor what pieces hold.
+#[test]
+fn what_an_earlier_program_wrote_is_read() {
+    let (store, location) = two_checkpoints();
+    damage(&store, "manifest.json", |bytes| {
+        let text = String::from_utf8(bytes).unwrap();
+        let (open, _) = text.split_once(",\n  \"check\"").unwrap();
+        let mut manifest: serde_json::Value = serde_json::from_str(&format!("{open}\n}}")).unwrap();
+        manifest["format"] = 1.into();
+        manifest.as_object_mut().unwrap().remove("shares");
+        for piece in manifest["pieces"].as_array_mut().unwrap() {
+            piece
+                .as_object_mut()
+                .unwrap()
+                .retain(|key, _| ["name", "bytes", "blake3"].contains(&key.as_str()));
+        }
+        let json = serde_json::to_string_pretty(&manifest).unwrap();
+        let open = json.strip_suffix("\n}").unwrap();
+        let check = blake3::hash(open.as_bytes()).to_hex();
+        Some(format!("{open},\n  \"check\": \"{check}\"\n}}\n").into_bytes())
+    });
+    let (loaded, skipped) = load(&location, Which::Newest, &layout()).unwrap();
+    assert_is(&loaded, 2);
+    assert_eq!((skipped, loaded.head.manifest.format), (Vec::new(), 1));
+    assert_eq!(verify(&location, Some(2)).unwrap()[0].flaws, []);
+    damage(&store, "model.safetensors", |mut bytes| {
+        *bytes.last_mut().unwrap() ^= 1;
+        Some(bytes)
+    });
+    assert_falls_back(&location, "model.safetensors");
 }
 
 #[tokio::main(flavor = "current_thread")]

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mattock_checkpoint::{
-    Files, Layout, Loaded, Location, Outcome, Retention, RunFacts, Saved, Snapshot, TensorMeta, Tuning,
-    Writer,
+    Files, Layout, Loaded, Location, Outcome, Retention, RunFacts, Saved, Share, Slices, Snapshot,
+    TensorMeta, Tuning, Writer,
 };
 
 pub(crate) const RUN: &str = "sample-run";
@@ -26,7 +26,7 @@ pub(crate) fn layout() -> Layout {
 }
 
 /// Zero outside every tensor, otherwise different for every array, step and element.
-fn array(step: u64, which: f32) -> Arc<Vec<f32>> {
+pub(crate) fn array(step: u64, which: f32) -> Arc<Vec<f32>> {
     let mut values = vec![0.0; 48];
     for tensor in layout().tensors() {
         for at in tensor.span() {
@@ -41,9 +41,10 @@ pub(crate) fn snapshot(step: u64) -> Snapshot {
         step,
         state_hash: step.wrapping_mul(0x9e37_79b9_7f4a_7c15),
         layout: Arc::new(layout()),
-        params: array(step, 0.0),
-        m: array(step, 0.125),
-        v: array(step, 0.0625),
+        share: Share::WHOLE,
+        params: Slices::whole(array(step, 0.0)),
+        m: Slices::whole(array(step, 0.125)),
+        v: Slices::whole(array(step, 0.0625)),
         exponents: Arc::new(vec![-3, 8 + step as i16]),
         files: Arc::new(Files {
             config_json: r#"{"n_layer": 1}"#.into(),
@@ -62,11 +63,19 @@ pub(crate) fn snapshot(step: u64) -> Snapshot {
 
 /// Small parts, so that a tiny model is a multipart upload, and no pauses.
 pub(crate) fn tuning() -> Tuning {
-    Tuning { part_bytes: 64, parts_in_flight: 2, tries_max: 3, pause: Duration::ZERO, ..Tuning::default() }
+    Tuning {
+        part_bytes: 64,
+        parts_in_flight: 2,
+        chunk_bytes: 32,
+        tries_max: 3,
+        pause: Duration::ZERO,
+        look: Duration::from_millis(1),
+        ..Tuning::default()
+    }
 }
 
 pub(crate) fn keep(keep: u32) -> Retention {
-    Retention { keep: NonZeroU32::new(keep).unwrap() }
+    Retention { keep: NonZeroU32::new(keep).unwrap(), keep_every: 0 }
 }
 
 /// Saves one step and tells what became of it.
@@ -75,7 +84,7 @@ pub(crate) fn save(location: &Location, step: u64, retention: Retention) -> Outc
 }
 
 /// Real servers want parts of 5 MiB.
-fn tuning_for(location: &Location) -> Tuning {
+pub(crate) fn tuning_for(location: &Location) -> Tuning {
     if location.to_string().starts_with("s3://") { Tuning::default() } else { tuning() }
 }
 
@@ -106,7 +115,8 @@ pub(crate) fn must_save(location: &Location, step: u64, retention: Retention) ->
 pub(crate) fn assert_is(loaded: &Loaded, step: u64) {
     let want = snapshot(step);
     assert_eq!((loaded.head.manifest.step, loaded.head.manifest.state_hash), (step, want.state_hash));
-    assert_eq!((&loaded.params, &loaded.m, &loaded.v), (&*want.params, &*want.m, &*want.v));
+    assert_eq!(loaded.params, *array(step, 0.0));
+    assert_eq!((&loaded.m, &loaded.v), (&*array(step, 0.125), &*array(step, 0.0625)));
     assert_eq!(loaded.exponents, *want.exponents);
     assert_eq!(loaded.head.files, *want.files);
 }

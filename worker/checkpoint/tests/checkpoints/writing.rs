@@ -4,7 +4,7 @@
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use mattock_checkpoint::{Location, Outcome, SaveError, Stop, Tuning, Which, Writer, list, load};
+use mattock_checkpoint::{Location, Outcome, SaveError, Slices, Stop, Tuning, Which, Writer, list, load};
 use object_store::ObjectStore;
 use object_store::memory::InMemory;
 use tokio::sync::Semaphore;
@@ -130,7 +130,7 @@ fn a_writer_without_work_finishes_at_once() {
 #[test]
 fn arrays_that_do_not_fit_the_layout_are_refused_on_submission() {
     let mut writer = Writer::start(&sound().1, keep(3), tuning()).unwrap();
-    let short = mattock_checkpoint::Snapshot { m: Arc::new(vec![0.0; 47]), ..snapshot(1) };
+    let short = mattock_checkpoint::Snapshot { m: Slices::whole(Arc::new(vec![0.0; 39])), ..snapshot(1) };
     assert_eq!(writer.submit(short).unwrap_err().array, "m");
     assert!(writer.finish(PATIENCE).unwrap().is_empty());
 }
