@@ -41,8 +41,17 @@ const SHARDED: [&str; 4] = ["--workers", "3", "--set", "parallel.shard=optimizer
 
 #[test]
 fn a_shard_is_taken_from_its_second_holder() {
+    take_from_the_second_holder(&SHARDED);
+}
+
+#[test]
+fn a_shard_of_everything_is_taken_from_its_second_holder() {
+    take_from_the_second_holder(&["--workers", "3", "--set", "parallel.shard=full"]);
+}
+
+fn take_from_the_second_holder(arguments: &[&str]) {
     let bench = Bench::new();
-    let mut run = Watched::start(&bench, "run", &SHARDED);
+    let mut run = Watched::start(&bench, "run", arguments);
     run.wait_for_step(5);
     for victim in [0, 2] {
         let (seen, workers) = (run.read().len(), run.workers());

@@ -41,9 +41,11 @@ fn any_number_of_workers_gives_the_same_bits() {
 
 #[test]
 fn sharded_state_gives_the_same_bits() {
-    for (bits, buddies) in [(32, true), (32, false), (12, true)] {
+    for (shard, bits, buddies) in
+        [("optimizer", 32, true), ("optimizer", 12, false), ("full", 32, true), ("full", 16, false)]
+    {
         let tables = format!(
-            "[parallel]\nshard = \"optimizer\"\nbuddies = {buddies}\n\n[reduce]\nbits = {bits}\n\n[checkpoint]"
+            "[parallel]\nshard = \"{shard}\"\nbuddies = {buddies}\n\n[reduce]\nbits = {bits}\n\n[checkpoint]"
         );
         let bench = Bench::with(&recipe(&[("[checkpoint]", &tables)]));
         let arguments = ["--workers", "1", "--set", "parallel.shard=none"];
@@ -51,7 +53,7 @@ fn sharded_state_gives_the_same_bits() {
         for (workers, transport) in [("1", "shm"), ("2", "quic"), ("3", "shm"), ("5", "quic")] {
             let out = format!("{transport}-{workers}");
             let run = bench.train(&out, &["--workers", workers, "--transport", transport]).done();
-            assert_eq!(run.curve(), reference.curve(), "{workers} workers over {transport}, {buddies}");
+            assert_eq!(run.curve(), reference.curve(), "{shard} on {workers} over {transport}");
             assert_eq!(run.hash(), reference.hash());
             assert_eq!(run.summary["held_out_loss"], reference.summary["held_out_loss"]);
         }

@@ -60,7 +60,7 @@ pub(super) const KEYS: &[Key] = &[
     optional(
         "parallel.shard",
         "\"none\"",
-        "what is divided among workers: \"none\" or \"optimizer\"",
+        "what is divided among workers: \"none\", \"optimizer\" or \"full\"",
         &["zero_stage", "fsdp"],
     ),
     optional("parallel.buddies", "true", "whether each shard has a second holder", &["replicas"]),

@@ -28,15 +28,16 @@ pub(super) fn check(tree: &mut Table, file: &Path) -> Result<Plan, RecipeError> 
     reader.text("model.family")?;
     let steps = reader.whole("train.steps", 1, i64::MAX)?.unsigned_abs();
     let batch = reader.batch()?;
+    let reduce = reader.reduce(batch.micro_batches())?;
     Ok(Plan {
         name,
         seed: reader.whole("seed", 0, i64::MAX)?.unsigned_abs(),
         batch,
         optimizer: reader.optimizer(steps)?,
         steps,
-        reduce: reader.reduce(batch.micro_batches())?,
+        reduce,
         checkpoint: reader.checkpoint()?,
-        parallel: reader.parallel()?,
+        parallel: reader.parallel(reduce.sum)?,
         elastic: reader.elastic()?,
         model: to_json(reader.tree, "model")?,
         data: to_json(reader.tree, "data")?,
@@ -204,12 +205,14 @@ impl Reader<'_> {
         })
     }
 
-    fn parallel(&mut self) -> Result<Parallel, RecipeError> {
-        Ok(Parallel {
-            shard: self
-                .choice("parallel.shard", &[("none", Shard::None), ("optimizer", Shard::Optimizer)])?,
-            buddies: self.flag("parallel.buddies")?,
-        })
+    fn parallel(&mut self, sum: Sum) -> Result<Parallel, RecipeError> {
+        let shards = [("none", Shard::None), ("optimizer", Shard::Optimizer), ("full", Shard::Full)];
+        let shard = self.choice("parallel.shard", &shards)?;
+        if shard == Shard::Full && !matches!(sum, Sum::Exact | Sum::Exact64) {
+            let problem = "is \"full\", which adds up integers only: write reduce.sum = \"exact\", or shard = \"optimizer\"";
+            return Err(self.refuse("parallel.shard", problem));
+        }
+        Ok(Parallel { shard, buddies: self.flag("parallel.buddies")? })
     }
 
     fn elastic(&mut self) -> Result<Elastic, RecipeError> {

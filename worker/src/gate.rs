@@ -187,6 +187,14 @@ impl Gate {
         self.reported();
     }
 
+    /// Another piece of work is begun, of a step that is done as a whole or not at all.
+    pub(crate) fn proceed(&self) -> Result<(), Recalled> {
+        let mut progress = self.lock();
+        progress.check()?;
+        progress.work.turn(true);
+        Ok(())
+    }
+
     /// It is the others' turn: training waits for them.
     pub(crate) fn wait(&self) {
         self.lock().work.turn(false);

@@ -147,6 +147,8 @@ pub enum Shard {
     None,
     /// The optimizer's moments and the update (ZeRO-1; Rajbhandari et al., 2020); parameters are gathered before each step.
     Optimizer,
+    /// Parameters, too: a block's are gathered just before it is computed, and given up after (ZeRO-3, FSDP; Zhao et al., 2023).
+    Full,
 }
 
 /// Where and when checkpoints are written.

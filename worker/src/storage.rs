@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mattock_checkpoint::{
-    Files, Layout, LoadError, Location, Outcome, Retention, RunFacts, SaveError, Share, Slices, SlicesError,
-    Snapshot, TensorMeta, Tuning, Which, Writer, holder_of, load,
+    Files, Layout, LoadError, Location, Outcome, Retention, RunFacts, SaveError, Share, Slices, Snapshot,
+    TensorMeta, Tuning, Which, Writer, holder_of, load,
 };
 use mattock_exact::{BLOCK, Exponents};
 
@@ -157,9 +157,10 @@ pub(crate) struct Part {
     pub(crate) step: u64,
     /// Of all blocks, in eighths.
     pub(crate) exponents: Vec<i16>,
-    /// Of whole tensors.
-    pub(crate) parameters: Slices,
-    pub(crate) moments: [Slices; 2],
+    /// Ranges of whole tensors, and their parameters.
+    pub(crate) weights: (Vec<Range<usize>>, Vec<f32>),
+    /// Other ranges, and both moments of them.
+    pub(crate) moments: (Vec<Range<usize>>, [Vec<f32>; 2]),
 }
 
 /// What the ranks of a ring must know of each other before each writes a share.
@@ -245,12 +246,16 @@ impl Saver {
             return Ok(());
         }
         let moments = share.of_elements(self.layout.elements(), BLOCK);
-        let moments = std::slice::from_ref(&moments);
+        let weights = self.weights(share);
+        let cut = |array: &[f32], ranges: &[Range<usize>]| -> Vec<f32> {
+            ranges.iter().flat_map(|range| &array[range.clone()]).copied().collect()
+        };
+        let both = [&state.first, &state.second].map(|array| array[moments.clone()].to_vec());
         let part = Part {
             step: state.step,
             exponents: state.exponents.eighths().to_vec(),
-            parameters: Slices::cut(&state.parameters, &self.weights(share)),
-            moments: [Slices::cut(&state.first, moments), Slices::cut(&state.second, moments)],
+            weights: (weights.clone(), cut(&state.parameters, &weights)),
+            moments: (vec![moments], both),
         };
         self.submit(part, state_hash, share)
     }
@@ -258,11 +263,10 @@ impl Saver {
     /// Hands over a share of a state of which this rank has a part.
     pub(crate) fn save_part(
         &mut self,
-        part: Result<Part, SlicesError>,
+        part: Part,
         state_hash: u64,
         share: Share,
     ) -> Result<(), StorageError> {
-        let part = part.map_err(|error| StorageError::Layout(error.to_string()))?;
         if self.newest.replace((part.step, share)) == Some((part.step, share)) {
             return Ok(());
         }
@@ -276,15 +280,19 @@ impl Saver {
 
     fn submit(&mut self, part: Part, state_hash: u64, share: Share) -> Result<(), StorageError> {
         let Some(writer) = &mut self.writer else { return Ok(()) };
-        let [m, v] = part.moments;
+        let slices = |ranges: &[Range<usize>], values| {
+            Slices::new(ranges, Arc::new(values)).map_err(|error| StorageError::Layout(error.to_string()))
+        };
+        let (weights, parameters) = part.weights;
+        let (moments, [first, second]) = part.moments;
         let snapshot = Snapshot {
             step: part.step,
             state_hash,
             layout: Arc::clone(&self.layout),
             share,
-            params: part.parameters,
-            m,
-            v,
+            params: slices(&weights, parameters)?,
+            m: slices(&moments, first)?,
+            v: slices(&moments, second)?,
             exponents: Arc::new(part.exponents),
             files: Arc::clone(&self.files),
             run: Arc::clone(&self.run),

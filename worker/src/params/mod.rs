@@ -14,7 +14,7 @@ use burn::module::Module;
 use burn::tensor::backend::Backend;
 use mattock_exact::BLOCK;
 
-pub(crate) use self::visit::{attach, collect_gradients, values};
+pub(crate) use self::visit::{attach, collect_gradients, release, values};
 
 /// One parameter tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -27,6 +27,11 @@ pub(crate) fn attach<B: Backend, M: Module<B>>(module: M, flat: &[f32], device: 
     module.map(&mut Attach { flat, offset: 0 })
 }
 
+/// The module without its parameters' values: what they were is given up, shapes and names stay.
+pub(crate) fn release<B: Backend, M: Module<B>>(module: M) -> M {
+    module.map(&mut Release)
+}
+
 /// Writes the gradients of a module's parameters into `out`, one after the other; zeros where there is none.
 pub(crate) fn collect_gradients<B: AutodiffBackend, M: Module<B>>(
     module: &M,
@@ -79,6 +84,19 @@ impl<B: Backend> ModuleMapper<B> for Attach<B> {
         let view = self.flat.clone().narrow(0, self.offset, end - self.offset).reshape(shape);
         self.offset = end;
         Param::initialized(param.id, view.detach().require_grad())
+    }
+}
+
+struct Release;
+
+impl<B: Backend> ModuleMapper<B> for Release {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+        let (shape, device) = (param.lazy_shape(), param.lazy_device());
+        let zeros = {
+            let shape = shape.clone();
+            move |device: &B::Device, _: bool| Tensor::zeros(shape.clone(), device)
+        };
+        Param::uninitialized(param.id, zeros, device, true, shape)
     }
 }
 

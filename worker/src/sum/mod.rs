@@ -1,8 +1,9 @@
 //! The gradient sum of one step: from micro-batch gradients to one decoded sum that every rank holds.
 //!
-//! Three ways, one contract. [`ExactSum`] rounds each micro-batch to integers and exchanges 32 bits an element, or fewer;
+//! Four ways, one contract. [`ExactSum`] rounds each micro-batch to integers and exchanges 32 bits an element, or fewer;
 //! the few blocks whose sum needs more follow in 64 bits. [`ExactSum64`] exchanges 64 bits throughout and gives the
-//! same bits: it is the reference. [`PlainSum`] adds floats, fast and deterministic for one world size only.
+//! same bits: it is the reference. [`ShardSum`] exchanges every micro-batch's gradient as it appears, and gives the same bits, too.
+//! [`PlainSum`] adds floats, fast and deterministic for one world size only.
 //!
 //! A bucket leaves as soon as its last micro-batch is in, while earlier blocks still run backward. Inputs of the
 //! exchange are kept as they are until the step is committed.
@@ -11,6 +12,7 @@ mod exact;
 mod exact64;
 mod flight;
 mod plain;
+mod sharded;
 mod wire;
 
 use std::ops::Range;
@@ -21,8 +23,9 @@ use mattock_exact::{BLOCK, Exponents, Rounding};
 use self::exact::ExactSum;
 use self::exact64::ExactSum64;
 use self::plain::PlainSum;
+pub(crate) use self::sharded::{ShardSum, Target};
 use crate::params::Space;
-use crate::plan::{Plan, Sum};
+use crate::plan::{Plan, Shard, Sum};
 use crate::shard::Stretches;
 
 /// The sum over all ranks.
@@ -34,10 +37,14 @@ pub(crate) struct Summed {
     pub(crate) wide_blocks: usize,
 }
 
-/// One of the three ways.
+/// Why a whole bucket is never added to a sharded sum.
+const ROUNDS: &str = "a sharded sum is exchanged in rounds";
+
+/// One of the ways.
 pub(crate) enum GradientSum {
     Exact(ExactSum),
     Exact64(ExactSum64),
+    Sharded(ShardSum),
     Plain(PlainSum),
 }
 
@@ -46,6 +53,9 @@ impl GradientSum {
         let micro_batches = plan.batch.micro_batches();
         let rounding = Rounding::new(micro_batches, plan.reduce.bits);
         match plan.reduce.sum {
+            Sum::Exact | Sum::Exact64 if plan.parallel.shard == Shard::Full => {
+                Self::Sharded(ShardSum::new(rounding))
+            }
             Sum::Exact => Self::Exact(ExactSum::new(space, rounding)),
             Sum::Exact64 => Self::Exact64(ExactSum64::new(space, rounding)),
             Sum::F32 => Self::Plain(PlainSum::new(space, micro_batches, false)),
@@ -63,6 +73,8 @@ impl GradientSum {
         match self {
             Self::Exact(sum) => sum.begin(),
             Self::Exact64(sum) => sum.begin(),
+            // It begins when it is known who owns what.
+            Self::Sharded(_) => {}
             Self::Plain(sum) => sum.begin(),
         }
     }
@@ -72,6 +84,7 @@ impl GradientSum {
         match self {
             Self::Exact(sum) => sum.add(bucket, gradient, exponents, key),
             Self::Exact64(sum) => sum.add(bucket, gradient, exponents, key),
+            Self::Sharded(_) => unreachable!("{ROUNDS}"),
             Self::Plain(sum) => sum.add(bucket, gradient),
         }
     }
@@ -82,6 +95,7 @@ impl GradientSum {
         match self {
             Self::Exact(sum) => sum.send(bucket, group, lens),
             Self::Exact64(sum) => sum.send(bucket, group, lens),
+            Self::Sharded(_) => unreachable!("{ROUNDS}"),
             Self::Plain(sum) => sum.send(bucket, group, lens),
         }
     }
@@ -91,6 +105,7 @@ impl GradientSum {
         match self {
             Self::Exact(sum) => sum.nonfinite(),
             Self::Exact64(sum) => sum.nonfinite(),
+            Self::Sharded(sum) => sum.nonfinite(),
             Self::Plain(sum) => sum.nonfinite(),
         }
     }
@@ -106,6 +121,7 @@ impl GradientSum {
         match self {
             Self::Exact(sum) => sum.finish(group, exponents, own, gradient),
             Self::Exact64(sum) => sum.finish(group, exponents, own, gradient),
+            Self::Sharded(sum) => Ok(sum.finish(exponents, own, gradient)),
             Self::Plain(sum) => sum.finish(exponents, own, gradient),
         }
     }

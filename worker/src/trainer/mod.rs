@@ -15,7 +15,9 @@
 //!
 //! Deliberately absent: membership, checkpoints, reports. The session calls [`Trainer::step`] and does those.
 
+mod blocks;
 mod regroup;
+mod rounds;
 mod sharding;
 #[cfg(test)]
 mod tests;
@@ -144,7 +146,7 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
         let (own, state_hash) = (Stretches::new(space.buckets().to_vec()), state.hash());
         let sharding = match plan.parallel.shard {
             Shard::None => None,
-            Shard::Optimizer => Some(Sharding::new(plan.parallel.buddies, space.buckets())),
+            Shard::Optimizer | Shard::Full => Some(Sharding::new(plan.parallel, space.buckets())),
         };
         Self {
             task,
@@ -192,7 +194,9 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
     /// What is added up of `share`, this worker's part of the next step: nothing that can be used, where anything else is
     /// added up too.
     pub fn holds(&self, share: &[u32]) -> Vec<u32> {
-        let usable = self.counted.keys().all(|index| share.contains(index));
+        // Where gradients are scattered as they appear, a step is done as a whole.
+        let full = self.sharding.as_ref().is_some_and(|sharding| sharding.full);
+        let usable = !full && self.counted.keys().all(|index| share.contains(index));
         self.counted.keys().copied().filter(|_| usable).collect()
     }
 
@@ -219,7 +223,7 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
         self.own = Stretches::new(self.space.buckets().to_vec());
         self.gradient = vec![0.0; self.space.len()];
         if let Some(sharding) = &mut self.sharding {
-            *sharding = Sharding::new(sharding.buddies, self.space.buckets());
+            *sharding = Sharding::new(self.plan.parallel, self.space.buckets());
         }
     }
 
@@ -253,10 +257,14 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
         gate: &Gate,
         stop: bool,
     ) -> Result<Ballot, StepError> {
-        self.gather_parameters(group, gate)?;
-        self.attach();
-        self.settle_exponents(group, gate)?;
-        self.compute(group, share, gate)?;
+        if self.plan.parallel.shard == Shard::Full {
+            self.compute_in_rounds(group, share, gate)?;
+        } else {
+            self.gather_parameters(group, gate)?;
+            self.attach();
+            self.settle_exponents(group, gate)?;
+            self.compute(group, share, gate)?;
+        }
         gate.wait();
 
         self.clock.enter(Phase::Exchange);
@@ -281,19 +289,30 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
             self.exponents.clone_from(&self.state.exponents);
             return Ok(());
         }
-        let root = Rank(0);
-        let maxima = if group.ring().rank() == root {
-            let measured = self.maxima.take().unwrap_or_else(|| self.measure());
-            self.clock.enter(Phase::Exchange);
-            self.maxima = Some(measured.clone());
-            gate.wait();
-            group.broadcast(Arc::new(Buffer::from(measured.clone()))).wait()?;
-            measured
-        } else {
-            self.clock.enter(Phase::Exchange);
-            gate.wait();
-            let zeros = vec![0.0f32; self.space.len() / BLOCK];
-            group.receive_broadcast(root, zeros.into()).wait()?.into_vec()
+        let is_root = group.ring().rank() == Rank(0);
+        let measured = is_root.then(|| self.maxima.take().unwrap_or_else(|| self.measure()));
+        self.maxima.clone_from(&measured);
+        self.spread_maxima(group, gate, measured)
+    }
+
+    /// The first exponents, from the maxima that rank 0 has measured.
+    fn spread_maxima(
+        &mut self,
+        group: &Group,
+        gate: &Gate,
+        measured: Option<Vec<f32>>,
+    ) -> Result<(), StepError> {
+        self.clock.enter(Phase::Exchange);
+        gate.wait();
+        let maxima = match measured {
+            Some(measured) => {
+                group.broadcast(Arc::new(Buffer::from(measured.clone()))).wait()?;
+                measured
+            }
+            None => {
+                let zeros = vec![0.0f32; self.space.len() / BLOCK];
+                group.receive_broadcast(Rank(0), zeros.into()).wait()?.into_vec()
+            }
         };
         self.exponents = Exponents::from_maxima(&maxima, self.plan.batch.micro_batches());
         self.maxima = Some(maxima);

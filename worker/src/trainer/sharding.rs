@@ -12,7 +12,6 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
-use mattock_checkpoint::{Slices, SlicesError};
 use mattock_collectives::{Buffer, CollectiveError, Element, Group, Sum};
 use mattock_exact::{CHUNK, chunk_squares, exponent_hash, parameter_hash};
 use mattock_kernels::TrainBackend;
@@ -21,6 +20,7 @@ use super::Trainer;
 use crate::commit::{Ballot, ShardVote};
 use crate::gate::Gate;
 use crate::phases::Phase;
+use crate::plan::{Parallel, Shard};
 use crate::shard::{ShardMap, Stretches};
 use crate::state::State;
 use crate::storage::Part;
@@ -28,6 +28,8 @@ use crate::task::Task;
 
 /// What a rank has of sharded state, beside its own shard.
 pub(super) struct Sharding {
+    /// Whether no rank has all parameters.
+    pub(super) full: bool,
     /// Whether shards have a second holder.
     pub(super) buddies: bool,
     /// The ring for which state was divided; nothing while this rank has all of it.
@@ -76,8 +78,9 @@ impl Seat {
 
 impl Sharding {
     /// Of a rank that has all.
-    pub(super) fn new(buddies: bool, buckets: &[Range<usize>]) -> Self {
+    pub(super) fn new(Parallel { shard, buddies }: Parallel, buckets: &[Range<usize>]) -> Self {
         Self {
+            full: shard == Shard::Full,
             buddies,
             seat: None,
             copy: None,
@@ -97,7 +100,9 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
 
     /// Brings everybody's parameters to everybody.
     pub(super) fn gather_parameters(&mut self, group: &Group, gate: &Gate) -> Result<(), CollectiveError> {
-        let Self { sharding: Some(Sharding { seat: Some(seat), replica, inputs, .. }), .. } = self else {
+        let Self { sharding: Some(Sharding { seat: Some(seat), replica, inputs, full: false, .. }), .. } =
+            self
+        else {
             return Ok(());
         };
         gate.wait();
@@ -120,44 +125,52 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
         Ok(())
     }
 
-    /// Brings everybody's parameters to everybody, where state is sharded: for what is done between steps. All ranks of the
-    /// group call this together.
+    /// All parameters, on those that `keep` them. Where state is sharded, all ranks of the group call this together.
     ///
     /// # Errors
     /// Where the exchange breaks.
-    pub fn gather(&mut self, group: &Group, gate: &Gate) -> Result<(), CollectiveError> {
-        self.gather_parameters(group, gate)
-    }
-
-    /// All parameters, as they were [gathered](Self::gather) last.
-    pub fn parameters(&self) -> Cow<'_, [f32]> {
-        match &self.sharding {
-            Some(Sharding { seat: Some(_), replica, .. }) => {
-                Cow::Owned(replica.iter().flat_map(|bucket| bucket.iter().copied()).collect())
+    pub fn parameters(&self, group: &Group, keep: bool) -> Result<Cow<'_, [f32]>, CollectiveError> {
+        let Some(Sharding { seat: Some(seat), .. }) = &self.sharding else {
+            return Ok(Cow::Borrowed(&self.state.parameters));
+        };
+        let mut all = Vec::new();
+        for bucket in 0..self.space.buckets().len() {
+            let gathered = self.gather_bucket(group, seat, bucket)?;
+            if keep {
+                all.extend_from_slice(&gathered);
             }
-            _ => Cow::Borrowed(&self.state.parameters),
         }
+        Ok(Cow::Owned(all))
     }
 
-    /// What this rank writes to storage: the parameters of these elements, as they were gathered last, and its own moments.
-    pub(crate) fn part(&self, weights: &[Range<usize>]) -> Result<Part, SlicesError> {
+    /// What this rank writes to storage: the parameters of these elements, and its own moments. All ranks of the group call
+    /// this together.
+    pub(crate) fn part(&self, group: &Group, weights: &[Range<usize>]) -> Result<Part, CollectiveError> {
         let mut parameters = Vec::with_capacity(weights.iter().map(ExactSizeIterator::len).sum());
-        for range in weights {
+        let wanted = Stretches::new(weights.to_vec());
+        if let Some(Sharding { seat: Some(seat), .. }) = &self.sharding {
             for (bucket, whole) in self.space.buckets().iter().enumerate() {
-                let part = range.start.max(whole.start)..range.end.min(whole.end);
-                if part.start < part.end {
-                    let within = part.start - whole.start..part.end - whole.start;
-                    parameters.extend_from_slice(&self.gathered(bucket)[within]);
+                let gathered = self.gather_bucket(group, seat, bucket)?;
+                for (part, _) in wanted.overlaps(whole.clone()) {
+                    parameters.extend_from_slice(&gathered[part.start - whole.start..part.end - whole.start]);
                 }
             }
         }
-        let moments = |values: &[f32]| Slices::new(self.own.ranges(), Arc::new(values.to_vec()));
         Ok(Part {
             step: self.state.step,
             exponents: self.state.exponents.eighths().to_vec(),
-            parameters: Slices::new(weights, Arc::new(parameters))?,
-            moments: [moments(&self.state.first)?, moments(&self.state.second)?],
+            weights: (weights.to_vec(), parameters),
+            moments: (self.own.ranges().to_vec(), [self.state.first.clone(), self.state.second.clone()]),
         })
+    }
+
+    fn gather_bucket(
+        &self,
+        group: &Group,
+        seat: &Seat,
+        bucket: usize,
+    ) -> Result<Buffer<f32>, CollectiveError> {
+        gather(group, &self.state.parameters[self.own.within(bucket)], &seat.lens[bucket])
     }
 
     /// A bucket's parameters, as they were gathered last.
@@ -200,7 +213,10 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
 
     /// By which ranks tell that they compute with the same: for sharded state, a hash of the parameters that each gathered.
     pub(super) fn basis(&self) -> u64 {
-        let Some(Sharding { seat: Some(_), .. }) = &self.sharding else { return self.state_hash };
+        let Some(Sharding { seat: Some(_), full, .. }) = &self.sharding else { return self.state_hash };
+        if *full {
+            return exponent_hash(&self.state.exponents);
+        }
         let buckets = self.space.buckets().iter().enumerate();
         let parts = buckets.map(|(bucket, range)| parameter_hash(self.gathered(bucket), range.start as u64));
         parts.fold(exponent_hash(&self.state.exponents), u64::wrapping_add)

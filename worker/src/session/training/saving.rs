@@ -52,8 +52,7 @@ impl<B: TrainBackend, T: Task> Training<'_, B, T> {
                     format!("the checkpoint of step {step} was left out: an earlier one waits to be written");
                 self.tell_from(seat, text);
             } else {
-                let state_hash = self.settle(seat)?;
-                self.save(seat, state_hash, ready)?;
+                self.save(seat, ready)?;
             }
         }
         if let Some(saver) = &mut self.saver {
@@ -75,34 +74,30 @@ impl<B: TrainBackend, T: Task> Training<'_, B, T> {
         Ok(Readiness { busy: total[0], blind: total[1] })
     }
 
-    /// Brings parameters to everybody, where state is sharded; returns the state's hash.
-    fn settle(&mut self, seat: &Seat) -> Result<u64, Interruption> {
+    /// Hands this rank's share to its writer; returns the hash of the state.
+    fn save(&mut self, seat: &Seat, ready: Readiness) -> Result<u64, Interruption> {
         let broken = |error: CollectiveError| wrapped(error.into());
-        self.trainer.gather(&seat.group, self.worker.control.gate()).map_err(broken)?;
-        self.trainer.state_hash(&seat.group).map_err(broken)
-    }
-
-    fn save(&mut self, seat: &Seat, state_hash: u64, ready: Readiness) -> Result<(), Interruption> {
+        let state_hash = self.trainer.state_hash(&seat.group).map_err(broken)?;
         let (rank, world) = (seat.rank, seat.group.ring().world_size().get());
         let share = match (ready.blind, rank) {
             (0, _) if world > 1 => Share { index: rank, of: world, attempt: seat.formation.generation },
             (_, _) => Share::WHOLE,
         };
-        if !self.trainer.is_sharded() && share.is_whole() && rank != 0 {
-            return Ok(());
-        }
-        let Some(saver) = &mut self.saver else { return Ok(()) };
-        let saved = if !self.trainer.is_sharded() {
-            saver.save(self.trainer.state(), state_hash, share)
+        let Some(saver) = &mut self.saver else { return Ok(state_hash) };
+        if !self.trainer.is_sharded() {
+            if rank == 0 || !share.is_whole() {
+                saver.save(self.trainer.state(), state_hash, share)?;
+            }
         } else if share.is_whole() {
             // All bring it together, for each has a part.
-            let whole = self.trainer.whole_state(&seat.group, rank == 0);
-            let whole = whole.map_err(|error| wrapped(error.into()))?;
-            whole.map_or(Ok(()), |whole| saver.save(&whole, state_hash, share))
+            if let Some(whole) = self.trainer.whole_state(&seat.group, rank == 0).map_err(broken)? {
+                saver.save(&whole, state_hash, share)?;
+            }
         } else {
-            saver.save_part(self.trainer.part(&saver.weights(share)), state_hash, share)
-        };
-        Ok(saved?)
+            let part = self.trainer.part(&seat.group, &saver.weights(share)).map_err(broken)?;
+            saver.save_part(part, state_hash, share)?;
+        }
+        Ok(state_hash)
     }
 
     fn tell_from(&self, seat: &Seat, text: String) {
@@ -154,15 +149,15 @@ impl<B: TrainBackend, T: Task> Training<'_, B, T> {
         if let Some(finish) = earlier {
             return Ok(finish);
         }
-        let state_hash = self.settle(seat)?;
         let completed = step >= self.plan.steps;
-        self.save(seat, state_hash, ready)?;
+        let state_hash = self.save(seat, ready)?;
+        let parameters = self.trainer.parameters(&seat.group, rank == 0 && completed);
+        let parameters = parameters.map_err(|error| wrapped(error.into()))?;
         let mut held_out_loss = None;
         let outcomes = match self.saver.take() {
             Some(saver) if rank == 0 => {
                 let (space, device) = (self.trainer.space(), self.trainer.device());
                 if completed {
-                    let parameters = self.trainer.parameters();
                     held_out_loss =
                         held_out::<B::InnerBackend, T>(self.task, self.plan, space, &parameters, device);
                 }

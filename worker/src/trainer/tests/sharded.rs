@@ -5,8 +5,10 @@ use crate::plan::{Parallel, Shard};
 
 const ALL: [u32; 6] = [0, 1, 2, 3, 4, 5];
 
-fn sharded(buddies: bool) -> Plan {
-    Plan { parallel: Parallel { shard: Shard::Optimizer, buddies }, ..plan(2, Sum::Exact) }
+const SHARDS: [Shard; 2] = [Shard::Optimizer, Shard::Full];
+
+fn sharded(shard: Shard, buddies: bool) -> Plan {
+    Plan { parallel: Parallel { shard, buddies }, ..plan(2, Sum::Exact) }
 }
 
 fn share(rank: usize, world: usize) -> Vec<u32> {
@@ -83,8 +85,8 @@ fn fresh(plan: &Plan, world: usize) -> Vec<Member<'_>> {
 fn sharding_leaves_no_trace() {
     for sum in [Sum::Exact, Sum::Exact64] {
         for bits in [Bits::B32, Bits::B24, Bits::B12] {
-            for buddies in [false, true] {
-                let mut plan = sharded(buddies);
+            for (shard, buddies) in SHARDS.into_iter().flat_map(|shard| [(shard, false), (shard, true)]) {
+                let mut plan = sharded(shard, buddies);
                 (plan.reduce.sum, plan.reduce.bits) = (sum, bits);
                 let reference = reference(&plan, 4);
                 for world in [1, 2, 3, 5] {
@@ -92,7 +94,10 @@ fn sharding_leaves_no_trace() {
                     let held: usize = members.iter().map(|trainer| trainer.state.first.len()).sum();
                     assert_eq!(held, reference.first.len(), "each moment is held once beside the copies");
                     let (state, hash) = whole(&plan, members);
-                    assert!(state == reference, "{sum:?} in {bits:?} on {world}, buddies: {buddies}");
+                    assert!(
+                        state == reference,
+                        "{shard:?} of {sum:?} in {bits:?} on {world}, buddies: {buddies}"
+                    );
                     assert_eq!(hash, reference.hash());
                 }
             }
@@ -102,8 +107,13 @@ fn sharding_leaves_no_trace() {
 
 #[test]
 fn ranks_that_come_and_go_leave_no_trace() {
-    let plan = sharded(true);
-    let reference = reference(&plan, 5);
+    for shard in SHARDS {
+        come_and_go(&sharded(shard, true));
+    }
+}
+
+fn come_and_go(plan: &Plan) {
+    let reference = reference(plan, 5);
     // Ranks that are there in each step, by the number that they keep; those lost at once are no neighbours.
     let rings: [[&[usize]; 5]; 3] = [
         [&[0, 1, 2], &[0, 2], &[2], &[2, 3, 4, 5], &[3, 5]],
@@ -111,18 +121,17 @@ fn ranks_that_come_and_go_leave_no_trace() {
         [&[0, 1, 2, 3, 4], &[0, 2, 4], &[5, 0, 2, 4], &[4, 5, 0], &[0, 4]],
     ];
     for rings in rings {
-        let mut living: Vec<(usize, Toys<'_>)> =
-            rings[0].iter().map(|&name| (name, trainer(&plan))).collect();
+        let mut living: Vec<(usize, Toys<'_>)> = rings[0].iter().map(|&name| (name, trainer(plan))).collect();
         for (step, names) in (0..).zip(rings) {
             let mut member = |name: &usize| {
                 let at = living.iter().position(|(other, _)| other == name)?;
                 Some(living.swap_remove(at).1)
             };
             let members: Vec<Member<'_>> = names.iter().map(&mut member).collect();
-            let trained = train_on(&plan, members, step, step + 1);
+            let trained = train_on(plan, members, step, step + 1);
             living = names.iter().copied().zip(trained).collect();
         }
-        let (state, hash) = whole(&plan, living.into_iter().map(|(_, trainer)| trainer).collect());
+        let (state, hash) = whole(plan, living.into_iter().map(|(_, trainer)| trainer).collect());
         assert!(state == reference, "{rings:?}");
         assert_eq!(hash, reference.hash());
     }
@@ -130,8 +139,12 @@ fn ranks_that_come_and_go_leave_no_trace() {
 
 #[test]
 fn what_its_only_holder_took_with_it_is_missed_by_all() {
-    for (buddies, gone) in [(false, vec![1]), (true, vec![1, 2])] {
-        let plan = sharded(buddies);
+    for (shard, buddies, gone) in [
+        (Shard::Optimizer, false, vec![1]),
+        (Shard::Optimizer, true, vec![1, 2]),
+        (Shard::Full, true, vec![0, 1]),
+    ] {
+        let plan = sharded(shard, buddies);
         let mut members = train_on(&plan, fresh(&plan, 4), 0, 2);
         gone.iter().rev().for_each(|&rank| drop(members.remove(rank)));
         let members = members.into_iter().map(Some).chain([None]).collect();
@@ -148,9 +161,14 @@ fn what_its_only_holder_took_with_it_is_missed_by_all() {
 /// Rank 2 dies after all have contributed to the commit, and only rank 0 sees the total.
 #[test]
 fn who_misses_the_total_writes_the_same_step_later() {
-    let plan = sharded(true);
-    let reference = reference(&plan, 5);
-    let before = train_on(&plan, fresh(&plan, 3), 0, 2).into_iter().map(Some).collect();
+    for shard in SHARDS {
+        miss_the_total(&sharded(shard, true));
+    }
+}
+
+fn miss_the_total(plan: &Plan) {
+    let reference = reference(plan, 5);
+    let before = train_on(plan, fresh(plan, 3), 0, 2).into_iter().map(Some).collect();
     let act = |rank: usize, group: &Group, trainer: &mut Toys<'_>, _: bool| {
         let gate = Gate::default();
         if rank == 0 {
@@ -160,18 +178,18 @@ fn who_misses_the_total_writes_the_same_step_later() {
         }
     };
     let mut members: Vec<Toys<'_>> =
-        ring(&plan, before, act).into_iter().map(|(trainer, ())| trainer).collect();
+        ring(plan, before, act).into_iter().map(|(trainer, ())| trainer).collect();
     drop(members.pop());
     assert_eq!((members[0].state.step, members[1].state.step), (3, 2));
-    let members = train_on(&plan, members.into_iter().map(Some).chain([None]).collect(), 3, 5);
-    let (state, hash) = whole(&plan, members);
+    let members = train_on(plan, members.into_iter().map(Some).chain([None]).collect(), 3, 5);
+    let (state, hash) = whole(plan, members);
     assert!(state == reference);
     assert_eq!(hash, reference.hash());
 }
 
 #[test]
 fn holders_of_a_shard_that_differ_write_nothing() {
-    let plan = sharded(true);
+    let plan = sharded(Shard::Optimizer, true);
     let members = train_on(&plan, fresh(&plan, 3), 0, 2).into_iter().map(Some).collect();
     let act = |rank: usize, group: &Group, trainer: &mut Toys<'_>, _: bool| {
         if let (1, Some(copy)) = (rank, trainer.sharding.as_mut().and_then(|sharding| sharding.copy.as_mut()))

@@ -1,0 +1,196 @@
+//! A micro-batch over blocks of which no rank has all parameters: gathered just in time, and given up after use.
+//!
+//! ```text
+//! forward   gather(b + 1) | block b, keeping its input      .. last block: the loss, and backward at once
+//! backward  gather(b - 1) | block b again from its input, its gradients ─> reduce-scatter(b)
+//! ```
+//!
+//! Computing a block again gives the bits that it gave before: the same kernels over the same values, and random numbers drawn
+//! from the same key. So the gradients are those of [`crate::gradients`].
+//!
+//! # Invariants
+//! 1. All ranks make the same exchanges in the same order, also those that have no micro-batch.
+//! 2. At most two blocks' parameters are there at a time.
+
+use burn::tensor::ElementConversion;
+use mattock_collectives::{Buffer, CollectiveError, Group, Pending};
+use mattock_kernels::TrainBackend;
+
+use super::StepError;
+use crate::gate::Gate;
+use crate::params::{attach, collect_gradients, release};
+use crate::phases::{Clock, Phase};
+use crate::shard::Stretches;
+use crate::task::{Carry, Output, Pass, Task};
+
+/// Own parts of parameters, to be put together with the others'.
+pub(super) struct Gathers<'g> {
+    pub(super) group: &'g Group,
+    pub(super) parameters: &'g [f32],
+    pub(super) own: &'g Stretches,
+    /// By bucket: how many elements each rank has.
+    pub(super) lens: &'g [Vec<usize>],
+}
+
+impl Gathers<'_> {
+    fn begin(&self, bucket: usize) -> Pending<Buffer<f32>> {
+        let own = &self.parameters[self.own.within(bucket)];
+        let mut input = self.group.buffer(own.len());
+        input.copy_from_slice(own);
+        self.group.all_gather_uneven(input.into(), &self.lens[bucket], Buffer::default())
+    }
+}
+
+/// One rank's part of a round.
+pub(super) struct Round<'r, B: TrainBackend, T: Task> {
+    pub(super) task: &'r T,
+    /// The micro-batch, if this rank has one, and how it is run.
+    pub(super) batch: Option<(T::Batch, Pass)>,
+    pub(super) device: &'r B::Device,
+    pub(super) gathers: Gathers<'r>,
+    pub(super) gate: &'r Gate,
+    pub(super) clock: &'r mut Clock,
+    /// By block; taken while it has parameters.
+    pub(super) blocks: &'r mut [Option<T::Block<B>>],
+}
+
+/// What forward leaves for backward.
+struct Kept<B: TrainBackend> {
+    /// The inputs of all blocks but the first.
+    inputs: Vec<Carry<B>>,
+    loss: f32,
+    /// Of the last block, which still has its parameters, with the leaves that were its input.
+    gradients: B::Gradients,
+}
+
+/// Receives a bucket's gradient, the last block's first; nothing where this rank has no micro-batch.
+pub(super) type Sink<'s> = dyn FnMut(usize, Option<&[f32]>) -> Result<(), CollectiveError> + 's;
+
+impl<B: TrainBackend, T: Task> Round<'_, B, T> {
+    /// Runs it; returns the loss of this rank's micro-batch. `lengths` are the buckets', `scratch` is reused.
+    pub(super) fn run(
+        mut self,
+        lengths: &[usize],
+        scratch: &mut Vec<f32>,
+        sink: &mut Sink<'_>,
+    ) -> Result<Option<f32>, StepError> {
+        let kept = self.forward()?;
+        self.backward(kept, lengths, scratch, sink)
+    }
+
+    /// Waits for a block's parameters, and puts them in if they are used.
+    fn arrive(&mut self, block: usize, pending: Pending<Buffer<f32>>) -> Result<(), StepError> {
+        self.gate.wait();
+        self.clock.enter(Phase::Exchange);
+        let parameters = pending.wait()?;
+        self.gate.proceed()?;
+        self.clock.enter(Phase::Compute);
+        if self.batch.is_some() {
+            let module = self.blocks[block].take();
+            self.blocks[block] = module.map(|module| attach(module, &parameters, self.device));
+        }
+        Ok(())
+    }
+
+    /// Gives a block's parameters up.
+    fn leave(&mut self, block: usize) {
+        let module = self.blocks[block].take();
+        self.blocks[block] = module.map(release);
+    }
+
+    fn forward(&mut self) -> Result<Option<Kept<B>>, StepError> {
+        let count = self.blocks.len();
+        let (mut inputs, mut input) = (Vec::with_capacity(count), None::<Carry<B>>);
+        let mut coming = Some(self.gathers.begin(0));
+        for block in 0..count {
+            if let Some(pending) = coming.take() {
+                let next = (block + 1 < count).then(|| self.gathers.begin(block + 1));
+                self.arrive(block, pending)?;
+                coming = next;
+            }
+            let (Some((batch, pass)), Some(module)) = (&self.batch, &self.blocks[block]) else { continue };
+            match self.task.forward(module, input.take(), batch, *pass) {
+                Output::Next(output) => {
+                    let leaves = output.into_leaves();
+                    inputs.push(leaves.clone());
+                    input = Some(leaves);
+                    self.leave(block);
+                }
+                Output::Loss(loss) => {
+                    assert_eq!(block + 1, count, "only the last block of a task returns the loss");
+                    let value = loss.clone().inner().into_scalar().elem::<f32>();
+                    return Ok(Some(Kept { inputs, loss: value, gradients: loss.backward() }));
+                }
+            }
+        }
+        assert!(self.batch.is_none(), "the last block of a task returns the loss");
+        Ok(None)
+    }
+
+    fn backward(
+        &mut self,
+        kept: Option<Kept<B>>,
+        lengths: &[usize],
+        scratch: &mut Vec<f32>,
+        sink: &mut Sink<'_>,
+    ) -> Result<Option<f32>, StepError> {
+        let loss = kept.as_ref().map(|kept| kept.loss);
+        let (mut inputs, mut gradients) = match kept {
+            Some(kept) => (kept.inputs, Some(kept.gradients)),
+            None => (Vec::new(), None),
+        };
+        // The leaves of the block above, whose gradients are those of this block's output.
+        let mut above: Option<Carry<B>> = None;
+        let mut coming: Option<Pending<Buffer<f32>>> = None;
+        for block in (0..self.blocks.len()).rev() {
+            let next = block.checked_sub(1).map(|next| self.gathers.begin(next));
+            // The last block's are those that the loss came from; another's first graph is gone.
+            let leaves = match coming {
+                None => inputs.pop(),
+                Some(_) => inputs.pop().map(Carry::into_leaves),
+            };
+            if let Some(pending) = coming.take() {
+                self.arrive(block, pending)?;
+                gradients = self.again(block, leaves.clone(), above.take(), gradients.take());
+            }
+            coming = next;
+            above = leaves;
+            self.gate.proceed()?;
+            self.clock.enter(Phase::Round);
+            let gradient = match (&mut gradients, &self.blocks[block], self.batch.is_some()) {
+                (Some(gradients), Some(module), true) => {
+                    scratch.clear();
+                    scratch.resize(lengths[block], 0.0);
+                    collect_gradients(module, gradients, scratch);
+                    Some(&scratch[..])
+                }
+                (None, _, true) => {
+                    scratch.clear();
+                    scratch.resize(lengths[block], 0.0);
+                    Some(&scratch[..])
+                }
+                _ => None,
+            };
+            self.gate.wait();
+            sink(block, gradient)?;
+            self.leave(block);
+        }
+        Ok(loss)
+    }
+
+    /// Computes a block again, from the leaves that were its input, and runs it backward.
+    fn again(
+        &self,
+        block: usize,
+        leaves: Option<Carry<B>>,
+        above: Option<Carry<B>>,
+        gradients: Option<B::Gradients>,
+    ) -> Option<B::Gradients> {
+        let ((batch, pass), module) = (self.batch.as_ref()?, self.blocks[block].as_ref()?);
+        let from = above?.gradients(&mut gradients?);
+        match self.task.forward(module, leaves, batch, *pass) {
+            Output::Next(output) => output.backward(from),
+            Output::Loss(_) => None,
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! A step in which no rank has all parameters: micro-batches in rounds, all ranks at the same block at the same time.
+//!
+//! A rank that has fewer micro-batches than others takes part in their last rounds without one. What was added up belongs to the
+//! step as a whole: where a ring breaks, the step begins again.
+
+use std::sync::Arc;
+
+use mattock_collectives::{Buffer, Group, Max, Rank};
+use mattock_exact::{BLOCK, block_maxima};
+use mattock_kernels::TrainBackend;
+
+use super::blocks::{Gathers, Round, Sink};
+use super::sharding::Sharding;
+use super::{ROUNDING, StepError, Trainer};
+use crate::gate::Gate;
+use crate::phases::Phase;
+use crate::samples;
+use crate::sum::{GradientSum, Target};
+use crate::task::{Pass, Task};
+
+impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
+    /// Computes all of a step's micro-batches together with the other ranks.
+    pub(super) fn compute_in_rounds(
+        &mut self,
+        group: &Group,
+        share: &[u32],
+        gate: &Gate,
+    ) -> Result<(), StepError> {
+        self.pending = None;
+        self.forget();
+        gate.proceed()?;
+        self.exponents.clone_from(&self.state.exponents);
+        if self.state.exponents.is_empty() {
+            let is_root = group.ring().rank() == Rank(0);
+            let mut maxima = vec![0.0f32; self.space.len() / BLOCK];
+            self.round(group, gate, is_root.then_some(0), Some(&mut maxima))?;
+            self.spread_maxima(group, gate, is_root.then_some(maxima))?;
+        }
+        let own = Arc::new(Buffer::from(vec![share.len() as i64]));
+        let most = group.all_reduce_now::<Max<i64>>(own, Buffer::default())?;
+        if let GradientSum::Sharded(sum) = &mut self.sum {
+            sum.begin(self.own.len(), self.space.len() / BLOCK);
+        }
+        for round in 0..most.first().map_or(0, |&most| most.max(0) as usize) {
+            let index = share.get(round).copied();
+            let loss = self.round(group, gate, index, None)?;
+            self.counted.extend(index.zip(loss));
+        }
+        Ok(())
+    }
+
+    /// One micro-batch of this rank, or none, while the others have one each; returns its loss. Gradients are added up, or only
+    /// measured.
+    fn round(
+        &mut self,
+        group: &Group,
+        gate: &Gate,
+        index: Option<u32>,
+        maxima: Option<&mut Vec<f32>>,
+    ) -> Result<Option<f32>, StepError> {
+        self.clock.enter(Phase::Data);
+        let step = self.state.step;
+        let batch = index.map(|index| {
+            let pass = Pass::Train(self.key_of(index));
+            (samples::micro_batch(self.task, self.plan, step, index), pass)
+        });
+        let key = index.map_or(0, |index| self.key_of(index).stream(ROUNDING).bits());
+        let Self {
+            task, space, state, own, sharding, device, lengths, scratch, clock, sum, exponents, ..
+        } = self;
+        let Some(Sharding { seat: Some(seat), .. }) = sharding else {
+            unreachable!("a ring with sharded state begins with a regroup");
+        };
+        let mut blocks: Vec<Option<T::Block<B>>> =
+            std::mem::take(&mut self.blocks).into_iter().map(Some).collect();
+        let run = Round {
+            task: *task,
+            batch,
+            device,
+            gathers: Gathers { group, parameters: &state.parameters, own, lens: &seat.lens },
+            gate,
+            clock,
+            blocks: &mut blocks,
+        };
+        let loss = match (maxima, sum) {
+            (Some(maxima), _) => {
+                let sink: &mut Sink<'_> = &mut |bucket, gradient| {
+                    let measured = gradient.map(block_maxima).unwrap_or_default();
+                    let first = space.buckets()[bucket].start / BLOCK;
+                    maxima[first..first + measured.len()].copy_from_slice(&measured);
+                    Ok(())
+                };
+                run.run(lengths, scratch, sink)
+            }
+            (None, GradientSum::Sharded(sum)) => {
+                let sink: &mut Sink<'_> = &mut |bucket, gradient| {
+                    let (range, lens) = (&space.buckets()[bucket], &seat.lens[bucket][..]);
+                    sum.exchange(Target { group, bucket, range, lens, own }, gradient, exponents, key)
+                };
+                let loss = run.run(lengths, scratch, sink);
+                loss.and_then(|loss| Ok(sum.end_round(group, own).map(|()| loss)?))
+            }
+            (None, _) => unreachable!("sums are sharded where parameters are"),
+        };
+        self.blocks = blocks.into_iter().flatten().collect();
+        loss
+    }
+}
