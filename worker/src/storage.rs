@@ -333,9 +333,8 @@ impl Saver {
             tracing::warn!(step, "the shares of others did not come: writing all of it");
             self.save(state, state_hash, Share::WHOLE)?;
         }
-        match self.writer.map(|writer| writer.finish(LAST_CHECKPOINT_LIMIT)) {
-            Some(finished) => outcomes.extend(finished?),
-            None => {}
+        if let Some(writer) = self.writer {
+            outcomes.extend(writer.finish(LAST_CHECKPOINT_LIMIT)?);
         }
         Ok(outcomes)
     }

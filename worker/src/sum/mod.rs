@@ -44,7 +44,7 @@ const ROUNDS: &str = "a sharded sum is exchanged in rounds";
 pub(crate) enum GradientSum {
     Exact(ExactSum),
     Exact64(ExactSum64),
-    Sharded(ShardSum),
+    Sharded(Box<ShardSum>),
     Plain(PlainSum),
 }
 
@@ -54,7 +54,7 @@ impl GradientSum {
         let rounding = Rounding::new(micro_batches, plan.reduce.bits);
         match plan.reduce.sum {
             Sum::Exact | Sum::Exact64 if plan.parallel.shard == Shard::Full => {
-                Self::Sharded(ShardSum::new(rounding))
+                Self::Sharded(Box::new(ShardSum::new(rounding)))
             }
             Sum::Exact => Self::Exact(ExactSum::new(space, rounding)),
             Sum::Exact64 => Self::Exact64(ExactSum64::new(space, rounding)),
