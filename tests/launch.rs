@@ -272,7 +272,9 @@ fn machines_do_not_wait_for_each_other_for_ever() {
 #[test]
 fn a_run_that_fails_ends_on_every_machine() {
     let bench = Bench::new();
-    let [first, mut second] = Node::pair(&bench, &[&ENDLESS[..], &["--no-respawn"]].concat());
+    // Workers hold what they have for some timeouts: another coordinator might come.
+    let arguments = [&ENDLESS[..], &["--no-respawn", "--set", "elastic.timeout=2s"]].concat();
+    let [first, mut second] = Node::pair(&bench, &arguments);
     let mut run = Run::of(&bench, "run");
     run.wait_for_world(0, 2);
     drop(first);

@@ -27,11 +27,11 @@ const PHASE_BYTES_MAX: usize = 64;
 
 /// A connected worker.
 #[derive(Debug)]
-struct Link {
+pub(super) struct Link {
     outbox: mpsc::Sender<FromCoordinator>,
     about: About,
     /// A coordinator before this one has let it in.
-    came_back: bool,
+    pub(super) came_back: bool,
 }
 
 /// The one task that decides.
@@ -45,7 +45,7 @@ pub(super) struct Core {
     pub(super) take_over: Option<TakeOver>,
     /// Somebody has told of a higher incarnation.
     pub(super) outranked: bool,
-    links: BTreeMap<WorkerId, Link>,
+    pub(super) links: BTreeMap<WorkerId, Link>,
     events: mpsc::Sender<Event>,
     status: watch::Sender<Status>,
     /// The newest step that is recorded.
@@ -321,7 +321,8 @@ impl Core {
 
     /// The newest step that a state from storage may be of. One that has taken over and knows of no step takes what is there.
     fn restore_up_to(&self) -> u64 {
-        let knows = self.ledger.is_some() || self.step > 0 || self.take_over.is_none();
+        let recorded = self.config.failover.as_ref().and_then(|failover| failover.recorded);
+        let knows = self.ledger.is_some() || recorded.is_some() || self.take_over.is_none();
         if knows { self.step } else { u64::MAX }
     }
 

@@ -70,7 +70,7 @@ impl Core {
         }
         let event = Event::TookOver {
             incarnation: self.incarnation(),
-            returned: self.registry.workers().count(),
+            returned: self.links.values().filter(|link| link.came_back).count(),
             step: self.step,
             waited_ms: since.elapsed().as_secs_f64() * 1e3,
         };

@@ -47,9 +47,12 @@ impl Sim {
             }
             (Kind::Stop, _) => {
                 self.cause(Cause::Stop);
+                self.stop_asked = true;
                 self.decide(Event::StopRequested);
             }
             (Kind::Abandon, _) => self.abandon(),
+            (Kind::CoordinatorDies, _) => self.coordinator_dies(),
+            (Kind::Usurp, _) => self.usurp(),
             (_, None) => return,
             (_, Some(victim)) => self.strike_worker(kind, victim),
         }
@@ -95,7 +98,10 @@ impl Sim {
             Kind::JoinAgain => {
                 let fingerprint = self.worker(victim).fingerprint.to_owned();
                 let address = "elsewhere".to_owned();
-                self.decide(Event::Joined(victim, Candidate { address, fingerprint }));
+                // A coordinator that does not know it yet would take it for what it says it is.
+                if self.coordinator.registry.workers().any(|(id, _)| id == victim) {
+                    self.decide(Event::Joined(victim, Candidate { address, fingerprint }));
+                }
             }
             Kind::Fail => self.sicken(victim),
             Kind::Flip => {
@@ -109,7 +115,12 @@ impl Sim {
             }
             Kind::Babble => self.babble(victim),
             Kind::Repeat => self.worker(victim).repeats = true,
-            Kind::Surplus | Kind::Stranger | Kind::Stop | Kind::Abandon => {}
+            Kind::Surplus
+            | Kind::Stranger
+            | Kind::Stop
+            | Kind::Abandon
+            | Kind::CoordinatorDies
+            | Kind::Usurp => {}
         }
     }
 
