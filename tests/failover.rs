@@ -80,9 +80,11 @@ fn when_everybody_dies_with_the_coordinator_the_run_goes_on_from_its_newest_chec
     let mut all: Vec<i32> = run.workers().into_values().collect();
     all.push(coordinator_of(&mut run));
     all.iter().for_each(|&pid| run.signal(pid, Signal::STOP));
-    let seen = run.read().len();
     all.iter().for_each(|&pid| run.signal(pid, Signal::KILL));
-    let resumed = run.wait_after(seen, "the run from storage", is("run_started"));
+    // Not by its place among the events: the file goes back with the run.
+    let resumed = run.wait_for("the run from storage", |event| {
+        is("run_started")(event) && event["resumed_from"].as_u64() > Some(0)
+    });
     assert!(resumed["resumed_from"].as_u64() >= Some(4), "{resumed}");
     let events = run.stop();
     assert_no_trace(&bench, &events);

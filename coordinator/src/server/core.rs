@@ -175,9 +175,8 @@ impl Core {
 
     async fn record(&mut self, worker: WorkerId, report: StepReport) -> Vec<membership::Event> {
         let heard = membership::Event::Heard(worker);
-        if let Some(take_over) = &mut self.take_over {
-            take_over.report(worker, report);
-            return vec![heard];
+        if self.take_over.is_some() {
+            return vec![self.hear_of_step(worker, report)];
         }
         let ring = self.registry.formation().filter(|ring| ring.generation == report.generation);
         let Some(ring) = ring else { return vec![heard] };
@@ -437,7 +436,12 @@ fn disagree(worker: WorkerId, disagreement: &Disagreement) -> membership::Event 
 
 /// What is wrong with a report of this ring: in another's name, or larger than any that is true. Reports wait for each
 /// other, so each must be small.
-fn misreport(ring: &Formation, worker: WorkerId, report: &StepReport, micro_batches: u32) -> Option<String> {
+pub(super) fn misreport(
+    ring: &Formation,
+    worker: WorkerId,
+    report: &StepReport,
+    micro_batches: u32,
+) -> Option<String> {
     if ring.places.get(report.rank as usize).is_none_or(|place| place.worker != worker) {
         return Some(format!("it reported a step as rank {}, which it is not", report.rank));
     }

@@ -95,14 +95,7 @@ impl Sim {
                 let text = "the device is gone".to_owned();
                 self.worker(victim).ailing = Some(Failure { text, blame: Blame::Worker });
             }
-            Kind::JoinAgain => {
-                let fingerprint = self.worker(victim).fingerprint.to_owned();
-                let address = "elsewhere".to_owned();
-                // A coordinator that does not know it yet would take it for what it says it is.
-                if self.coordinator.registry.workers().any(|(id, _)| id == victim) {
-                    self.decide(Event::Joined(victim, Candidate { address, fingerprint }));
-                }
-            }
+            Kind::JoinAgain => self.join_again(victim),
             Kind::Fail => self.sicken(victim),
             Kind::Flip => {
                 self.cause(Cause::Corruption);
@@ -173,6 +166,15 @@ impl Sim {
         }
         let left = self.workers.values().filter(|worker| worker.local && !worker.is_gone()).count();
         self.decide(Event::Abandoned { cause: "it ended".to_owned(), bad_input, left });
+    }
+
+    fn join_again(&mut self, victim: WorkerId) {
+        let fingerprint = self.worker(victim).fingerprint.to_owned();
+        let address = "elsewhere".to_owned();
+        // A coordinator that does not know it yet would take it for what it says it is.
+        if self.coordinator.registry.workers().any(|(id, _)| id == victim) {
+            self.decide(Event::Joined(victim, Candidate { address, fingerprint }));
+        }
     }
 
     fn sicken(&mut self, victim: WorkerId) {
