@@ -307,7 +307,10 @@ impl Registry {
         let stays = |(other, worker): &(&WorkerId, &Worker)| **other != id && worker.leaving.is_none();
         let left = self.workers.iter().filter(stays).count();
         let Some(worker) = self.workers.get_mut(&id) else { return };
-        if self.formation.is_none() || !worker.has_state() {
+        if self.returning.is_some() {
+            // Who will be left, is known when those have come back who do.
+            worker.leaving = Some(reason);
+        } else if self.formation.is_none() || !worker.has_state() {
             self.release(id, reason, actions);
         } else if left < self.config.min_workers as usize {
             self.request_stop(actions);

@@ -83,6 +83,15 @@ impl Registry {
             self.last_lost = Some((id, cause.clone()));
             actions.push(Action::Lose(id, cause));
         }
+        self.let_go(actions);
         false
+    }
+
+    /// Who wanted to leave meanwhile leaves now, if enough are left.
+    fn let_go(&mut self, actions: &mut Vec<Action>) {
+        let leaves = |(id, worker): (&WorkerId, &mut super::Worker)| Some((*id, worker.leaving.take()?));
+        for (id, reason) in self.workers.iter_mut().filter_map(leaves).collect::<Vec<_>>() {
+            self.leave(id, reason, actions);
+        }
     }
 }

@@ -139,3 +139,16 @@ fn a_stop_waits_for_those_who_come_back() {
     let actions = run.linked(2);
     assert!(matches!(actions[..], [Action::Start(_), Action::Stop]), "{actions:?}");
 }
+
+#[test]
+fn whether_a_leave_stops_the_run_is_known_when_all_are_back() {
+    let (mut run, last) = (Run::taken_over(2, 2), ring(7, 4, &[1, 2]));
+    run.back(1, &last, holding(4, &[], None));
+    assert_eq!(run.leaving(1), [], "nobody else is back yet");
+    let actions = run.back(2, &last, holding(4, &[], None));
+    assert!(matches!(&actions[1], Action::Release(WorkerId(1), _)), "{actions:?}");
+    assert_eq!(formed(&actions).3, [(2, (0..8).collect())]);
+    let mut run = Run::taken_over(2, 2);
+    run.back(1, &ring(7, 4, &[1]), holding(4, &[], None));
+    assert_eq!(run.leaving(1), [Action::Stop], "it is the last");
+}
