@@ -6,6 +6,7 @@
 //!   run.json       program, Cargo.lock's hash, dataset's hash; its presence says that the folder holds a run
 //!   events.jsonl   one JSON object a line: every step, and what else happened
 //!   lock           held by the process that runs it
+//!   secret         what its coordinators have in common; 0600, and only while the run is under way
 //! ```
 //!
 //! # Invariants

@@ -17,15 +17,10 @@ fn is(kind: &'static str) -> impl Fn(&Value) -> bool {
     move |event| event["event"] == kind
 }
 
-/// The coordinator of a run under `train`, which is its parent.
-fn coordinator_of(run: &Watched) -> i32 {
-    let parent = run.child.id();
-    let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap();
-    let is_coordinator = |pid: &&str| {
-        let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        line.split('\0').nth(1) == Some("coordinator")
-    };
-    children.split_whitespace().find(is_coordinator).unwrap().parse().unwrap()
+/// The process of the newest coordinator.
+fn coordinator_of(run: &mut Watched) -> i32 {
+    let events = run.read();
+    kinds(&events, "listening").last().unwrap()["pid"].as_i64().unwrap() as i32
 }
 
 #[test]
@@ -36,7 +31,8 @@ fn a_killed_coordinator_is_replaced_and_leaves_no_trace() {
     let workers = run.workers();
     for take_over in 1..=2 {
         let seen = run.read().len();
-        run.signal(coordinator_of(&run), Signal::KILL);
+        let coordinator = coordinator_of(&mut run);
+        run.signal(coordinator, Signal::KILL);
         let event = run.wait_after(seen, "a take-over", is("took_over"));
         assert_eq!(
             (&event["incarnation"], &event["returned"]),
@@ -64,7 +60,7 @@ fn a_worker_that_dies_with_the_coordinator_is_replaced() {
     let workers = run.workers();
     let seen = run.read().len();
     // Stopped first, so that it does not tell of the worker's end.
-    let coordinator = coordinator_of(&run);
+    let coordinator = coordinator_of(&mut run);
     run.signal(coordinator, Signal::STOP);
     run.signal(workers[&1], Signal::KILL);
     run.signal(coordinator, Signal::KILL);
@@ -82,11 +78,13 @@ fn when_everybody_dies_with_the_coordinator_the_run_goes_on_from_its_newest_chec
     let mut run = Watched::start(&bench, "run", &arguments);
     run.wait_for("a checkpoint", is("checkpoint"));
     let mut all: Vec<i32> = run.workers().into_values().collect();
-    all.push(coordinator_of(&run));
+    all.push(coordinator_of(&mut run));
     all.iter().for_each(|&pid| run.signal(pid, Signal::STOP));
-    let seen = run.read().len();
     all.iter().for_each(|&pid| run.signal(pid, Signal::KILL));
-    let resumed = run.wait_after(seen, "the run from storage", is("run_started"));
+    // Not by its place among the events: the file goes back with the run.
+    let resumed = run.wait_for("the run from storage", |event| {
+        is("run_started")(event) && event["resumed_from"].as_u64() > Some(0)
+    });
     assert!(resumed["resumed_from"].as_u64() >= Some(4), "{resumed}");
     let events = run.stop();
     assert_no_trace(&bench, &events);

@@ -205,6 +205,32 @@ fn a_machine_starts_its_dead_workers_again() {
 }
 
 #[test]
+fn a_coordinator_that_dies_costs_the_other_machines_nothing() {
+    let bench = Bench::new();
+    let [mut first, mut second] = Node::pair(&bench, &ENDLESS);
+    let mut run = Run::of(&bench, "run");
+    run.wait_for_world(0, 2);
+    let events = run.read();
+    let listening = events.iter().rfind(|event| event["event"] == "listening").unwrap();
+    kill_process(Pid::from_raw(listening["pid"].as_i64().unwrap() as i32).unwrap(), Signal::KILL).unwrap();
+    run.wait_after(0, "the take-over", |event| event["event"] == "took_over" && event["returned"] == 2);
+    let seen = run.read().len();
+    run.wait_for_world(seen, 2);
+    // The other machine's workers are replaced as before, with what the new coordinator wrote.
+    let children = format!("/proc/{0}/task/{0}/children", second.child.id());
+    let worker: i32 = fs::read_to_string(children).unwrap().trim().parse().unwrap();
+    kill_process(Pid::from_raw(worker).unwrap(), Signal::KILL).unwrap();
+    run.wait_after(seen, "another worker", |event| event["event"] == "worker_joined");
+    let seen = run.read().len();
+    run.wait_for_world(seen, 2);
+    first.signal(Signal::TERM);
+    first.ends_with(130);
+    second.ends_with(130);
+    assert_eq!(run.count("run_started"), 1, "nothing was read from storage");
+    assert_no_trace(&bench);
+}
+
+#[test]
 fn a_machine_that_is_told_to_leaves_and_the_run_goes_on() {
     let bench = Bench::new();
     let [mut first, mut second] = Node::pair(&bench, &ENDLESS);
@@ -272,7 +298,9 @@ fn machines_do_not_wait_for_each_other_for_ever() {
 #[test]
 fn a_run_that_fails_ends_on_every_machine() {
     let bench = Bench::new();
-    let [first, mut second] = Node::pair(&bench, &[&ENDLESS[..], &["--no-respawn"]].concat());
+    // Workers hold what they have for some timeouts: another coordinator might come.
+    let arguments = [&ENDLESS[..], &["--no-respawn", "--set", "elastic.timeout=2s"]].concat();
+    let [first, mut second] = Node::pair(&bench, &arguments);
     let mut run = Run::of(&bench, "run");
     run.wait_for_world(0, 2);
     drop(first);

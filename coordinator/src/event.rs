@@ -14,6 +14,8 @@ pub enum Event {
         address: String,
         /// Where its status page is.
         status: String,
+        /// Its process.
+        pid: u32,
     },
     /// The coordinator has taken over from one that has died, and the run goes on.
     TookOver {

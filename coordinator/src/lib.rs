@@ -30,7 +30,7 @@ pub mod wire;
 pub use client::{Client, ClientError, Enrollment, JoinError, Passport, Report, Reporter};
 pub use ids::WorkerId;
 pub use ledger::{Disagreement, Ledger};
-pub use past::{Past, REPORTS_MAX};
+pub use past::{Past, REPORTS_MAX, RINGS_MAX};
 pub use reach::{Reach, reach};
 pub use recovery::Recovery;
 pub use server::{Command, Failover, RunEnd, Server, ServerConfig, ServerError};

@@ -6,24 +6,24 @@
 //! 2. A step that is on record already is not recorded again.
 //! 3. Steps come out in order, each once, as the dead coordinator would have recorded them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::event::StepRecord;
 use crate::ids::WorkerId;
 use crate::ledger::{Disagreement, Ledger};
 use crate::protocol::{Formation, StepReport};
 
-/// Rings before, of which workers tell. A worker knows of the last few.
-const RINGS_MAX: usize = 4096;
-/// Reports of one ring that a worker may send: as many as it keeps.
+/// Rings of which one worker may tell: as many as it keeps.
+pub const RINGS_MAX: usize = 64;
+/// Reports that one worker may send: as many as it keeps.
 pub const REPORTS_MAX: usize = 4096;
 
 /// The rings before, with what their ranks report of them.
 #[derive(Debug, Clone, Default)]
 pub struct Past {
     rings: BTreeMap<u64, Told>,
-    /// The ring that each worker told of last.
-    telling: BTreeMap<WorkerId, u64>,
+    /// How many rings each worker told of, and reports.
+    told: BTreeMap<WorkerId, (usize, usize)>,
     /// The newest step that is on record.
     recorded: Option<u64>,
 }
@@ -33,7 +33,7 @@ struct Told {
     ring: Formation,
     reports: Vec<(WorkerId, StepReport)>,
     /// Who told of it.
-    by: BTreeMap<WorkerId, usize>,
+    by: BTreeSet<WorkerId>,
 }
 
 impl Past {
@@ -51,24 +51,31 @@ impl Past {
         if let Some(flaw) = flaw(ring, worker, micro_batches) {
             return Err(format!("it tells of a ring {generation} that cannot have been: {flaw}"));
         }
-        if !self.rings.contains_key(&generation) && self.rings.len() >= RINGS_MAX {
-            return Err(format!("it tells of ring {generation}, and {RINGS_MAX} others are known"));
+        let (rings, _) = self.told.entry(worker).or_default();
+        *rings += 1;
+        if *rings > RINGS_MAX {
+            return Err(format!("it tells of more than {RINGS_MAX} rings"));
         }
-        let new = || Told { ring: ring.clone(), reports: Vec::new(), by: BTreeMap::new() };
+        let new = || Told { ring: ring.clone(), reports: Vec::new(), by: BTreeSet::new() };
         let told = self.rings.entry(generation).or_insert_with(new);
         if told.ring != *ring {
             return Err(format!("it tells of another ring {generation} than the others"));
         }
-        told.by.insert(worker, 0);
-        self.telling.insert(worker, generation);
+        told.by.insert(worker);
         Ok(())
+    }
+
+    /// A ring of which somebody has told.
+    pub fn known(&self, generation: u64) -> Option<&Formation> {
+        self.rings.get(&generation).map(|told| &told.ring)
     }
 
     /// A worker's report of a step in a ring that it has told of; others are ignored.
     pub fn report(&mut self, worker: WorkerId, report: StepReport) {
-        let Some(told) = self.rings.get_mut(&report.generation) else { return };
-        let Some(count) = told.by.get_mut(&worker).filter(|count| **count < REPORTS_MAX) else { return };
-        *count += 1;
+        let told = self.rings.get_mut(&report.generation).filter(|told| told.by.contains(&worker));
+        let (_, reports) = self.told.entry(worker).or_default();
+        let Some(told) = told.filter(|_| *reports < REPORTS_MAX) else { return };
+        *reports += 1;
         told.reports.push((worker, report));
     }
 
@@ -78,7 +85,7 @@ impl Past {
         let reported =
             |told: &Told| told.reports.iter().any(|(by, report)| *by == worker && report.step == step);
         let known = |told: &Told| told.ring.step >= step || reported(told);
-        let own = self.rings.values().filter(|told| told.by.contains_key(&worker));
+        let own = self.rings.values().filter(|told| told.by.contains(&worker));
         self.recorded.is_some_and(|recorded| step <= recorded) || own.into_iter().any(known)
     }
 
@@ -217,6 +224,21 @@ mod tests {
         past.report(WorkerId(8), report(3, 1, 1));
         past.report(WorkerId(5), report(7, 1, 0));
         assert!(past.rings[&3].reports.is_empty(), "nobody reports of what it has not told of");
+    }
+
+    #[test]
+    fn nobody_tells_of_more_than_it_may() {
+        let mut past = Past::new(None);
+        for generation in 1..=RINGS_MAX as u64 {
+            past.ring(WorkerId(5), &ring(generation, 0), M).unwrap();
+        }
+        assert!(past.ring(WorkerId(5), &ring(999, 0), M).unwrap_err().contains("more than"));
+        past.ring(WorkerId(8), &ring(999, 0), M).unwrap();
+        for step in 0..2 * REPORTS_MAX as u64 {
+            past.report(WorkerId(5), report(1 + step % 2, step, 0));
+        }
+        let kept: usize = past.rings.values().map(|told| told.reports.len()).sum();
+        assert_eq!(kept, REPORTS_MAX);
     }
 
     #[test]

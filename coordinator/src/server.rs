@@ -210,6 +210,7 @@ impl Server {
         core.emit(Event::Listening {
             address: self.token.address.to_string(),
             status: self.status_address.to_string(),
+            pid: std::process::id(),
         })
         .await;
         let mut commanded = true;

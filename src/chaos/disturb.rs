@@ -1,4 +1,4 @@
-//! One run under a schedule: `mattock train` as a child, its workers as victims.
+//! One run under a schedule: `mattock train` as a child, its workers and its coordinator as victims.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -119,12 +119,21 @@ impl<'a> Disturbed<'a> {
         joined.filter(|(worker, _)| !gone.contains(worker)).collect()
     }
 
+    /// The process of the newest coordinator.
+    fn coordinator(&self) -> Option<Pid> {
+        let newest = of_kind(self.events.all(), "listening").next_back()?;
+        Pid::from_raw(i32::try_from(newest["pid"].as_i64()?).ok()?)
+    }
+
     fn strike(&mut self, fault: &Fault) -> io::Result<()> {
         let living: Vec<(u64, Pid)> = self.living().into_iter().collect();
         let victim = living.get((fault.victim * living.len() as f64) as usize).copied();
         self.said.push(format!("after step {}: {:?} of {:?}", fault.after_step, fault.kind, victim));
         match (fault.kind, victim) {
             (Kind::Join, _) => self.join()?,
+            (Kind::Coordinator, _) => {
+                self.coordinator().into_iter().for_each(|pid| signal(pid, Signal::KILL));
+            }
             (Kind::KillAll, _) => {
                 // Stopped first, so that none of them learns of the others' end.
                 living.iter().for_each(|(_, pid)| signal(*pid, Signal::STOP));

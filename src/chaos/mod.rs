@@ -1,4 +1,4 @@
-//! Real processes of a run, killed, stopped, sent away and added by a schedule that a seed fixes; at the end the run is held
+//! Real processes of a run, coordinator included, killed, stopped, sent away and added by a schedule that a seed fixes; at the end the run is held
 //! against one to which nothing happened.
 //!
 //! ```text
@@ -11,7 +11,8 @@
 //! 3. A worker to which nothing happened is the same process from the first step to the last.
 //! 4. Nothing is read from storage, unless all workers were gone at once.
 //!
-//! Deliberately absent: what only other hosts can show (cut links, one-way partitions), and a coordinator that dies.
+//! Deliberately absent: what only other hosts can show (cut links, one-way partitions), and a coordinator that comes back
+//! after another took over.
 
 pub mod audit;
 pub mod disturb;

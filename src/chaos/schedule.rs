@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use mattock_data::keys::Stream;
 
-/// What happens to a worker, or to the run.
+/// What happens to a worker, the coordinator, or the run.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Kind {
     /// SIGKILL.
@@ -19,6 +19,8 @@ pub enum Kind {
     Join,
     /// SIGKILL to all workers at once.
     KillAll,
+    /// SIGKILL to the coordinator: another takes over.
+    Coordinator,
 }
 
 /// One fault.
@@ -65,7 +67,8 @@ pub fn schedule(seed: u64, limits: Limits) -> Vec<Fault> {
 
 fn kind(which: f64, part: f64) -> Kind {
     match which {
-        which if which < 0.40 => Kind::Kill,
+        which if which < 0.30 => Kind::Kill,
+        which if which < 0.45 => Kind::Coordinator,
         which if which < 0.60 => Kind::Pause(part / 3.0),
         which if which < 0.68 => Kind::Freeze,
         which if which < 0.80 => Kind::Leave,
@@ -92,7 +95,7 @@ mod tests {
             let names = faults.iter().map(|fault| format!("{:?}", fault.kind));
             kinds.extend(names.map(|name| name.split('(').next().unwrap().to_owned()));
         }
-        assert_eq!(kinds.len(), 6, "{kinds:?}");
+        assert_eq!(kinds.len(), 7, "{kinds:?}");
         assert_ne!(schedule(1, LIMITS), schedule(2, LIMITS));
     }
 

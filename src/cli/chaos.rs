@@ -1,4 +1,4 @@
-//! `mattock chaos`: whatever happens to its workers, a run leaves no trace of it. Shown with real processes.
+//! `mattock chaos`: whatever happens to its workers and its coordinator, a run leaves no trace of it. Shown with real processes.
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -21,7 +21,7 @@ Examples:
   mattock chaos configs/quickstart.toml --seed 17 --seeds 1      (the same faults again)
 ";
 
-/// Kill, stop, send away and add workers of a run by a seed, and hold it against one to which nothing happens
+/// Kill, stop, send away and add workers of a run by a seed, kill its coordinator, and hold it against one to which nothing happens
 #[derive(Debug, Args)]
 #[command(after_help = format!("{EXAMPLES}\n{EXIT_CODES}"))]
 pub struct ChaosArgs {

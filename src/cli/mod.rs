@@ -57,7 +57,7 @@ pub enum Command {
     Doctor(doctor::DoctorArgs),
     /// Measure collectives between processes
     Bench(bench::BenchArgs),
-    /// Kill, stop, send away and add workers by a seed, and show that a run leaves no trace of it
+    /// Kill, stop, send away and add workers by a seed, kill the coordinator, and show that a run leaves no trace of it
     Chaos(chaos::ChaosArgs),
 }
 

@@ -8,7 +8,8 @@
 //!
 //! The coordinator writes its join token into the run's folder, which all machines share, and removes it when the run is
 //! over. What lies there may be older: the token of an attempt that was killed. So a token is worth what a worker gets for
-//! it: as long as nobody was let in, another token takes its place, and the same one is tried again.
+//! it: as long as nobody was let in, another token takes its place, and the same one is tried again. A coordinator that takes
+//! over writes one of the same attempt: workers that are there find it by themselves, others are started with that.
 //!
 //! # Invariants
 //! 1. A worker that dies is replaced, as it is by the coordinator's own launcher.
@@ -265,9 +266,17 @@ impl<'a> Follower<'a> {
         matches!(self.end, Some(Followed::Completed | Followed::Stopped))
     }
 
-    /// Whether the token of the workers that are there is the one in its place.
-    fn is_current(&self) -> bool {
-        self.run.token.read().ok() == self.token
+    /// Whether the token of the workers that are there is the one in its place; or that of a coordinator that took over, which
+    /// is taken from here on.
+    fn is_current(&mut self) -> bool {
+        let parse = |text: &str| JoinToken::parse(text).ok();
+        let (there, ours) = (self.run.token.read().ok(), self.token.as_deref().and_then(parse));
+        let found = there.as_deref().and_then(parse);
+        let same = found.zip(ours).is_some_and(|(found, ours)| found.is_of_same_attempt(&ours));
+        if same {
+            self.token = there;
+        }
+        same
     }
 
     /// What follows when no worker is left.

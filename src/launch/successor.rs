@@ -29,8 +29,8 @@ pub(super) struct Successor {
     due: Option<Instant>,
     /// One was started, and does not listen yet.
     starting: bool,
-    /// The newest step on record.
-    recorded: Option<u64>,
+    /// The newest step on record; 0 where there is none.
+    recorded: u64,
     /// How the last one ended.
     status: ExitStatus,
     /// What it is told when it listens.
@@ -45,7 +45,7 @@ impl Successor {
             fruitless: 0,
             due: None,
             starting: false,
-            recorded: None,
+            recorded: 0,
             status: ExitStatus::from_raw(0),
             commands: Vec::new(),
         }
@@ -87,9 +87,7 @@ impl Successor {
     pub(super) fn program(&mut self, first: &Program, port: Option<u16>) -> (Program, String) {
         self.due = None;
         let mut program = first.clone();
-        if let Some(step) = self.recorded {
-            program.args.extend(["--recorded".into(), step.to_string().into()]);
-        }
+        program.args.extend(["--recorded".into(), self.recorded.to_string().into()]);
         if let Some(port) = port {
             program.args.extend(["--port".into(), port.to_string().into()]);
         }
@@ -115,7 +113,7 @@ impl Successor {
 
     /// A step is on record, or the run went back to it.
     pub(super) fn recorded(&mut self, step: u64) {
-        (self.recorded, self.fruitless) = (Some(step), 0);
+        (self.recorded, self.fruitless) = (step, 0);
     }
 
     /// Another has the run: no more are started.

@@ -29,8 +29,19 @@ struct Outcome {
     said: Vec<(Role, String)>,
 }
 
-/// Supervises scripts, and starts none again; a line that contains `stop_on` makes the user press Ctrl-C `presses` times.
+/// As [`supervise_restarting`], and starts no coordinator again.
 async fn supervise(
+    coordinator: &str,
+    workers: &[&str],
+    deadlines: Deadlines,
+    stops: (&str, usize),
+) -> Outcome {
+    supervise_restarting(0, coordinator, workers, deadlines, stops).await
+}
+
+/// Supervises scripts, and starts no worker again; a line that contains `stop_on` makes the user press Ctrl-C `presses` times.
+async fn supervise_restarting(
+    restarts: u32,
     coordinator: &str,
     workers: &[&str],
     deadlines: Deadlines,
@@ -44,7 +55,7 @@ async fn supervise(
             sh(&scripts[number as usize]).with_env("COORDINATOR", listening.address.to_string())
         }),
         respawn: false,
-        restarts: 0,
+        restarts,
         deadlines,
     };
     let (sender, stops) = mpsc::channel(2);
@@ -64,6 +75,14 @@ async fn supervise(
         })
         .await;
     Outcome { ended, events, said }
+}
+
+/// A coordinator that is killed once it was told of a worker's end and has done step 7, and what the next one does.
+fn dies_then(next: &str) -> String {
+    let step = r#"echo '{"event":"step","step":7,"ranks":[]}'"#;
+    format!(
+        "if [ \"$1\" = 7 ]; then echo \"\\\"$0 $*\\\"\"; {next}; else {LISTENS}; until_told '*exited*'; {step}; kill -9 $$; fi"
+    )
 }
 
 const NEVER: (&str, usize) = ("never said", 0);
@@ -282,4 +301,26 @@ fn a_child_does_not_outlive_a_killed_parent() {
     parent.wait().unwrap();
     // The pipe ends when the last process that holds it has ended.
     assert!(!lines.any(|line| line.contains("outlived")));
+}
+
+#[tokio::test]
+async fn a_coordinator_that_dies_is_started_again_with_what_only_the_launcher_knows() {
+    let coordinator = dies_then(&format!("{LISTENS}; echo '{{\"event\":\"run_ending\"}}'"));
+    let outcome = supervise_restarting(5, &coordinator, &["exit 7"], PATIENT, NEVER).await;
+    let ended = outcome.ended.unwrap();
+    assert!(ended.coordinator.success() && ended.killed.is_none(), "{ended:?}");
+    let told = "\"--recorded 7 --port 4433\"";
+    assert!(outcome.events.iter().any(|event| event == told), "{:?}", outcome.events);
+    let said =
+        |(role, line): &(Role, String)| *role == Role::Coordinator && line.contains("it has died (signal: 9");
+    assert!(outcome.said.iter().any(said), "{:?}", outcome.said);
+}
+
+#[tokio::test]
+async fn a_coordinator_that_dies_again_and_again_is_given_up() {
+    let outcome = supervise_restarting(2, &dies_then("kill -9 $$"), &["exit 7"], PATIENT, NEVER).await;
+    let ended = outcome.ended.unwrap();
+    assert!(!ended.coordinator.success(), "{ended:?}");
+    let tries = outcome.events.iter().filter(|event| event.contains("--recorded 7")).count();
+    assert_eq!(tries, 2, "{:?}", outcome.events);
 }

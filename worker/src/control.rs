@@ -25,6 +25,9 @@ use crate::succession::Succession;
 const PULSE: Duration = Duration::from_millis(200);
 /// How often, in parts of the timeout, the coordinator hears how far training is.
 const PULSES_PER_TIMEOUT: u32 = 8;
+/// Where the coordinator is gone, the step that is under way is waited for this part of the timeout: who comes back must be
+/// there before it is missed.
+const DRAIN: u32 = 2;
 /// Instructions that may wait: more than a run can have rings in a while.
 const INSTRUCTIONS_MAX: usize = 64;
 
@@ -263,7 +266,7 @@ impl Listener {
         );
         let generation = self.member.generation();
         if let Some(generation) = generation {
-            shared.gate.drain(generation, self.timeout);
+            shared.gate.drain(generation, self.timeout / DRAIN);
             let reason = "the coordinator is gone".to_owned();
             shared.cancel(&reason);
             let recalled = Instruction::Recall { generation, reason };

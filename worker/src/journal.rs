@@ -10,11 +10,9 @@
 
 use std::collections::VecDeque;
 
-use mattock_coordinator::REPORTS_MAX;
 use mattock_coordinator::protocol::{Formation, FromWorker, StepReport};
+use mattock_coordinator::{REPORTS_MAX, RINGS_MAX};
 
-/// Rings that are kept.
-const RINGS_MAX: usize = 64;
 /// Checkpoints and notices that are kept.
 const NEWS_MAX: usize = 16;
 

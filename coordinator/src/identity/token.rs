@@ -93,6 +93,11 @@ impl JoinToken {
         Duration::from_millis(self.timeout_ms)
     }
 
+    /// Whether both let workers into one attempt at a run, be it by different coordinators.
+    pub fn is_of_same_attempt(&self, other: &Self) -> bool {
+        (&self.run, &self.authority, &self.secret) == (&other.run, &other.authority, &other.secret)
+    }
+
     /// Reads a token's text.
     ///
     /// # Errors
@@ -191,6 +196,14 @@ mod tests {
     #[test]
     fn a_file_without_end_is_no_token() {
         assert!(JoinToken::read(Path::new("/dev/zero")).unwrap_err().to_string().contains("too large"));
+    }
+
+    #[test]
+    fn a_successors_token_is_of_the_same_attempt() {
+        let successors = JoinToken { address: "127.0.0.1:9".parse().unwrap(), expires: 100, ..token() };
+        assert!(token().is_of_same_attempt(&successors));
+        let other = JoinToken { secret: hex::encode([8; 32]), ..token() };
+        assert!(!token().is_of_same_attempt(&other));
     }
 
     #[test]

@@ -276,7 +276,10 @@ impl Registry {
             actions.push(Action::Refuse(id, reason));
             return;
         }
-        self.fingerprint.get_or_insert_with(|| candidate.fingerprint.clone());
+        // Who is new does not say what the run is, while others come back who have it.
+        if came_back || self.returning.is_none() {
+            self.settle_kind(&candidate.fingerprint, actions);
+        }
         let (heard, standing) = (self.now, Standing::Loading);
         let (progress, finish, gone, leaving) = (None, None, None, None);
         let worker = Worker { candidate, heard, standing, progress, finish, gone, leaving };
@@ -295,13 +298,7 @@ impl Registry {
             return Some(format!("the run has its {limit} workers: raise [elastic] max_workers"));
         }
         let first = self.fingerprint.as_ref()?;
-        (!self.config.mixed && *first != candidate.fingerprint).then(|| {
-            format!(
-                "this worker's binary or device ({}) is not the run's ({first}), so its results would have other \
-                 bits: use one binary and kind of device, or start the run with --mixed",
-                candidate.fingerprint
-            )
-        })
+        (!self.config.mixed && *first != candidate.fingerprint).then(|| another_kind(candidate, first))
     }
 
     /// A worker wants to leave. Where too few would be left to go on, the run stops in order instead.
@@ -310,7 +307,10 @@ impl Registry {
         let stays = |(other, worker): &(&WorkerId, &Worker)| **other != id && worker.leaving.is_none();
         let left = self.workers.iter().filter(stays).count();
         let Some(worker) = self.workers.get_mut(&id) else { return };
-        if self.formation.is_none() || !worker.has_state() {
+        if self.returning.is_some() {
+            // Who will be left, is known when those have come back who do.
+            worker.leaving = Some(reason);
+        } else if self.formation.is_none() || !worker.has_state() {
             self.release(id, reason, actions);
         } else if left < self.config.min_workers as usize {
             self.request_stop(actions);
@@ -527,6 +527,15 @@ impl Registry {
         self.phase = Phase::Ended;
         actions.push(Action::End(outcome, reason.to_owned()));
     }
+}
+
+/// Why a worker of another kind than the first does not fit in.
+fn another_kind(candidate: &Candidate, first: &str) -> String {
+    format!(
+        "this worker's binary or device ({}) is not the run's ({first}), so its results would have other bits: use one \
+         binary and kind of device, or start the run with --mixed",
+        candidate.fingerprint
+    )
 }
 
 #[cfg(test)]

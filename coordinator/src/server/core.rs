@@ -27,11 +27,11 @@ const PHASE_BYTES_MAX: usize = 64;
 
 /// A connected worker.
 #[derive(Debug)]
-struct Link {
+pub(super) struct Link {
     outbox: mpsc::Sender<FromCoordinator>,
     about: About,
     /// A coordinator before this one has let it in.
-    came_back: bool,
+    pub(super) came_back: bool,
 }
 
 /// The one task that decides.
@@ -45,7 +45,7 @@ pub(super) struct Core {
     pub(super) take_over: Option<TakeOver>,
     /// Somebody has told of a higher incarnation.
     pub(super) outranked: bool,
-    links: BTreeMap<WorkerId, Link>,
+    pub(super) links: BTreeMap<WorkerId, Link>,
     events: mpsc::Sender<Event>,
     status: watch::Sender<Status>,
     /// The newest step that is recorded.
@@ -175,9 +175,8 @@ impl Core {
 
     async fn record(&mut self, worker: WorkerId, report: StepReport) -> Vec<membership::Event> {
         let heard = membership::Event::Heard(worker);
-        if let Some(take_over) = &mut self.take_over {
-            take_over.report(worker, report);
-            return vec![heard];
+        if self.take_over.is_some() {
+            return vec![self.hear_of_step(worker, report)];
         }
         let ring = self.registry.formation().filter(|ring| ring.generation == report.generation);
         let Some(ring) = ring else { return vec![heard] };
@@ -321,7 +320,8 @@ impl Core {
 
     /// The newest step that a state from storage may be of. One that has taken over and knows of no step takes what is there.
     fn restore_up_to(&self) -> u64 {
-        let knows = self.ledger.is_some() || self.step > 0 || self.take_over.is_none();
+        let recorded = self.config.failover.as_ref().and_then(|failover| failover.recorded);
+        let knows = self.ledger.is_some() || recorded.is_some() || self.take_over.is_none();
         if knows { self.step } else { u64::MAX }
     }
 
@@ -436,7 +436,12 @@ fn disagree(worker: WorkerId, disagreement: &Disagreement) -> membership::Event 
 
 /// What is wrong with a report of this ring: in another's name, or larger than any that is true. Reports wait for each
 /// other, so each must be small.
-fn misreport(ring: &Formation, worker: WorkerId, report: &StepReport, micro_batches: u32) -> Option<String> {
+pub(super) fn misreport(
+    ring: &Formation,
+    worker: WorkerId,
+    report: &StepReport,
+    micro_batches: u32,
+) -> Option<String> {
     if ring.places.get(report.rank as usize).is_none_or(|place| place.worker != worker) {
         return Some(format!("it reported a step as rank {}, which it is not", report.rank));
     }

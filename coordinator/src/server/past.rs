@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::Ending;
-use super::core::{Core, failed};
+use super::core::{Core, failed, misreport};
 use super::tenure::Tenure;
 use crate::event::{Event, StepRecord};
 use crate::ids::WorkerId;
@@ -24,10 +24,6 @@ impl TakeOver {
     pub(super) fn begin(recorded: Option<u64>) -> Self {
         Self { since: Instant::now(), past: Past::new(recorded) }
     }
-
-    pub(super) fn report(&mut self, worker: WorkerId, report: StepReport) {
-        self.past.report(worker, report);
-    }
 }
 
 impl Core {
@@ -39,6 +35,19 @@ impl Core {
             Some(Err(text)) => membership::Event::Failed(worker, Failure { text, blame: Blame::Worker }),
             None => membership::Event::Heard(worker),
         }
+    }
+
+    /// What it reported of a step in such a ring.
+    pub(super) fn hear_of_step(&mut self, worker: WorkerId, report: StepReport) -> membership::Event {
+        let micro_batches = self.config.membership.micro_batches;
+        if let Some(TakeOver { past, .. }) = &mut self.take_over {
+            let ring = past.known(report.generation);
+            if let Some(text) = ring.and_then(|ring| misreport(ring, worker, &report, micro_batches)) {
+                return membership::Event::Failed(worker, Failure { text, blame: Blame::Worker });
+            }
+            past.report(worker, report);
+        }
+        membership::Event::Heard(worker)
     }
 
     /// A worker that came back says what it holds.
@@ -70,7 +79,7 @@ impl Core {
         }
         let event = Event::TookOver {
             incarnation: self.incarnation(),
-            returned: self.registry.workers().count(),
+            returned: self.links.values().filter(|link| link.came_back).count(),
             step: self.step,
             waited_ms: since.elapsed().as_secs_f64() * 1e3,
         };

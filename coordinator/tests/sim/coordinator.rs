@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use mattock_coordinator::event::StepRecord;
 use mattock_coordinator::membership::{Action, Candidate, Config, Event, Outcome, Phase, Registry};
 use mattock_coordinator::protocol::{
-    Blame, Failure, Formation, FromCoordinator, FromWorker, Holding, StepReport,
+    Blame, Failure, Formation, FromCoordinator, FromWorker, Holding, Return, StepReport,
 };
-use mattock_coordinator::{Ledger, WorkerId};
+use mattock_coordinator::{Disagreement, Ledger, Past, WorkerId};
 
 use crate::facts::{Cause, Fact, Setup};
 use crate::network::Parcel;
@@ -19,6 +19,8 @@ use crate::sim::{Happening, Sim};
 use crate::swarm::TIMEOUT;
 use crate::worker::Status;
 
+/// Of rings, for each coordinator.
+const NUMBERS: u64 = 1_000_000;
 /// How long the coordinator waits for workers to leave, after the end.
 const FAREWELL: Duration = Duration::from_secs(2);
 /// Processes in a row that one place may lose without a step.
@@ -36,27 +38,67 @@ pub(crate) struct Coordinator {
     step: u64,
     /// When the timer fires.
     timer: Option<Duration>,
+    /// Its lease's number.
+    pub(crate) incarnation: u64,
+    /// What workers tell of the rings before, until the first of its own.
+    pub(crate) past: Option<Past>,
+    /// Whether the launcher told it which step is on record.
+    knows_record: bool,
+    /// Its process has ended.
+    pub(crate) dead: bool,
 }
 
 impl Coordinator {
+    /// The first one.
     pub(crate) fn new(setup: &Setup, origin: Instant) -> Self {
-        let config = Config {
-            micro_batches: setup.micro_batches,
-            expected: setup.expected,
-            min_workers: setup.min_workers,
-            max_workers: setup.max_workers,
-            timeout: TIMEOUT,
-            mixed: setup.mixed,
-        };
-        let registry = Registry::new(config, origin);
-        Self { registry, end: None, ledger: None, links: BTreeSet::new(), step: 0, timer: None }
+        Self::with(Registry::new(config(setup), origin), 1, None, 0)
+    }
+
+    /// One that takes over; `on_record` is the newest step of which the launcher knows.
+    pub(crate) fn successor(setup: &Setup, now: Instant, incarnation: u64, on_record: Option<u64>) -> Self {
+        let registry = Registry::taking_over(config(setup), now, (incarnation - 1) * NUMBERS);
+        let knows_record = on_record.is_some();
+        let past = Some(Past::new(on_record));
+        Self { knows_record, ..Self::with(registry, incarnation, past, on_record.unwrap_or(0)) }
+    }
+
+    fn with(registry: Registry, incarnation: u64, past: Option<Past>, step: u64) -> Self {
+        let (end, ledger, links, timer, dead) = (None, None, BTreeSet::new(), None, false);
+        let knows_record = false;
+        Self { knows_record, registry, end, ledger, links, step, timer, incarnation, past, dead }
+    }
+
+    /// The newest step that a state from storage may be of.
+    fn restore_up_to(&self) -> u64 {
+        let knows = self.ledger.is_some() || self.knows_record || self.past.is_none();
+        if knows { self.step } else { u64::MAX }
+    }
+}
+
+fn config(setup: &Setup) -> Config {
+    Config {
+        micro_batches: setup.micro_batches,
+        expected: setup.expected,
+        min_workers: setup.min_workers,
+        max_workers: setup.max_workers,
+        timeout: TIMEOUT,
+        mixed: setup.mixed,
     }
 }
 
 impl Sim {
-    /// A parcel of a worker arrives.
-    pub(crate) fn coordinator_receives(&mut self, worker: WorkerId) {
-        let Some(parcel) = self.network.next_up(worker) else { return };
+    /// A parcel of a worker arrives at the coordinator that it is connected to.
+    pub(crate) fn coordinator_receives(&mut self, worker: WorkerId, number: u64) {
+        let Some(parcel) = self.network.next_up(worker, number) else { return };
+        let current = self.coordinator.incarnation;
+        match self.workers.get(&worker).map_or(current, |worker| worker.to) {
+            to if to == current && !self.coordinator.dead => self.take_in(worker, parcel),
+            to if to < current => self.as_stale(to, |sim| sim.take_in(worker, parcel)),
+            _ => {}
+        }
+    }
+
+    fn take_in(&mut self, worker: WorkerId, parcel: Parcel<FromWorker>) {
         match parcel {
             Parcel::Gone(cause) => {
                 self.coordinator.links.remove(&worker);
@@ -76,6 +118,13 @@ impl Sim {
             }
             return;
         }
+        if let FromWorker::Return(Return { about, .. }) = message {
+            if self.coordinator.links.insert(worker) {
+                let (address, fingerprint) = (about.address, about.fingerprint);
+                self.decide(Event::CameBack(worker, Candidate { address, fingerprint }));
+            }
+            return;
+        }
         // What is left in the queue of a worker that was sent away.
         if !linked && self.sabotage != Some(Sabotage::NoFence) {
             return;
@@ -90,10 +139,10 @@ impl Sim {
             FromWorker::Finished(finish) => Event::Finished(worker, finish),
             FromWorker::Failed(failure) => Event::Failed(worker, failure),
             FromWorker::Pulse(pulse) => Event::Pulse(worker, pulse),
+            FromWorker::Past(ring) => self.hear_of_ring(worker, ring),
+            FromWorker::Returned(holding) => self.take_back(worker, holding),
             FromWorker::Hello(_)
             | FromWorker::Return(_)
-            | FromWorker::Past(_)
-            | FromWorker::Returned(_)
             | FromWorker::Checkpoint { .. }
             | FromWorker::Notice { .. }
             | FromWorker::Heartbeat => Event::Heard(worker),
@@ -116,6 +165,12 @@ impl Sim {
 
     fn record(&mut self, worker: WorkerId, report: StepReport) {
         self.decide(Event::Heard(worker));
+        if let Some(past) = &mut self.coordinator.past {
+            if self.sabotage != Some(Sabotage::ForgetsPast) {
+                past.report(worker, report.clone());
+            }
+            return self.observe(&Fact::Counted(worker, &report));
+        }
         let ring = self.coordinator.registry.formation();
         if ring.is_none_or(|ring| ring.generation != report.generation) {
             return;
@@ -138,13 +193,18 @@ impl Sim {
         }
     }
 
-    fn commit(&mut self, mut record: StepRecord) {
+    pub(crate) fn commit(&mut self, mut record: StepRecord) {
         let newest = self.coordinator.registry.formation().map(|ring| ring.generation);
         if self.sabotage == Some(Sabotage::ForgetsSteps) && newest != Some(record.generation) {
             return;
         }
         trace(|| format!("{:?} step {} is recorded", self.now, record.step));
         self.coordinator.step = record.step;
+        // One that took over may tell again what the one before it had told: whoever keeps the records knows them.
+        if self.on_record >= Some(record.step) {
+            return;
+        }
+        self.on_record = Some(record.step);
         if self.sabotage == Some(Sabotage::WrongRecord) {
             record.state_hash = "0000000000000000".to_owned();
         }
@@ -156,6 +216,10 @@ impl Sim {
 
     /// The launcher tells of a process that has ended, and starts another in its place, as src/launch/slots.rs says.
     pub(crate) fn launcher_notices(&mut self, id: WorkerId) {
+        if self.coordinator.dead {
+            // The next coordinator is told.
+            return self.schedule_in(Duration::from_millis(100), Happening::Exited(id));
+        }
         let worker = self.worker(id);
         let (fingerprint, fruitless) = (worker.fingerprint, worker.fruitless + 1);
         let (success, bad_input) =
@@ -191,7 +255,7 @@ impl Sim {
     }
 
     /// One timer at a time: if it fires early, it is set again.
-    fn set_timer(&mut self) {
+    pub(crate) fn set_timer(&mut self) {
         let Some(deadline) = self.deadline() else { return };
         if self.sabotage != Some(Sabotage::DeafTimer)
             && self.coordinator.timer.is_none_or(|timer| deadline < timer)
@@ -203,8 +267,14 @@ impl Sim {
 
     /// Decides, and does what was decided.
     pub(crate) fn decide(&mut self, event: Event) {
+        if self.coordinator.dead {
+            return;
+        }
         let mut actions = Vec::new();
         self.coordinator.registry.step(self.origin + self.now, event.clone(), &mut actions);
+        if self.coordinator.incarnation < self.lease {
+            return self.decide_as_stale(actions);
+        }
         if self.sabotage == Some(Sabotage::EarlyRing) {
             self.answer_for_others(&event, &mut actions);
         }
@@ -235,15 +305,16 @@ impl Sim {
         }
     }
 
-    fn execute(&mut self, action: Action) {
+    pub(crate) fn execute(&mut self, action: Action) {
         match action {
             Action::Admit(worker) => {
                 let fingerprint = self.workers.get(&worker).map(|worker| worker.fingerprint);
                 self.fingerprint = self.fingerprint.or(fingerprint);
                 let (run, recipe, settings) = (String::new(), String::new(), String::new());
-                let under_way = self.coordinator.ledger.is_some();
-                let welcome = FromCoordinator::Welcome { run, recipe, settings, under_way, incarnation: 0 };
-                self.send_down(worker, Parcel::Message(welcome));
+                let incarnation = self.coordinator.incarnation;
+                let under_way = self.coordinator.ledger.is_some() || incarnation > 1;
+                let welcome = FromCoordinator::Welcome { run, recipe, settings, under_way, incarnation };
+                self.tell(worker, &welcome);
             }
             Action::Refuse(worker, reason) => self.dismiss(worker, FromCoordinator::Refused { reason }),
             Action::Lose(worker, reason) => self.dismiss(worker, FromCoordinator::End { reason }),
@@ -253,7 +324,7 @@ impl Sim {
                 members.into_iter().for_each(|worker| self.tell(worker, &message));
             }
             Action::Restore(workers) => {
-                let message = FromCoordinator::Restore { up_to: self.coordinator.step };
+                let message = FromCoordinator::Restore { up_to: self.coordinator.restore_up_to() };
                 workers.into_iter().for_each(|worker| self.tell(worker, &message));
             }
             Action::Wait { .. } => {}
@@ -279,12 +350,16 @@ impl Sim {
     /// Nothing that it says counts from here on.
     fn dismiss(&mut self, worker: WorkerId, message: FromCoordinator) {
         self.tell(worker, &message);
-        if self.coordinator.links.remove(&worker) {
+        let connected = self.is_connected(worker);
+        if self.coordinator.links.remove(&worker) && connected {
             self.send_down(worker, Parcel::Gone("dismissed"));
         }
     }
 
     fn form(&mut self, formation: Formation) {
+        if let Err(disagreement) = self.settle_past() {
+            return self.disagree(&disagreement);
+        }
         let members: Vec<WorkerId> = self.coordinator.links.iter().copied().collect();
         for (index, worker) in members.into_iter().enumerate() {
             let told = match self.sabotage {
@@ -293,29 +368,68 @@ impl Sim {
             };
             self.tell(worker, &FromCoordinator::Form(told));
         }
-        let start = formation.step;
+        let (start, first) = (formation.step, self.coordinator.ledger.is_none());
+        self.fingerprint = self.workers.get(&formation.places[0].worker).map(|worker| worker.fingerprint);
         let next = match self.coordinator.ledger.take() {
             Some(ledger) => ledger.reformed(formation),
             None => Ok(Ledger::new(self.setup.micro_batches, formation)),
         };
         match next {
             Ok(ledger) => {
-                if self.coordinator.ledger.is_none() || start < self.coordinator.step {
+                if first || start < self.coordinator.step {
                     self.coordinator.step = start;
+                    self.on_record = Some(start);
                 }
                 self.coordinator.ledger = Some(ledger);
             }
-            Err(disagreement) => {
-                let (text, blame) = (disagreement.to_string(), Blame::Run);
-                let any = self.coordinator.registry.workers().next().map(|(id, _)| id);
-                any.into_iter()
-                    .for_each(|id| self.decide(Event::Failed(id, Failure { text: text.clone(), blame })));
+            Err(disagreement) => self.disagree(&disagreement),
+        }
+    }
+
+    fn settle_past(&mut self) -> Result<(), Disagreement> {
+        let Some(past) = self.coordinator.past.take() else { return Ok(()) };
+        let (ledger, records) = past.replay(self.setup.micro_batches)?;
+        self.coordinator.ledger = ledger;
+        records.into_iter().for_each(|record| self.commit(record));
+        Ok(())
+    }
+
+    fn disagree(&mut self, disagreement: &Disagreement) {
+        let (text, blame) = (disagreement.to_string(), Blame::Run);
+        let any = self.coordinator.registry.workers().next().map(|(id, _)| id);
+        any.into_iter().for_each(|id| self.decide(Event::Failed(id, Failure { text: text.clone(), blame })));
+    }
+
+    fn hear_of_ring(&mut self, worker: WorkerId, ring: Formation) -> Event {
+        let micro_batches = self.setup.micro_batches;
+        match self.coordinator.past.as_mut().map(|past| past.ring(worker, &ring, micro_batches)) {
+            Some(Ok(())) => Event::Past(worker, ring),
+            Some(Err(text)) => Event::Failed(worker, Failure { text, blame: Blame::Worker }),
+            None => Event::Heard(worker),
+        }
+    }
+
+    fn take_back(&self, worker: WorkerId, holding: Holding) -> Event {
+        let may_hold = |step| match &self.coordinator.past {
+            Some(past) => past.may_hold(worker, step),
+            None => step <= self.coordinator.step,
+        };
+        match holding.step.is_none_or(may_hold) {
+            true => Event::Returned(worker, holding),
+            false => {
+                let text = format!("it came back with a state of step {:?}", holding.step);
+                Event::Failed(worker, Failure { text, blame: Blame::Worker })
             }
         }
     }
 
+    /// Whether a worker's connection is to this coordinator.
+    pub(crate) fn is_connected(&self, worker: WorkerId) -> bool {
+        self.workers.get(&worker).is_some_and(|worker| worker.to == self.coordinator.incarnation)
+    }
+
     fn tell(&mut self, worker: WorkerId, message: &FromCoordinator) {
-        if self.coordinator.links.contains(&worker) {
+        if self.coordinator.links.contains(&worker) && self.is_connected(worker) {
             self.send_down(worker, Parcel::Message(message.clone()));
         }
     }
@@ -327,8 +441,11 @@ impl Sim {
 
     /// Who has not left by now is left behind.
     pub(crate) fn coordinator_dismisses(&mut self) {
-        debug_assert_eq!(self.phase(), Phase::Ended, "workers are dismissed at the end only");
-        let linked: Vec<WorkerId> = self.coordinator.links.iter().copied().collect();
+        // One that was stale may have ended a run that is not its own, where it is sabotaged.
+        let stale = self.sabotage == Some(Sabotage::NeverLooks);
+        debug_assert!(stale || self.phase() == Phase::Ended, "workers are dismissed at the end only");
+        let linked = self.coordinator.links.iter().copied().filter(|worker| self.is_connected(*worker));
+        let linked: Vec<WorkerId> = linked.collect();
         linked
             .into_iter()
             .for_each(|worker| self.send_down(worker, Parcel::Gone("the coordinator has left")));

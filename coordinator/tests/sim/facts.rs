@@ -125,6 +125,8 @@ pub(crate) enum Fact<'a> {
     Reported(WorkerId, &'a StepReport),
     /// The ledger has the step.
     Recorded(&'a StepRecord),
+    /// Another coordinator has the run: it knows nobody yet.
+    TookOver,
     /// Something went wrong, or the user did something.
     Caused(Cause),
     /// From here on nothing goes wrong any more.

@@ -47,9 +47,12 @@ impl Sim {
             }
             (Kind::Stop, _) => {
                 self.cause(Cause::Stop);
+                self.stop_asked = true;
                 self.decide(Event::StopRequested);
             }
             (Kind::Abandon, _) => self.abandon(),
+            (Kind::CoordinatorDies, _) => self.coordinator_dies(),
+            (Kind::Usurp, _) => self.usurp(),
             (_, None) => return,
             (_, Some(victim)) => self.strike_worker(kind, victim),
         }
@@ -92,11 +95,7 @@ impl Sim {
                 let text = "the device is gone".to_owned();
                 self.worker(victim).ailing = Some(Failure { text, blame: Blame::Worker });
             }
-            Kind::JoinAgain => {
-                let fingerprint = self.worker(victim).fingerprint.to_owned();
-                let address = "elsewhere".to_owned();
-                self.decide(Event::Joined(victim, Candidate { address, fingerprint }));
-            }
+            Kind::JoinAgain => self.join_again(victim),
             Kind::Fail => self.sicken(victim),
             Kind::Flip => {
                 self.cause(Cause::Corruption);
@@ -109,7 +108,12 @@ impl Sim {
             }
             Kind::Babble => self.babble(victim),
             Kind::Repeat => self.worker(victim).repeats = true,
-            Kind::Surplus | Kind::Stranger | Kind::Stop | Kind::Abandon => {}
+            Kind::Surplus
+            | Kind::Stranger
+            | Kind::Stop
+            | Kind::Abandon
+            | Kind::CoordinatorDies
+            | Kind::Usurp => {}
         }
     }
 
@@ -162,6 +166,15 @@ impl Sim {
         }
         let left = self.workers.values().filter(|worker| worker.local && !worker.is_gone()).count();
         self.decide(Event::Abandoned { cause: "it ended".to_owned(), bad_input, left });
+    }
+
+    fn join_again(&mut self, victim: WorkerId) {
+        let fingerprint = self.worker(victim).fingerprint.to_owned();
+        let address = "elsewhere".to_owned();
+        // A coordinator that does not know it yet would take it for what it says it is.
+        if self.coordinator.registry.workers().any(|(id, _)| id == victim) {
+            self.decide(Event::Joined(victim, Candidate { address, fingerprint }));
+        }
     }
 
     fn sicken(&mut self, victim: WorkerId) {

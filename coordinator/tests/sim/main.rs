@@ -12,15 +12,16 @@
 //!            ├─ session      what worker/src/session/training.rs does
 //!            ├─ state        what worker/src/gate.rs does, and states whose hashes tell what was added up
 //!            ├─ ring         links, transfers, and the commit point: a step needs every rank
-//!            ├─ coordinator  what coordinator/src/server/core.rs does, around a real Registry and Ledger
+//!            ├─ coordinator  what coordinator/src/server/core.rs does, around a real Registry, Ledger and Past
+//!            ├─ succession   coordinators that die, and others that take over
 //!            ├─ faults       what goes wrong
 //!            └─ facts ──> invariants, one file each
 //! ```
 //!
-//! Whatever happens to workers, the run completes with the bits of a run of one process, and once faults stop it does so
+//! Whatever happens to workers and coordinators, the run completes with the bits of a run of one process, and once faults stop it does so
 //! soon. `MATTOCK_SIM_SEEDS=100000` tries more seeds, `MATTOCK_SIM_SEED=17` replays one with its trace.
 //!
-//! Deliberately absent: a coordinator that dies.
+//! Deliberately absent: a store that loses or invents leases.
 
 #![allow(clippy::unwrap_used, reason = "helpers of tests, outside of test functions")]
 
@@ -37,5 +38,6 @@ mod seeds;
 mod session;
 mod sim;
 mod state;
+mod succession;
 mod swarm;
 mod worker;

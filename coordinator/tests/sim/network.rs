@@ -7,6 +7,7 @@ use mattock_coordinator::WorkerId;
 use mattock_coordinator::protocol::{FromCoordinator, FromWorker};
 
 use crate::sim::{Happening, Sim};
+use crate::swarm::TIMEOUT;
 
 /// What arrives, or the news that nothing more will.
 #[derive(Debug, Clone)]
@@ -24,11 +25,13 @@ pub(crate) struct Pipe<M> {
     /// When the newest arrives; nothing overtakes it.
     last: Duration,
     closed: bool,
+    /// Which connection this is: what was under way on one before is none of it.
+    number: u64,
 }
 
 impl<M> Default for Pipe<M> {
     fn default() -> Self {
-        Self { under_way: VecDeque::new(), last: Duration::ZERO, closed: false }
+        Self { under_way: VecDeque::new(), last: Duration::ZERO, closed: false, number: 0 }
     }
 }
 
@@ -48,6 +51,11 @@ impl<M> Pipe<M> {
     fn heal(&mut self, now: Duration) -> usize {
         self.last = now;
         self.under_way.len()
+    }
+
+    /// Another connection takes its place.
+    fn renew(&mut self) {
+        *self = Self { number: self.number + 1, ..Self::default() };
     }
 
     /// Loses all but the first `kept` of what is under way.
@@ -85,20 +93,33 @@ impl Network {
         self.stalled.clear();
         let mut due = Vec::new();
         for (worker, pipe) in &mut self.up {
-            due.extend(std::iter::repeat_n(Happening::Upward(*worker), pipe.heal(now)));
+            due.extend(std::iter::repeat_n(Happening::Upward(*worker, pipe.number), pipe.heal(now)));
         }
         for (worker, pipe) in &mut self.down {
-            due.extend(std::iter::repeat_n(Happening::Downward(*worker), pipe.heal(now)));
+            due.extend(std::iter::repeat_n(Happening::Downward(*worker, pipe.number), pipe.heal(now)));
         }
         due
     }
 
-    pub(crate) fn next_up(&mut self, worker: WorkerId) -> Option<Parcel<FromWorker>> {
-        self.up.get_mut(&worker)?.under_way.pop_front()
+    pub(crate) fn next_up(&mut self, worker: WorkerId, number: u64) -> Option<Parcel<FromWorker>> {
+        self.up.get_mut(&worker).filter(|pipe| pipe.number == number)?.under_way.pop_front()
     }
 
-    pub(crate) fn next_down(&mut self, worker: WorkerId) -> Option<Parcel<FromCoordinator>> {
-        self.down.get_mut(&worker)?.under_way.pop_front()
+    pub(crate) fn next_down(&mut self, worker: WorkerId, number: u64) -> Option<Parcel<FromCoordinator>> {
+        self.down.get_mut(&worker).filter(|pipe| pipe.number == number)?.under_way.pop_front()
+    }
+
+    /// A worker connects once more.
+    pub(crate) fn renew(&mut self, worker: WorkerId) {
+        self.up.entry(worker).or_default().renew();
+        self.down.entry(worker).or_default().renew();
+    }
+
+    /// Nobody receives what is under way to the coordinator, or will be.
+    pub(crate) fn lose_receiver(&mut self, worker: WorkerId) {
+        let pipe = self.up.entry(worker).or_default();
+        pipe.lose_all_but(0);
+        pipe.closed = true;
     }
 }
 
@@ -111,17 +132,36 @@ impl Sim {
     /// From a worker to the coordinator.
     pub(crate) fn send_up(&mut self, worker: WorkerId, parcel: Parcel<FromWorker>) {
         let arrival = self.arrival(worker, Way::Up);
-        if let Some(at) = self.network.up.entry(worker).or_default().post(parcel, arrival) {
-            self.schedule(at, Happening::Upward(worker));
+        let pipe = self.network.up.entry(worker).or_default();
+        let number = pipe.number;
+        if let Some(at) = pipe.post(parcel, arrival) {
+            self.schedule(at, Happening::Upward(worker, number));
         }
     }
 
     /// From the coordinator to a worker.
     pub(crate) fn send_down(&mut self, worker: WorkerId, parcel: Parcel<FromCoordinator>) {
         let arrival = self.arrival(worker, Way::Down);
-        if let Some(at) = self.network.down.entry(worker).or_default().post(parcel, arrival) {
-            self.schedule(at, Happening::Downward(worker));
+        self.post_down(worker, parcel, arrival);
+    }
+
+    fn post_down(&mut self, worker: WorkerId, parcel: Parcel<FromCoordinator>, arrival: Duration) {
+        let pipe = self.network.down.entry(worker).or_default();
+        let number = pipe.number;
+        if let Some(at) = pipe.post(parcel, arrival) {
+            self.schedule(at, Happening::Downward(worker, number));
         }
+    }
+
+    /// The coordinator's end of a connection is gone: what it has sent arrives in part, and the worker learns of it soon, or
+    /// from its silence.
+    pub(crate) fn lose_coordinator(&mut self, worker: WorkerId) {
+        self.network.lose_receiver(worker);
+        let kept = self.rng.number(&(0..=3));
+        self.network.down.entry(worker).or_default().lose_all_but(kept);
+        let takes = self.rng.duration(&(Duration::ZERO..=TIMEOUT));
+        let noticed = if self.rng.chance(50) { takes / 20 } else { takes };
+        self.post_down(worker, Parcel::Gone("the coordinator is gone"), self.now + noticed);
     }
 
     /// Breaks a connection: some of what is under way is lost, then both ends learn of it.

@@ -45,11 +45,15 @@ pub(crate) enum Sabotage {
     NoFence,
     /// A worker that trains is called lost.
     WrongVictim,
+    /// A coordinator that takes over does not hear what was reported to the one before.
+    ForgetsPast,
+    /// A coordinator never looks whether another has taken over.
+    NeverLooks,
 }
 
 impl Sabotage {
     /// Each, with the invariant that must notice.
-    pub(crate) const ALL: [(Self, &'static str); 19] = [
+    pub(crate) const ALL: [(Self, &'static str); 21] = [
         (Self::TwoRings, "one ring"),
         (Self::EarlyStart, "one ring"),
         (Self::StaleGeneration, "generations"),
@@ -69,6 +73,8 @@ impl Sabotage {
         (Self::ForgetsSteps, "ledger"),
         (Self::NoFence, "fence"),
         (Self::WrongVictim, "outcome"),
+        (Self::ForgetsPast, "outcome"),
+        (Self::NeverLooks, "admission"),
     ];
 
     /// Changes what the registry decided.

@@ -348,6 +348,28 @@ fn when_everybody_dies_the_run_resumes() {
     });
 }
 
+/// Coordinators die and are usurped, at any moment and again and again: no worker is lost, nothing is read from storage, and
+/// the run completes with the bits of one process alone.
+#[test]
+fn coordinators_that_die_cost_no_worker() {
+    for_each_seed_of(4, |seed| {
+        let kinds = vec![Kind::CoordinatorDies, Kind::Usurp];
+        let long = Duration::ZERO..=Duration::from_secs(60);
+        let swarm = Swarm { kinds, faults: 1..=6, fault_times: long, ..Swarm::calm() };
+        let mut sim = Sim::new(seed, Swarm { steps: 30..=200, workers: 2..=8, ..swarm });
+        if !sim.run_until_training()? {
+            return Ok(());
+        }
+        // Invariants see to it that nobody is called lost to whom nothing happened.
+        let workers = sim.workers.len();
+        sim.run_until(Duration::from_secs(60), |sim| sim.phase() == Phase::Ended)?;
+        sim.settle()?;
+        assert!(sim.has_completed(), "{:?}", sim.coordinator.end);
+        assert_eq!(sim.workers.len(), workers, "somebody was replaced");
+        Ok(())
+    });
+}
+
 /// The same seed is the same run, to the last message.
 #[test]
 fn a_seed_fixes_everything() {

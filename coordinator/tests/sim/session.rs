@@ -322,6 +322,7 @@ impl Sim {
     pub(crate) fn part_ends(&mut self, id: WorkerId) {
         self.works(id, false);
         self.idle_first(id);
+        self.worker(id).gate.leave();
         self.has_reported(id);
         self.follow(id);
     }
@@ -358,6 +359,7 @@ impl Sim {
         self.report(id, FromWorker::Failed(failure));
         self.drop_seat(id);
         self.turn_to(id, Stage::Leaving, Some(TIMEOUT));
+        self.worker(id).gate.leave();
         self.has_reported(id);
         self.say_goodbye(id);
     }

@@ -28,10 +28,10 @@ const RESTOCK: Duration = Duration::from_secs(1);
 /// What happens next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Happening {
-    /// A parcel reaches the coordinator.
-    Upward(WorkerId),
-    /// A parcel reaches a worker.
-    Downward(WorkerId),
+    /// A parcel reaches the coordinator, over a worker's connection of this number.
+    Upward(WorkerId, u64),
+    /// A parcel reaches a worker, over its connection of this number.
+    Downward(WorkerId, u64),
     /// What a worker was doing is done, unless it has turned to something else since.
     Wake(WorkerId, u64),
     /// A worker's thread says that it is alive.
@@ -50,6 +50,14 @@ pub(crate) enum Happening {
     Exited(WorkerId),
     /// The coordinator's timer.
     Tick,
+    /// Another coordinator takes the lease.
+    Succeed,
+    /// A coordinator looks whether its lease is still the highest.
+    Watch(u64),
+    /// A worker without a coordinator looks for another.
+    Look(WorkerId),
+    /// A worker without a coordinator has waited long enough for its step.
+    HoldNow(WorkerId),
     /// The coordinator has waited long enough for workers to leave.
     Dismiss,
     /// Something goes wrong.
@@ -66,6 +74,14 @@ pub(crate) struct Sim {
     pub(crate) now: Duration,
     pub(crate) origin: Instant,
     pub(crate) coordinator: Coordinator,
+    /// One that was there before, and does not know yet that another has taken over.
+    pub(crate) stale: Option<Coordinator>,
+    /// The highest lease.
+    pub(crate) lease: u64,
+    /// The newest step that is on record.
+    pub(crate) on_record: Option<u64>,
+    /// Whether the user has asked for a stop: the launcher tells it each coordinator.
+    pub(crate) stop_asked: bool,
     pub(crate) workers: BTreeMap<WorkerId, Worker>,
     pub(crate) network: Network,
     pub(crate) rings: BTreeMap<u64, Ring>,
@@ -123,6 +139,10 @@ impl Sim {
         let origin = Instant::now();
         let mut sim = Self {
             coordinator: Coordinator::new(&setup, origin),
+            stale: None,
+            lease: 1,
+            on_record: None,
+            stop_asked: false,
             invariants: Invariants::new(&setup),
             local: rng.chance(60),
             respawn: rng.chance(80),
@@ -260,14 +280,18 @@ impl Sim {
             return Err(Violation { at, invariant: "progress", text });
         }
         match happening {
-            Happening::Upward(worker) => self.coordinator_receives(worker),
+            Happening::Upward(worker, number) => self.coordinator_receives(worker, number),
+            Happening::Succeed => self.succeed(),
+            Happening::Watch(incarnation) => self.watch_lease(incarnation),
             Happening::Exited(worker) => self.launcher_notices(worker),
             Happening::Tick => self.coordinator_ticks(),
             Happening::Dismiss => self.coordinator_dismisses(),
             Happening::Fault(kind) => self.strike(kind),
             Happening::Restock => self.restock(),
             Happening::Resume(worker) => self.resume(worker),
-            Happening::Downward(worker)
+            Happening::Downward(worker, _)
+            | Happening::Look(worker)
+            | Happening::HoldNow(worker)
             | Happening::Wake(worker, _)
             | Happening::Heartbeat(worker)
             | Happening::Total(worker, ..)
@@ -288,7 +312,9 @@ impl Sim {
             return worker.deferred.push(happening);
         }
         match happening {
-            Happening::Downward(_) => self.worker_receives(id),
+            Happening::Downward(_, number) => self.worker_receives(id, number),
+            Happening::Look(_) => self.look_for_coordinator(id),
+            Happening::HoldNow(_) => self.hold_now(id),
             Happening::Wake(_, token) => self.worker_wakes(id, token),
             Happening::Heartbeat(_) => self.worker_beats(id),
             Happening::Total(_, generation, step) => self.worker_commits(id, generation, step),
@@ -313,6 +339,9 @@ impl Sim {
         self.heal_network();
         self.heal_rings();
         self.schedule(self.now, Happening::Restock);
+        if self.coordinator.dead {
+            self.schedule(self.now, Happening::Succeed);
+        }
         self.observe(&Fact::FaultsStopped);
     }
 
@@ -336,7 +365,8 @@ impl Sim {
         let first = self.coordinator.registry.workers().next();
         let first = first.and_then(|(id, _)| self.workers.get(&id)).map(|worker| worker.fingerprint);
         let kind = self.fingerprint.or(first);
-        let coming = self.workers.values().filter(|worker| worker.is_coming() && !worker.frozen);
+        let comes = |worker: &&Worker| (worker.is_coming() || worker.comes_back()) && !worker.frozen;
+        let coming = self.workers.values().filter(comes);
         let coming = coming.filter(|worker| kind.is_none_or(|kind| kind == worker.fingerprint)).count();
         let there = self.coordinator.registry.workers().count();
         let missing = self.setup.quorum().saturating_sub(coming + there);

@@ -53,7 +53,9 @@ pub(crate) struct Gate {
     running: Option<u32>,
     generation: u64,
     recalled: Option<u64>,
+    draining: Option<u64>,
     writing: bool,
+    inside: bool,
     /// It lets through what it should not.
     pub(crate) broken: bool,
 }
@@ -79,11 +81,29 @@ impl Gate {
         (!self.writing).then_some(Holding { step: self.step, done, running: self.running })
     }
 
+    fn is_within_step(&self) -> bool {
+        let begun = self.running.is_some() || !self.done.is_empty();
+        self.writing || self.inside && begun
+    }
+
+    /// Lets nothing be begun in a ring after the step that is under way; whether there is none.
+    pub(crate) fn drain(&mut self, generation: u64) -> bool {
+        self.draining = self.draining.max(Some(generation));
+        self.generation != generation || !self.is_within_step()
+    }
+
+    /// Training takes no part in the ring any more.
+    pub(crate) fn leave(&mut self) {
+        self.inside = false;
+        self.reported();
+    }
+
     pub(crate) fn open(&mut self, generation: u64, step: u64, done: &BTreeSet<u32>) -> bool {
         self.generation = generation;
         let passes = self.passes();
         if passes {
             (self.step, self.done, self.running) = (Some(step), done.clone(), None);
+            self.inside = true;
         }
         passes
     }
@@ -98,7 +118,8 @@ impl Gate {
     }
 
     pub(crate) fn begin(&mut self, index: u32) -> bool {
-        let passes = self.passes();
+        let drained = self.draining >= Some(self.generation) && !self.is_within_step();
+        let passes = self.passes() && (self.broken || !drained);
         if passes {
             self.running = Some(index);
         }
@@ -122,5 +143,8 @@ impl Gate {
 
     pub(crate) fn reported(&mut self) {
         self.writing = false;
+        if self.draining >= Some(self.generation) {
+            self.recalled = self.recalled.max(self.draining);
+        }
     }
 }

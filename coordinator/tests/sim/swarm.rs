@@ -68,11 +68,15 @@ pub(crate) enum Kind {
     Babble,
     /// A worker reports steps again that it has reported.
     Repeat,
+    /// The coordinator's process dies, and another takes over.
+    CoordinatorDies,
+    /// Another coordinator takes over while the one before it lives, and does not know.
+    Usurp,
 }
 
 impl Kind {
     /// All kinds.
-    pub(crate) const ALL: [Self; 26] = [
+    pub(crate) const ALL: [Self; 28] = [
         Self::Kill,
         Self::Pause,
         Self::Silence,
@@ -99,9 +103,11 @@ impl Kind {
         Self::Abandon,
         Self::Babble,
         Self::Repeat,
+        Self::CoordinatorDies,
+        Self::Usurp,
     ];
-    /// Those that happen to workers: whatever they do, the run completes.
-    pub(crate) const SURVIVED: [Self; 19] = [
+    /// Those that happen to workers and coordinators: whatever they do, the run completes.
+    pub(crate) const SURVIVED: [Self; 21] = [
         Self::Kill,
         Self::Pause,
         Self::Silence,
@@ -121,6 +127,8 @@ impl Kind {
         Self::Surplus,
         Self::Babble,
         Self::Repeat,
+        Self::CoordinatorDies,
+        Self::Usurp,
     ];
     /// Those that a run does not even notice.
     pub(crate) const HARMLESS: [Self; 5] =

@@ -16,6 +16,7 @@ use crate::network::Parcel;
 use crate::seeds::trace;
 use crate::sim::{Happening, Sim};
 use crate::state::{Gate, State};
+use crate::succession::Journal;
 use crate::swarm::{HEARTBEATS, TIMEOUT};
 
 pub(crate) const fn ms(range: RangeInclusive<u64>) -> RangeInclusive<Duration> {
@@ -112,6 +113,17 @@ pub(crate) struct Worker {
     backlog: VecDeque<Parcel<FromCoordinator>>,
     /// Changes whenever the main thread turns to something else.
     token: u64,
+    /// The coordinator that it is connected to, or was last.
+    pub(crate) to: u64,
+    /// Whether it is.
+    pub(crate) line: bool,
+    /// The run is over for it.
+    pub(crate) over: bool,
+    /// The ring whose step it finishes without a coordinator.
+    pub(crate) drains: Option<u64>,
+    /// Until when it looks for the next coordinator.
+    pub(crate) looks_until: Option<Duration>,
+    pub(crate) journal: Journal,
 }
 
 /// How a process ends.
@@ -155,6 +167,12 @@ impl Worker {
             owes: None,
             backlog: VecDeque::new(),
             token: 0,
+            to: 0,
+            line: false,
+            over: false,
+            drains: None,
+            looks_until: None,
+            journal: Journal::default(),
         }
     }
 
@@ -165,6 +183,11 @@ impl Worker {
     /// Whether it may join yet.
     pub(crate) fn is_coming(&self) -> bool {
         matches!(self.stage, Stage::Booting | Stage::Joining)
+    }
+
+    /// Whether it is without a coordinator, and on its way to the next.
+    pub(crate) fn comes_back(&self) -> bool {
+        !self.is_gone() && (self.drains.is_some() || self.looks_until.is_some())
     }
 
     /// Its ring's number.
@@ -209,8 +232,13 @@ impl Sim {
         self.schedule_in(takes, Happening::Wake(id, token));
     }
 
+    /// Tells the coordinator, if there is one.
     pub(crate) fn report(&mut self, id: WorkerId, message: FromWorker) {
-        self.send_up(id, Parcel::Message(message));
+        let worker = self.worker(id);
+        worker.journal.keep(&message);
+        if worker.line {
+            self.send_up(id, Parcel::Message(message));
+        }
     }
 
     pub(crate) fn worker_beats(&mut self, id: WorkerId) {
@@ -261,15 +289,18 @@ impl Sim {
     }
 
     fn say_hello(&mut self, id: WorkerId) {
-        let fingerprint = self.worker(id).fingerprint.to_owned();
+        let to = self.coordinator.incarnation;
+        let worker = self.worker(id);
+        (worker.to, worker.line) = (to, true);
+        let fingerprint = worker.fingerprint.to_owned();
         let (pid, host, address) = (id.0 as u32, String::new(), format!("worker-{}", id.0));
         self.report(id, FromWorker::Hello(About { pid, host, address, fingerprint }));
         self.turn_to(id, Stage::Joining, Some(TIMEOUT));
     }
 
     /// The listening thread takes in what has arrived, unless it hangs or waits for a step to be written.
-    pub(crate) fn worker_receives(&mut self, id: WorkerId) {
-        if let Some(parcel) = self.network.next_down(id) {
+    pub(crate) fn worker_receives(&mut self, id: WorkerId, number: u64) {
+        if let Some(parcel) = self.network.next_down(id, number) {
             self.worker(id).backlog.push_back(parcel);
             self.listen(id);
         }
@@ -288,9 +319,14 @@ impl Sim {
     }
 
     fn hear(&mut self, id: WorkerId, parcel: Parcel<FromCoordinator>) {
+        let lease = self.lease;
         let worker = self.worker(id);
         let instruction = match (parcel, &mut worker.member) {
             (Parcel::Message(message), Some(member)) => member.receive(message),
+            // Another has the run.
+            (Parcel::Message(FromCoordinator::Welcome { incarnation, .. }), None) if incarnation < lease => {
+                return self.exit(id, Status::Failure);
+            }
             (Parcel::Message(FromCoordinator::Welcome { under_way, .. }), None) => {
                 worker.member = Some(Member::new(id));
                 worker.whole = !under_way;
@@ -299,7 +335,7 @@ impl Sim {
                 return self.worker_beats(id);
             }
             (Parcel::Message(_) | Parcel::Gone(_), None) => return self.exit(id, Status::Failure),
-            (Parcel::Gone(cause), Some(_)) => Some(Instruction::End { reason: cause.to_owned() }),
+            (Parcel::Gone(cause), Some(_)) => return self.lose_line(id, cause),
         };
         let Some(instruction) = instruction else { return };
         trace(|| format!("{:?} {id} is told: {instruction:?}", self.now));
@@ -307,7 +343,14 @@ impl Sim {
         match &instruction {
             Instruction::Stop => return self.worker(id).stop = true,
             Instruction::Recall { generation, reason } => return self.answer(id, *generation, reason),
-            Instruction::Link { .. } | Instruction::End { .. } | Instruction::Leave { .. } => self.cancel(id),
+            Instruction::Link { formation, .. } => {
+                self.worker(id).journal.enter(formation);
+                self.cancel(id);
+            }
+            Instruction::End { .. } | Instruction::Leave { .. } => {
+                self.worker(id).over = true;
+                self.cancel(id);
+            }
             Instruction::Train(_) | Instruction::Restore { .. } => {}
         }
         self.instruct(id, instruction);
@@ -335,10 +378,11 @@ impl Sim {
             self.answer(id, generation, &reason);
             self.listen(id);
         }
+        self.hold_now(id);
     }
 
     /// Hands an instruction to the main thread.
-    fn instruct(&mut self, id: WorkerId, instruction: Instruction) {
+    pub(crate) fn instruct(&mut self, id: WorkerId, instruction: Instruction) {
         let worker = self.worker(id);
         let recalled = match &instruction {
             Instruction::Recall { generation, .. } => Some(*generation),
@@ -357,7 +401,7 @@ impl Sim {
     }
 
     /// The coordinator's word ends what the ring is at, but not a computation under way.
-    fn cancel(&mut self, id: WorkerId) {
+    pub(crate) fn cancel(&mut self, id: WorkerId) {
         let worker = self.worker(id);
         // A ring that is being linked is not guarded yet.
         if worker.stage == Stage::Linking {

@@ -5,7 +5,7 @@
 
 use std::time::Instant;
 
-use super::{Registry, Standing};
+use super::{Registry, Standing, another_kind};
 use crate::ids::WorkerId;
 use crate::membership::vocabulary::{Action, Config};
 use crate::protocol::{Formation, Holding};
@@ -37,6 +37,22 @@ impl Registry {
         }
     }
 
+    /// The run is of this kind from here on; who was let in before that was known, and is of another, is sent away.
+    pub(super) fn settle_kind(&mut self, fingerprint: &str, actions: &mut Vec<Action>) {
+        if self.fingerprint.is_some() {
+            return;
+        }
+        self.fingerprint = Some(fingerprint.to_owned());
+        let differs =
+            |worker: &super::Worker| worker.candidate.fingerprint != fingerprint && !self.config.mixed;
+        let strangers = self.workers.iter().filter(|(_, worker)| differs(worker)).map(|(id, _)| *id);
+        for id in strangers.collect::<Vec<WorkerId>>() {
+            if let Some(worker) = self.workers.remove(&id) {
+                actions.push(Action::Refuse(id, another_kind(&worker.candidate, fingerprint)));
+            }
+        }
+    }
+
     /// A worker that is back says what it holds.
     pub(super) fn take_back(&mut self, id: WorkerId, holding: Holding) {
         self.hear(id);
@@ -57,6 +73,9 @@ impl Registry {
             return true;
         }
         self.returning = None;
+        if let Some(first) = self.workers.values().next().map(|worker| worker.candidate.fingerprint.clone()) {
+            self.settle_kind(&first, actions);
+        }
         let gone = |id: &WorkerId| !self.workers.contains_key(id) && !self.out.contains(id);
         for id in members.into_iter().filter(gone).collect::<Vec<WorkerId>>() {
             let cause = "it did not come back after the coordinator had died".to_owned();
@@ -64,6 +83,15 @@ impl Registry {
             self.last_lost = Some((id, cause.clone()));
             actions.push(Action::Lose(id, cause));
         }
+        self.let_go(actions);
         false
+    }
+
+    /// Who wanted to leave meanwhile leaves now, if enough are left.
+    fn let_go(&mut self, actions: &mut Vec<Action>) {
+        let leaves = |(id, worker): (&WorkerId, &mut super::Worker)| Some((*id, worker.leaving.take()?));
+        for (id, reason) in self.workers.iter_mut().filter_map(leaves).collect::<Vec<_>>() {
+            self.leave(id, reason, actions);
+        }
     }
 }

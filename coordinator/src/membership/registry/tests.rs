@@ -6,6 +6,7 @@ use crate::protocol::{Blame, Break, Failure};
 mod changes;
 mod ends;
 mod hangs;
+mod returns;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 

@@ -39,6 +39,8 @@ impl Invariant for Fence {
                     }
                 }
             }
+            // Whoever knew it is gone; what it says is heard, and does no harm.
+            Fact::TookOver => self.out.clear(),
             Fact::Counted(worker, report) => {
                 demand!(!self.out.contains(worker), "{worker} was sent away, and is heard: {report:?}");
             }

@@ -20,6 +20,7 @@ impl Invariant for Liveness {
     fn observe(&mut self, _: Duration, fact: &Fact<'_>) -> Result<(), String> {
         match fact {
             Fact::Decided { phase, .. } => self.phase = Some(*phase),
+            Fact::TookOver => self.phase = Some(Phase::Gathering),
             Fact::TimeIsUp => {
                 let phase = self.phase;
                 demand!(

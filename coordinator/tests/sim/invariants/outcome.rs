@@ -20,12 +20,15 @@ pub(crate) struct Truth {
     ring: Option<Formation>,
     finishes: BTreeMap<WorkerId, Finish>,
     causes: BTreeSet<Cause>,
+    /// A coordinator has taken over from another.
+    successor: bool,
 }
 
 impl Truth {
     pub(crate) fn new(setup: &Setup) -> Self {
         let hash = State::serial(setup.micro_batches, setup.steps).hash;
-        Self { steps: setup.steps, hash, ring: None, finishes: BTreeMap::new(), causes: BTreeSet::new() }
+        let (finishes, causes) = (BTreeMap::new(), BTreeSet::new());
+        Self { steps: setup.steps, hash, ring: None, finishes, causes, successor: false }
     }
 
     /// All ranks have ended alike, and the outcome says what they said.
@@ -53,6 +56,8 @@ impl Truth {
 
     fn may_be_lost(&self, worker: WorkerId, reason: &str) -> Result<(), String> {
         let trouble = self.causes.contains(&Cause::Trouble(worker));
+        // Who was let go, and whose coordinator has died since, is missed by the next.
+        let trouble = trouble || self.successor && self.causes.contains(&Cause::Leave(worker));
         demand!(trouble, "{worker} is called lost, and nothing happened to it: {reason}");
         Ok(())
     }
@@ -101,6 +106,7 @@ impl Invariant for Truth {
     fn observe(&mut self, _: Duration, fact: &Fact<'_>) -> Result<(), String> {
         match fact {
             Fact::Caused(cause) => drop(self.causes.insert(*cause)),
+            Fact::TookOver => self.successor = true,
             Fact::Decided { event, actions, .. } => {
                 if let Event::Finished(worker, finish) = event {
                     self.finishes.insert(*worker, finish.clone());

@@ -54,6 +54,7 @@ impl Invariant for Recalled {
     fn observe(&mut self, _: Duration, fact: &Fact<'_>) -> Result<(), String> {
         match fact {
             Fact::Decided { event, actions, .. } => self.decide(event, actions)?,
+            Fact::TookOver => self.owing.clear(),
             Fact::Told { worker, generation, holding } => {
                 self.told.insert(*worker, (*generation, (*holding).clone()));
             }
