@@ -27,12 +27,14 @@ const PURE: &[&str] = &[
     "src/launch/place.rs",
     "worker/exact/src",
     "worker/data/src/order.rs",
+    "worker/data/src/permutation.rs",
+    "worker/data/src/windows.rs",
     "worker/data/src/keys.rs",
     "worker/src/bits.rs",
     "worker/src/commit.rs",
     "worker/src/journal.rs",
     "worker/src/schedule.rs",
-    "worker/src/shard",
+    "worker/src/partition",
 ];
 /// What a pure module never names.
 const IMPURE: &[&str] = &[

@@ -3,7 +3,7 @@
 use mattock_exact::{Exponents, range_hash, state_hash};
 
 use crate::params::{Space, values};
-use crate::shard::Stretches;
+use crate::partition::Stretches;
 use crate::task::Task;
 
 /// Parameters, moments and exponents after `step` steps, each over the whole flat space; or, within a trainer whose state is

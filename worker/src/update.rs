@@ -3,8 +3,8 @@
 use mattock_exact::{AdamWStep, adamw};
 
 use crate::params::Space;
+use crate::partition::Stretches;
 use crate::plan::AdamW;
-use crate::shard::Stretches;
 use crate::state::State;
 
 /// The numbers of one update.

@@ -11,7 +11,7 @@ use super::flight::all_reduce;
 use super::wire::Wire;
 use super::{Summed, blocks_of};
 use crate::params::Space;
-use crate::shard::Stretches;
+use crate::partition::Stretches;
 
 /// One accumulator per bucket.
 pub(crate) struct ExactSum {

@@ -8,7 +8,7 @@ use mattock_exact::{BLOCK, Dither, Exponents, Rounding, WideAccumulator, decode_
 use super::flight::{Flight, all_reduce};
 use super::{Summed, blocks_of};
 use crate::params::Space;
-use crate::shard::Stretches;
+use crate::partition::Stretches;
 
 /// One accumulator per bucket.
 pub(crate) struct ExactSum64 {

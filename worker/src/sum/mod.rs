@@ -25,8 +25,8 @@ use self::exact64::ExactSum64;
 use self::plain::PlainSum;
 pub(crate) use self::sharded::{ShardSum, Target};
 use crate::params::Space;
+use crate::partition::Stretches;
 use crate::plan::{Plan, Shard, Sum};
-use crate::shard::Stretches;
 
 /// The sum over all ranks.
 #[derive(Debug, Clone, PartialEq)]

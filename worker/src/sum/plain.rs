@@ -9,7 +9,7 @@ use mattock_exact::Exponents;
 use super::Summed;
 use super::flight::Flight;
 use crate::params::Space;
-use crate::shard::Stretches;
+use crate::partition::Stretches;
 
 /// Sums of f32, exchanged as they are or rounded to bf16.
 pub(crate) struct PlainSum {

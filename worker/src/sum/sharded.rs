@@ -19,7 +19,7 @@ use mattock_exact::{
 use super::flight::all_reduce;
 use super::wire::Wire;
 use super::{Summed, blocks_of};
-use crate::shard::Stretches;
+use crate::partition::Stretches;
 
 /// This rank's part of a step's sums.
 pub(crate) struct ShardSum {

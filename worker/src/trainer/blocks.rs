@@ -19,8 +19,8 @@ use mattock_kernels::TrainBackend;
 use super::StepError;
 use crate::gate::Gate;
 use crate::params::{attach, collect_gradients, release};
+use crate::partition::Stretches;
 use crate::phases::{Clock, Phase};
-use crate::shard::Stretches;
 use crate::task::{Carry, Output, Pass, Task};
 
 /// Own parts of parameters, to be put together with the others'.

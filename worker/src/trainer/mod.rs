@@ -36,14 +36,14 @@ use crate::commit::{Ballot, CommitError, Verdict};
 use crate::gate::{Gate, Recalled};
 use crate::gradients;
 use crate::params::{Space, attach};
+use crate::partition::Stretches;
 use crate::phases::{Clock, Phase};
 use crate::plan::{Plan, Shard};
 use crate::samples;
 use crate::schedule::learning_rate;
-use crate::shard::Stretches;
 use crate::state::State;
 use crate::sum::{GradientSum, Summed};
-use crate::task::{Pass, Task};
+use crate::task::{Pass, Task, TaskError};
 use crate::update::Update;
 
 /// The place of rounding among what draws random numbers for a micro-batch; those of the model count from 0.
@@ -62,6 +62,9 @@ pub enum StepError {
     /// The total says that the step may not be written.
     #[error(transparent)]
     Commit(#[from] CommitError),
+    /// The samples of a micro-batch cannot be read; nothing of it was added up.
+    #[error(transparent)]
+    Samples(#[from] TaskError),
     /// What came from another rank is not its state.
     #[error("the state that came from rank {root} has hash {got:016x}, there it has {want:016x}")]
     Transfer {
@@ -290,7 +293,11 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
             return Ok(());
         }
         let is_root = group.ring().rank() == Rank(0);
-        let measured = is_root.then(|| self.maxima.take().unwrap_or_else(|| self.measure()));
+        let measured = match self.maxima.take() {
+            _ if !is_root => None,
+            Some(measured) => Some(measured),
+            None => Some(self.measure()?),
+        };
         self.maxima.clone_from(&measured);
         self.spread_maxima(group, gate, measured)
     }
@@ -320,21 +327,23 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
     }
 
     /// The largest gradient of each block in micro-batch 0.
-    fn measure(&mut self) -> Vec<f32> {
+    fn measure(&mut self) -> Result<Vec<f32>, TaskError> {
         let mut maxima = vec![0.0f32; self.space.len() / BLOCK];
         let firsts: Vec<usize> = self.space.buckets().iter().map(|range| range.start / BLOCK).collect();
-        self.gradients_of(0, |bucket, gradient, _, _| {
+        let batch = self.batch_of(0)?;
+        self.gradients_of(0, &batch, |bucket, gradient, _, _| {
             let measured = block_maxima(gradient);
             maxima[firsts[bucket]..][..measured.len()].copy_from_slice(&measured);
         });
-        maxima
+        Ok(maxima)
     }
 
     /// Computes what is missing of the share; buckets leave with the last micro-batch.
-    fn compute(&mut self, group: &Group, share: &[u32], gate: &Gate) -> Result<(), Recalled> {
+    fn compute(&mut self, group: &Group, share: &[u32], gate: &Gate) -> Result<(), StepError> {
         let missing: Vec<u32> =
             share.iter().copied().filter(|index| !self.counted.contains_key(index)).collect();
         self.pending = None;
+        samples::follow(self.task, self.plan, self.state.step, share);
         if !std::mem::replace(&mut self.clean, true) {
             self.sum.begin();
         }
@@ -343,9 +352,11 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
         let lens_of = |bucket: usize| lens.as_ref().map(|lens| &lens[bucket][..]);
         for (position, &index) in missing.iter().enumerate() {
             let last = position + 1 == missing.len();
+            // Before the micro-batch begins: who waits for a store does not hang, and has nothing to tell of.
+            let batch = self.batch_of(index)?;
             gate.begin(index)?;
             let key = self.key_of(index).stream(ROUNDING).bits();
-            let loss = self.gradients_of(index, |bucket, gradient, sum, exponents| {
+            let loss = self.gradients_of(index, &batch, |bucket, gradient, sum, exponents| {
                 sum.add(bucket, gradient, exponents, key);
                 if last {
                     sum.send(bucket, group, lens_of(bucket));
@@ -364,20 +375,23 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
         MicroBatchKey { seed: self.plan.seed, step: self.state.step, micro_batch }
     }
 
+    /// The samples of a micro-batch.
+    fn batch_of(&mut self, index: u32) -> Result<T::Batch, TaskError> {
+        self.clock.enter(Phase::Data);
+        samples::micro_batch(self.task, self.plan, self.state.step, index)
+    }
+
     /// Runs one micro-batch forward and backward; `sink` receives each bucket's gradient, the last block's first.
     fn gradients_of(
         &mut self,
         index: u32,
+        batch: &T::Batch,
         mut sink: impl FnMut(usize, &[f32], &mut GradientSum, &Exponents),
     ) -> f32 {
-        let key = self.key_of(index);
-        let Self { task, plan, blocks, lengths, scratch, clock, sum, exponents, .. } = self;
-        clock.enter(Phase::Data);
-        let step = self.state.step;
-        let batch = samples::micro_batch(*task, plan, step, index);
-        let pass = Pass::Train(key);
+        let pass = Pass::Train(self.key_of(index));
+        let Self { task, blocks, lengths, scratch, clock, sum, exponents, .. } = self;
         clock.enter(Phase::Compute);
-        gradients::micro_batch::<B, T>(*task, blocks, lengths, &batch, pass, scratch, |bucket, gradient| {
+        gradients::micro_batch::<B, T>(*task, blocks, lengths, batch, pass, scratch, |bucket, gradient| {
             clock.enter(Phase::Round);
             sink(bucket, gradient, sum, exponents);
             clock.enter(Phase::Compute);

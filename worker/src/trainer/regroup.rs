@@ -23,8 +23,8 @@ use super::transfer::{PIECE, UNDER_WAY, spread_small};
 use super::{StepError, Trainer};
 use crate::commit::Ballot;
 use crate::gate::Gate;
+use crate::partition::{Lost, Move, ShardMap, Stretches, plan};
 use crate::phases::Phase;
-use crate::shard::{Lost, Move, ShardMap, Stretches, plan};
 use crate::state::State;
 use crate::task::Task;
 

@@ -13,7 +13,6 @@ use super::blocks::{Gathers, Round, Sink};
 use super::sharding::Sharding;
 use super::{ROUNDING, StepError, Trainer};
 use crate::gate::Gate;
-use crate::phases::Phase;
 use crate::samples;
 use crate::sum::{GradientSum, Target};
 use crate::task::{Pass, Task};
@@ -29,6 +28,7 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
         self.pending = None;
         self.forget();
         gate.proceed()?;
+        samples::follow(self.task, self.plan, self.state.step, share);
         self.exponents.clone_from(&self.state.exponents);
         if self.state.exponents.is_empty() {
             let is_root = group.ring().rank() == Rank(0);
@@ -58,12 +58,10 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
         index: Option<u32>,
         maxima: Option<&mut Vec<f32>>,
     ) -> Result<Option<f32>, StepError> {
-        self.clock.enter(Phase::Data);
-        let step = self.state.step;
-        let batch = index.map(|index| {
-            let pass = Pass::Train(self.key_of(index));
-            (samples::micro_batch(self.task, self.plan, step, index), pass)
-        });
+        let batch = match index {
+            Some(index) => Some((self.batch_of(index)?, Pass::Train(self.key_of(index)))),
+            None => None,
+        };
         let key = index.map_or(0, |index| self.key_of(index).stream(ROUNDING).bits());
         let Self {
             task, space, state, own, sharding, device, lengths, scratch, clock, sum, exponents, ..

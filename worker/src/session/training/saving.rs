@@ -153,7 +153,7 @@ impl<B: TrainBackend, T: Task> Training<'_, B, T> {
         let state_hash = self.save(seat, ready)?;
         let parameters = self.trainer.parameters(&seat.group, rank == 0 && completed);
         let parameters = parameters.map_err(|error| wrapped(error.into()))?;
-        let mut held_out_loss = None;
+        let mut held_out_loss = Ok(None);
         let outcomes = match self.saver.take() {
             Some(saver) if rank == 0 => {
                 let (space, device) = (self.trainer.space(), self.trainer.device());
@@ -177,7 +177,8 @@ impl<B: TrainBackend, T: Task> Training<'_, B, T> {
             step,
             completed,
             state_hash,
-            held_out_loss,
+            // What cannot be evaluated is saved all the same.
+            held_out_loss: held_out_loss.map_err(SessionError::from)?,
             unigram_loss: self.facts.unigram_loss,
             parameters: self.trainer.space().parameter_count() as u64,
         };

@@ -81,7 +81,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::shard::ShardMap;
+    use crate::partition::ShardMap;
 
     const BUCKETS: [Range<usize>; 3] = [0..70_000, 70_000..71_000, 71_000..200_000];
 
