@@ -66,13 +66,13 @@ impl Task for Digits {
         self.data.images
     }
 
-    fn batch(&self, samples: &[u64]) -> Self::Batch {
-        samples.iter().map(|&index| image(index, self.data.noise)).unzip()
+    fn batch(&self, samples: &[u64]) -> Result<Self::Batch, TaskError> {
+        Ok(samples.iter().map(|&index| image(index, self.data.noise)).unzip())
     }
 
-    fn held_out(&self, size: usize) -> Vec<(usize, Self::Batch)> {
+    fn held_out(&self, size: usize) -> Result<Vec<(usize, Self::Batch)>, TaskError> {
         let unseen: Vec<u64> = (self.data.images..self.data.images + 500).collect();
-        unseen.chunks(size).map(|chunk| (chunk.len(), self.batch(chunk))).collect()
+        unseen.chunks(size).map(|chunk| Ok((chunk.len(), self.batch(chunk)?))).collect()
     }
 
     fn forward<B: Kernels>(

@@ -20,8 +20,10 @@ use clap::Parser;
 use tracing_subscriber::EnvFilter;
 
 pub use burn;
+pub use mattock_data::SampleOrder;
 pub use mattock_data::keys;
 pub use mattock_worker::Kernels;
+pub use mattock_worker::plan::Batch;
 pub use mattock_worker::task::gpt::Gpt;
 pub use mattock_worker::task::{Carry, Facts, Output, Pass, Source, Task, TaskError};
 

@@ -60,8 +60,8 @@ impl Task for Stuck {
         1000
     }
 
-    fn batch(&self, samples: &[u64]) -> Vec<f32> {
-        samples.iter().flat_map(|&sample| [sample as f32 / 1000.0; 4]).collect()
+    fn batch(&self, samples: &[u64]) -> Result<Vec<f32>, TaskError> {
+        Ok(samples.iter().flat_map(|&sample| [sample as f32 / 1000.0; 4]).collect())
     }
 
     fn forward<B: Kernels>(

@@ -26,6 +26,8 @@ const PURE: &[&str] = &[
     "src/launch/place.rs",
     "worker/exact/src",
     "worker/data/src/order.rs",
+    "worker/data/src/permutation.rs",
+    "worker/data/src/windows.rs",
     "worker/data/src/keys.rs",
     "worker/src/bits.rs",
     "worker/src/commit.rs",

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use mattock_collectives::{Congestion, TransportChoice};
+use mattock_data::config::parse_size;
 
 use crate::bench::{self, Launch, Operation, Sample, Survey, Work};
 use crate::exit::{EXIT_CODES, Exit, Failure};
@@ -267,38 +268,5 @@ impl RunArgs {
             }
             min => Ok(std::iter::successors(Some(min), next).collect()),
         }
-    }
-}
-
-/// `4B`, `64KiB`, `1MB` or `1024`.
-fn parse_size(text: &str) -> Result<u64, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit: u64 = match &text[digits.len()..] {
-        "" | "B" => 1,
-        "KB" => 1000,
-        "MB" => 1_000_000,
-        "GB" => 1_000_000_000,
-        "KiB" | "K" => 1 << 10,
-        "MiB" | "M" => 1 << 20,
-        "GiB" | "G" => 1 << 30,
-        unit => return Err(format!("'{unit}' is no unit: B, KiB, MiB and GiB are, and KB, MB and GB")),
-    };
-    let number: u64 = digits.parse().map_err(|error| format!("'{digits}' is no number: {error}"))?;
-    number.checked_mul(unit).ok_or_else(|| format!("{text} is too much"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_have_units() {
-        assert_eq!(parse_size("4B"), Ok(4));
-        assert_eq!(parse_size("64KiB"), Ok(65536));
-        assert_eq!(parse_size("1GiB"), Ok(1 << 30));
-        assert_eq!(parse_size("12"), Ok(12));
-        assert!(parse_size("4 parsecs").unwrap_err().contains("parsecs"));
-        assert!(parse_size("B").is_err());
-        assert!(parse_size("99999999999GiB").is_err());
     }
 }

@@ -6,7 +6,10 @@ use std::path::PathBuf;
 
 use anyhow::anyhow;
 use clap::{Args, Subcommand};
+use mattock_data::config::parse_size;
+use mattock_data::{Corpus, Cutting, Published};
 use mattock_worker::samples::token_ids;
+use mattock_worker::shards;
 use mattock_worker::task::{Facts, Task};
 
 use super::parts::open;
@@ -27,13 +30,30 @@ pub struct DataArgs {
 pub enum DataAction {
     /// Build a recipe's dataset now rather than when training starts
     #[command(after_help = EXIT_CODES)]
-    Build(RecipeFile),
+    Build(BuildArgs),
     /// Print the manifest of a recipe's dataset
     #[command(after_help = EXIT_CODES)]
     Show(RecipeFile),
     /// Write the token ids that a run's first steps train on, as a NumPy array
     #[command(after_help = EXIT_CODES)]
     Batches(BatchesArgs),
+}
+
+/// Arguments of `mattock data build`.
+#[derive(Debug, Args)]
+pub struct BuildArgs {
+    /// What is trained.
+    #[command(flatten)]
+    pub recipe: RecipeFile,
+    /// Publish it there too, in shards, for recipes whose [data] names this url: a folder, file:// or s3://bucket/prefix
+    #[arg(long, value_name = "URL")]
+    pub to: Option<String>,
+    /// Size of a shard
+    #[arg(long, value_name = "SIZE", default_value = "16MiB", value_parser = parse_size, requires = "to")]
+    pub shard: u64,
+    /// Shards that are shuffled together; where there are more, this and the size are part of what defines results
+    #[arg(long, value_name = "SHARDS", default_value = "16", requires = "to")]
+    pub window: u64,
 }
 
 /// Arguments of `mattock data batches`.
@@ -56,9 +76,19 @@ pub struct BatchesArgs {
 /// Bad input where recipe or data are at fault.
 pub fn run<T: Task>(args: &DataArgs, out: &mut impl Write) -> Result<Exit, Failure> {
     match &args.action {
-        DataAction::Build(file) => {
-            let facts = open::<T>(&file.resolve()?)?.facts();
-            writeln!(out, "dataset {} lies in {}", facts.dataset_hash, folder(&facts))
+        DataAction::Build(args) => {
+            let facts = open::<T>(&args.recipe.resolve()?)?.facts();
+            let built = writeln!(out, "dataset {} lies in {}", facts.dataset_hash, folder(&facts));
+            match &args.to {
+                None => built,
+                Some(url) => {
+                    let published = publish(&facts, args, url)?;
+                    built.and_then(|()| {
+                        let shards = published.train.shards.len() + published.held_out.shards.len();
+                        writeln!(out, "published at {url}: {shards} shards, dataset {}", published.identity())
+                    })
+                }
+            }
         }
         DataAction::Show(file) => {
             let facts = open::<T>(&file.resolve()?)?.facts();
@@ -78,12 +108,26 @@ fn folder(facts: &Facts) -> String {
     path.map_or("nowhere: it is made as it is read".into(), |path| path.display().to_string())
 }
 
+/// Publishes what was built.
+fn publish(facts: &Facts, args: &BuildArgs, url: &str) -> Result<Published, Failure> {
+    let corpus = facts.dataset.clone().map(Corpus::open).transpose().map_err(Failure::bad_input)?.flatten();
+    let corpus = corpus.ok_or_else(|| {
+        let why = "only a dataset that is built from text can be published, and this recipe's is not";
+        Failure::bad_input(anyhow!(why))
+    })?;
+    let store = shards::create(url).map_err(Failure::bad_input)?;
+    let cutting = Cutting { shard_bytes: args.shard, window: args.window };
+    let progress = |done, of| eprintln!("publishing: {done} of {of} shards");
+    mattock_data::publish(&corpus, cutting, &*store, &progress).map_err(Failure::bad_input)
+}
+
 /// Writes the array, all of it or nothing; returns its shape.
 fn write_batches<T: Task>(args: &BatchesArgs) -> Result<[u64; 3], Failure> {
     let recipe = args.recipe.resolve()?;
     let (task, plan) = (open::<T>(&recipe)?, recipe.plan);
     let ids = |step| {
         token_ids(&task, &plan, step)
+            .map_err(Failure::bad_input)?
             .ok_or_else(|| Failure::bad_input(anyhow!("this recipe's samples are no tokens")))
     };
     let rows = u64::from(plan.batch.size);

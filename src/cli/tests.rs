@@ -63,13 +63,15 @@ fn the_other_commands_take_the_flags_of_the_contract() {
         };
         assert_eq!(at.url, "file:///x");
     }
-    for action in ["build", "show"] {
-        let args: DataArgs = parse(&format!("{action} r.toml")).unwrap();
-        let (DataAction::Build(file) | DataAction::Show(file)) = args.action else {
-            panic!("{action} is another action");
-        };
-        assert_eq!(file.recipe.to_str(), Some("r.toml"));
-    }
+    let args: DataArgs = parse("show r.toml").unwrap();
+    assert!(matches!(args.action, DataAction::Show(file) if file.recipe.to_str() == Some("r.toml")));
+    let args: DataArgs = parse("build r.toml --to file:///x --shard 1MiB").unwrap();
+    let DataAction::Build(args) = args.action else { panic!("build is another action") };
+    assert_eq!((args.to.as_deref(), args.shard, args.window), (Some("file:///x"), 1 << 20, 16));
+    assert!(
+        parse::<DataArgs>("build r.toml --window 3").is_err(),
+        "nothing is cut where nothing is published"
+    );
     parse::<DataArgs>("batches r.toml --steps 3 --out b.npy --set seed=1").unwrap();
     assert!(parse::<DataArgs>("batches r.toml --steps 0 --out b.npy").is_err());
     parse::<CheckpointArgs>("init r.toml --out d").unwrap();

@@ -106,7 +106,7 @@ impl Bench {
 }
 
 impl Run {
-    fn read(output: &Output, out: PathBuf) -> Self {
+    pub(crate) fn read(output: &Output, out: PathBuf) -> Self {
         let summary = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
         Self {
             code: output.status.code(),

@@ -6,7 +6,7 @@ use mattock_kernels::Kernels;
 use crate::gradients;
 use crate::params::{Space, attach};
 use crate::plan::Plan;
-use crate::task::Task;
+use crate::task::{Task, TaskError};
 
 /// The model with these parameters, without a graph.
 pub(crate) fn model<B: Backend, T: Task>(
@@ -27,13 +27,13 @@ pub(crate) fn held_out<B: Kernels, T: Task>(
     space: &Space,
     parameters: &[f32],
     device: &B::Device,
-) -> Option<f64> {
+) -> Result<Option<f64>, TaskError> {
     let blocks = model::<B, T>(task, plan.seed, space, parameters, device);
     let mut total = 0.0;
     let mut samples = 0;
-    for (size, batch) in task.held_out(plan.batch.micro as usize) {
+    for (size, batch) in task.held_out(plan.batch.micro as usize)? {
         total += f64::from(gradients::evaluate::<B, T>(task, &blocks, &batch)) * size as f64;
         samples += size;
     }
-    (samples > 0).then(|| total / samples as f64)
+    Ok((samples > 0).then(|| total / samples as f64))
 }

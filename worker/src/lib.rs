@@ -19,6 +19,7 @@ pub mod samples;
 pub mod schedule;
 pub mod session;
 pub mod settings;
+pub mod shards;
 pub mod state;
 pub mod storage;
 mod sum;

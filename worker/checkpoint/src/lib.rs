@@ -4,6 +4,7 @@
 //! probe -> claim -> Writer::submit .. submit -> finish          (a run)
 //!          claim -> load(Newest)                                (resuming it, on any number of workers)
 //! list, show, verify, load_weights                              (looking at it, using it)
+//! Objects                                                       (whatever else lies in a location)
 //! ```
 //!
 //! Functions block and may be called from anywhere; what is asynchronous stays inside. The [`Writer`] has a thread of
@@ -23,6 +24,7 @@ pub mod format;
 mod layout;
 mod listing;
 mod location;
+mod objects;
 mod probe;
 mod read;
 mod reader;
@@ -42,6 +44,7 @@ pub use format::manifest::{Manifest, ManifestError, PieceInfo};
 pub use layout::{Layout, LayoutError, TensorMeta};
 pub use listing::{Listing, Summary, list};
 pub use location::{Location, LocationError};
+pub use objects::Objects;
 pub use probe::{Examination, ProbeError, examine, probe};
 pub use reader::{Head, LoadError, Loaded, Weights, Which, load, load_weights, show};
 pub use retention::Retention;

@@ -86,7 +86,11 @@ impl Corpus {
         self.held_out.verify()
     }
 
-    fn open(folder: PathBuf) -> Result<Option<Self>, DataError> {
+    /// Opens what was built in a folder; `None` where there is nothing, or something of another format.
+    ///
+    /// # Errors
+    /// Where it is damaged.
+    pub fn open(folder: PathBuf) -> Result<Option<Self>, DataError> {
         let Some(manifest) = Manifest::read(&folder)? else { return Ok(None) };
         let tokenizer = Tokenizer::from_file(&folder.join(TOKENIZER))?;
         let train = Tokens::open(&folder, &manifest.train, manifest.token_bytes)?;

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::store::StoreFault;
+
 /// Why a dataset could not be built or read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -42,6 +44,33 @@ pub enum DataError {
         /// The dataset's folder.
         folder: PathBuf,
         /// What is wrong with it.
+        reason: String,
+    },
+    /// What lies in a store is no dataset of ours, or cannot be used.
+    #[error("dataset {url}: {reason}")]
+    Published {
+        /// Its manifest, or its place.
+        url: String,
+        /// What is wrong with it, and what to do.
+        reason: String,
+    },
+    /// An object is not what the manifest says, however often it is read.
+    #[error("{url} {reason}, twice; publish the dataset again, which repairs it")]
+    Object {
+        /// The object.
+        url: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreFault),
+    /// The cache of shards cannot do its work.
+    #[error("the cache of shards in {}: {reason}", folder.display())]
+    Cache {
+        /// Where it lies.
+        folder: PathBuf,
+        /// What is wrong, and what to do.
         reason: String,
     },
 }

@@ -1,44 +1,66 @@
 //! The order of samples: a keyed permutation of each epoch, with O(1) seek.
 //!
-//! Position p of the run is place `p mod n` of epoch `p / n`. Within an epoch, places are permuted by a Feistel network
-//! over the next even number of bits, walking cycles until the result lies below n (Black and Rogaway, 2002). So
-//! resuming at any step is instant, and the order is a pure function of seed and position, never of ranks (the idea
-//! of MosaicML streaming, without its shuffle buffers).
+//! Position p of the run is place `p mod n` of epoch `p / n`. So resuming at any step is instant, and the order is a pure
+//! function of seed and position, never of ranks (the idea of MosaicML streaming, without its shuffle buffers). A set
+//! that is at hand as a whole is permuted as a whole; one that is streamed, a window of shards at a time.
 
 use std::ops::Range;
 
-use crate::keys::mix;
-
-/// Rounds of the Feistel network: four make a pseudo-random permutation of a pseudo-random function.
-const ROUNDS: u64 = 4;
+use crate::permutation::Permutation;
+pub use crate::windows::Cut;
+use crate::windows::Windows;
 
 /// The order of samples of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SampleOrder {
-    seed: u64,
-    samples: u64,
-    half_bits: u32,
+    kind: Kind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Whole(Permutation),
+    Windowed(Windows),
 }
 
 impl SampleOrder {
-    /// An order of `samples` samples an epoch.
+    /// An order of `samples` samples an epoch, permuted as a whole.
     ///
     /// # Panics
     /// Where there are no samples, or 2^62 and more.
     pub fn new(seed: u64, samples: u64) -> Self {
-        assert!(samples > 0 && samples < 1 << 62, "an order needs samples");
-        let bits = u64::BITS - (samples - 1).leading_zeros();
-        Self { seed, samples, half_bits: bits.div_ceil(2).max(1) }
+        Self { kind: Kind::Whole(Permutation::new(seed, samples)) }
+    }
+
+    /// An order that draws from `window` shards at a time, for steps of `size` samples in micro-batches of `micro`.
+    ///
+    /// # Panics
+    /// Where the set has no more full shards than a window, or shards have no samples.
+    pub fn windowed(seed: u64, cut: Cut, window: u64, size: u32, micro: u32) -> Self {
+        Self { kind: Kind::Windowed(Windows::new(seed, cut, window, size, micro)) }
+    }
+
+    /// Samples of an epoch.
+    pub fn samples(&self) -> u64 {
+        match &self.kind {
+            Kind::Whole(whole) => whole.len(),
+            Kind::Windowed(windows) => windows.samples(),
+        }
     }
 
     /// The sample at a position of the run, counted over all epochs.
     pub fn sample(&self, position: u64) -> u64 {
-        let (epoch, mut place) = (position / self.samples, position % self.samples);
-        loop {
-            place = self.permute(epoch, place);
-            if place < self.samples {
-                return place;
-            }
+        match &self.kind {
+            Kind::Whole(whole) => whole.at(position / whole.len(), position % whole.len()),
+            Kind::Windowed(windows) => windows.sample(position),
+        }
+    }
+
+    /// The shards that these micro-batches draw from at a step, and those that they draw from next; `None` where all are
+    /// drawn from all the time.
+    pub fn ahead(&self, step: u64, share: &[u32], micro: u32) -> Option<[Vec<u64>; 2]> {
+        match &self.kind {
+            Kind::Whole(_) => None,
+            Kind::Windowed(windows) => Some(windows.ahead(step, share, micro)),
         }
     }
 
@@ -54,17 +76,6 @@ impl SampleOrder {
         let positions: Range<u64> = first..first + u64::from(micro);
         let order = *self;
         positions.map(move |position| order.sample(position))
-    }
-
-    /// A permutation of the numbers of twice `half_bits` bits.
-    fn permute(&self, epoch: u64, value: u64) -> u64 {
-        let mask = (1u64 << self.half_bits) - 1;
-        let (mut left, mut right) = (value >> self.half_bits, value & mask);
-        for round in 0..ROUNDS {
-            let key = mix(self.seed ^ mix(epoch.wrapping_mul(ROUNDS).wrapping_add(round)));
-            (left, right) = (right, left ^ (mix(right ^ key) & mask));
-        }
-        left << self.half_bits | right
     }
 }
 

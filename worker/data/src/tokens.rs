@@ -63,10 +63,7 @@ impl Tokens {
         assert!(sample < self.samples(context), "sample {sample} is not below {}", self.samples(context));
         let first = (sample * context as u64) as usize * self.token_bytes;
         let bytes = &self.bytes()[first..first + (context + 1) * self.token_bytes];
-        match self.token_bytes {
-            2 => out.extend(bytes.as_chunks::<2>().0.iter().map(|pair| i32::from(u16::from_le_bytes(*pair)))),
-            _ => out.extend(bytes.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word) as i32)),
-        }
+        decode(bytes, self.token_bytes, out);
     }
 
     /// Compares the contents with the manifest's hash.
@@ -80,7 +77,15 @@ impl Tokens {
         Err(DataError::Damaged { folder, reason })
     }
 
-    fn bytes(&self) -> &[u8] {
+    pub(crate) fn bytes(&self) -> &[u8] {
         self.map.as_deref().unwrap_or_default()
+    }
+}
+
+/// Appends tokens of 2 or 4 bytes.
+pub(crate) fn decode(bytes: &[u8], token_bytes: usize, out: &mut Vec<i32>) {
+    match token_bytes {
+        2 => out.extend(bytes.as_chunks::<2>().0.iter().map(|pair| i32::from(u16::from_le_bytes(*pair)))),
+        _ => out.extend(bytes.as_chunks::<4>().0.iter().map(|word| u32::from_le_bytes(*word) as i32)),
     }
 }

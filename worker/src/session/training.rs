@@ -354,7 +354,7 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
         }
         let state_hash = state_hash.unwrap_or_else(|| state.hash());
         let completed = state.step >= self.plan.steps;
-        let mut held_out_loss = None;
+        let mut held_out_loss = Ok(None);
         if rank == 0
             && let Some(mut saver) = self.saver.take()
         {
@@ -370,7 +370,7 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
             step: state.step,
             completed,
             state_hash,
-            held_out_loss,
+            held_out_loss: held_out_loss?,
             unigram_loss: self.facts.unigram_loss,
             parameters: self.trainer.space().parameter_count() as u64,
         };

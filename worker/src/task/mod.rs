@@ -17,13 +17,14 @@ use std::sync::Arc;
 use burn::module::Module;
 use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
+use mattock_data::SampleOrder;
 use mattock_data::keys::MicroBatchKey;
 use mattock_kernels::Kernels;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub use self::carry::Carry;
-use crate::plan::Table;
+use crate::plan::{Batch, Table};
 
 /// What a block returns.
 pub enum Output<B: Backend> {
@@ -128,8 +129,23 @@ pub trait Task: Sized + Send + Sync + 'static {
         1
     }
 
+    /// The order in which they are trained on, in steps of this shape: a pure function, whoever trains.
+    fn order(&self, seed: u64, batch: &Batch) -> SampleOrder {
+        let _ = batch;
+        SampleOrder::new(seed, self.samples())
+    }
+
+    /// Is told which micro-batches of a step are this worker's, before it asks for the first: for a task that fetches
+    /// ahead. What [`Task::batch`] returns must not depend on it.
+    fn follow(&self, order: &SampleOrder, batch: &Batch, step: u64, share: &[u32]) {
+        let _ = (order, batch, step, share);
+    }
+
     /// The training samples of these indices, each below [`Task::samples`], as one micro-batch.
-    fn batch(&self, samples: &[u64]) -> Self::Batch;
+    ///
+    /// # Errors
+    /// Where they cannot be read; this worker then cannot go on.
+    fn batch(&self, samples: &[u64]) -> Result<Self::Batch, TaskError>;
 
     /// The token ids of a batch, one row per sample; `None` where samples are no tokens.
     fn token_ids<'a>(&self, batch: &'a Self::Batch) -> Option<&'a [i32]> {
@@ -138,9 +154,12 @@ pub trait Task: Sized + Send + Sync + 'static {
     }
 
     /// Held-out samples, in batches of `size` (the last may be smaller), with the number of samples of each.
-    fn held_out(&self, size: usize) -> Vec<(usize, Self::Batch)> {
+    ///
+    /// # Errors
+    /// Where they cannot be read.
+    fn held_out(&self, size: usize) -> Result<Vec<(usize, Self::Batch)>, TaskError> {
         let _ = size;
-        Vec::new()
+        Ok(Vec::new())
     }
 
     /// Runs one block. `input` is `None` for the first; the last returns [`Output::Loss`].

@@ -34,7 +34,7 @@ use crate::samples;
 use crate::schedule::learning_rate;
 use crate::state::State;
 use crate::sum::GradientSum;
-use crate::task::{Pass, Task};
+use crate::task::{Pass, Task, TaskError};
 use crate::update;
 
 /// The place of rounding among what draws random numbers for a micro-batch; those of the model count from 0.
@@ -53,6 +53,9 @@ pub enum StepError {
     /// The total says that the step may not be written.
     #[error(transparent)]
     Commit(#[from] CommitError),
+    /// The samples of a micro-batch cannot be read; nothing of it was added up.
+    #[error(transparent)]
+    Samples(#[from] TaskError),
     /// What came from another rank is not its state.
     #[error("the state that came from rank {root} has hash {got:016x}, there it has {want:016x}")]
     Transfer {
@@ -236,7 +239,10 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
         }
         let root = Rank(0);
         let maxima = if group.ring().rank() == root {
-            let measured = self.maxima.take().unwrap_or_else(|| self.measure());
+            let measured = match self.maxima.take() {
+                Some(measured) => measured,
+                None => self.measure()?,
+            };
             self.clock.enter(Phase::Exchange);
             self.maxima = Some(measured.clone());
             gate.wait();
@@ -254,20 +260,21 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
     }
 
     /// The largest gradient of each block in micro-batch 0.
-    fn measure(&mut self) -> Vec<f32> {
+    fn measure(&mut self) -> Result<Vec<f32>, TaskError> {
         let mut maxima = vec![0.0f32; self.space.len() / BLOCK];
         let firsts: Vec<usize> = self.space.buckets().iter().map(|range| range.start / BLOCK).collect();
         self.gradients_of(0, |bucket, gradient, _, _| {
             let measured = block_maxima(gradient);
             maxima[firsts[bucket]..][..measured.len()].copy_from_slice(&measured);
-        });
-        maxima
+        })?;
+        Ok(maxima)
     }
 
     /// Computes what is missing of the share; buckets leave with the last micro-batch.
-    fn compute(&mut self, group: &Group, share: &[u32], gate: &Gate) -> Result<(), Recalled> {
+    fn compute(&mut self, group: &Group, share: &[u32], gate: &Gate) -> Result<(), StepError> {
         let missing: Vec<u32> =
             share.iter().copied().filter(|index| !self.counted.contains_key(index)).collect();
+        samples::follow(self.task, self.plan, self.state.step, share);
         if !std::mem::replace(&mut self.clean, true) {
             self.sum.begin();
         }
@@ -280,7 +287,7 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
                 if last {
                     sum.send(bucket, group);
                 }
-            });
+            })?;
             self.counted.insert(index, loss);
             gate.end(index);
         }
@@ -299,19 +306,27 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
         &mut self,
         index: u32,
         mut sink: impl FnMut(usize, &[f32], &mut GradientSum, &Exponents),
-    ) -> f32 {
+    ) -> Result<f32, TaskError> {
         let key = self.key_of(index);
         let Self { task, plan, blocks, lengths, scratch, clock, sum, exponents, .. } = self;
         clock.enter(Phase::Data);
         let step = self.state.step;
-        let batch = samples::micro_batch(*task, plan, step, index);
+        let batch = samples::micro_batch(*task, plan, step, index)?;
         let pass = Pass::Train(key);
         clock.enter(Phase::Compute);
-        gradients::micro_batch::<B, T>(*task, blocks, lengths, &batch, pass, scratch, |bucket, gradient| {
-            clock.enter(Phase::Round);
-            sink(bucket, gradient, sum, exponents);
-            clock.enter(Phase::Compute);
-        })
+        Ok(gradients::micro_batch::<B, T>(
+            *task,
+            blocks,
+            lengths,
+            &batch,
+            pass,
+            scratch,
+            |bucket, gradient| {
+                clock.enter(Phase::Round);
+                sink(bucket, gradient, sum, exponents);
+                clock.enter(Phase::Compute);
+            },
+        ))
     }
 
     /// What this rank contributes to the commit.

@@ -55,12 +55,12 @@ impl Task for Toy {
         1000
     }
 
-    fn batch(&self, samples: &[u64]) -> Self::Batch {
+    fn batch(&self, samples: &[u64]) -> Result<Self::Batch, TaskError> {
         let row = |&sample: &u64| {
             let mut stream = Stream::new(sample);
             (0..WIDTH).map(move |_| stream.uniform() as f32).collect::<Vec<f32>>()
         };
-        (samples.iter().flat_map(row).collect(), samples.len())
+        Ok((samples.iter().flat_map(row).collect(), samples.len()))
     }
 
     fn forward<B: Kernels>(

@@ -6,18 +6,20 @@ mod sampling;
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData};
-use mattock_data::{Corpus, TextConfig, Tokens as TokenFile};
+use mattock_data::{Dataset, SampleOrder, Split, Stream, StreamConfig};
 
 pub use self::config::GptConfig;
 pub use self::model::GptBlock;
 pub use self::sampling::{Generator, GeneratorError};
 use super::{Carry, Facts, Output, Pass, Source, Task, TaskError};
+use crate::plan::Batch;
+use crate::shards;
 use mattock_kernels::Kernels;
 
 /// A GPT-2-shaped language model on a corpus of text.
 pub struct Gpt {
     config: GptConfig,
-    corpus: Corpus,
+    data: Dataset,
 }
 
 /// Tokens of a micro-batch: rows of `context + 1`.
@@ -35,22 +37,20 @@ impl Task for Gpt {
         if let Some(reason) = config.fault() {
             return Err(TaskError::Table { table: "model", reason });
         }
-        let text: TextConfig = source.data()?;
-        let mut progress = |state: mattock_data::Progress| (source.progress)(&state.to_string());
-        let corpus = mattock_data::open_or_build(&text, source.cache, &mut progress)?;
-        if corpus.train.samples(config.context) == 0 {
+        let data = open(source)?;
+        if data.samples(Split::Train, config.context) == 0 {
             let reason = format!(
-                "the training split has {} tokens, too few for one sample of context {}",
-                corpus.train.len(),
+                "the training split has {} tokens, too few (or shards too short) for one sample of context {}",
+                data.tokens(Split::Train),
                 config.context
             );
             return Err(TaskError::Table { table: "data", reason });
         }
-        Ok(Self { config, corpus })
+        Ok(Self { config, data })
     }
 
     fn blocks<B: Backend>(&self, seed: u64, device: &B::Device) -> Vec<GptBlock<B>> {
-        model::blocks(&self.config, self.corpus.tokenizer.vocab(), seed, device)
+        model::blocks(&self.config, self.data.tokenizer().vocab(), seed, device)
     }
 
     fn prefix(&self, index: usize) -> String {
@@ -58,24 +58,32 @@ impl Task for Gpt {
     }
 
     fn samples(&self) -> u64 {
-        self.corpus.train.samples(self.config.context)
+        self.data.samples(Split::Train, self.config.context)
     }
 
     fn tokens_per_sample(&self) -> u64 {
         self.config.context as u64
     }
 
-    fn batch(&self, samples: &[u64]) -> TokenBatch {
-        windows(&self.corpus.train, samples, self.config.context)
+    fn order(&self, seed: u64, batch: &Batch) -> SampleOrder {
+        self.data.order(seed, self.config.context, batch.size, batch.micro)
+    }
+
+    fn follow(&self, order: &SampleOrder, batch: &Batch, step: u64, share: &[u32]) {
+        self.data.follow(order, step, share, batch.micro);
+    }
+
+    fn batch(&self, samples: &[u64]) -> Result<TokenBatch, TaskError> {
+        self.windows(Split::Train, samples)
     }
 
     fn token_ids<'a>(&self, batch: &'a TokenBatch) -> Option<&'a [i32]> {
         Some(&batch.tokens)
     }
 
-    fn held_out(&self, size: usize) -> Vec<(usize, TokenBatch)> {
-        let samples: Vec<u64> = (0..self.corpus.held_out.samples(self.config.context)).collect();
-        let batch = |chunk: &[u64]| (chunk.len(), windows(&self.corpus.held_out, chunk, self.config.context));
+    fn held_out(&self, size: usize) -> Result<Vec<(usize, TokenBatch)>, TaskError> {
+        let samples: Vec<u64> = (0..self.data.samples(Split::HeldOut, self.config.context)).collect();
+        let batch = |chunk: &[u64]| Ok((chunk.len(), self.windows(Split::HeldOut, chunk)?));
         samples.chunks(size).map(batch).collect()
     }
 
@@ -91,23 +99,40 @@ impl Task for Gpt {
 
     fn facts(&self) -> Facts {
         Facts {
-            dataset_hash: self.corpus.manifest.dataset_hash.clone(),
-            unigram_loss: Some(self.corpus.manifest.unigram_loss),
-            config_json: self.config.hugging_face(self.corpus.tokenizer.vocab()),
-            tokenizer_json: Some(self.corpus.tokenizer.json().into()),
-            summary: self.corpus.manifest.to_string(),
-            dataset: Some(self.corpus.folder().to_owned()),
+            dataset_hash: self.data.identity(),
+            unigram_loss: Some(self.data.unigram_loss()),
+            config_json: self.config.hugging_face(self.data.tokenizer().vocab()),
+            tokenizer_json: Some(self.data.tokenizer().json().into()),
+            summary: self.data.summary(),
+            dataset: self.data.folder().map(ToOwned::to_owned),
         }
     }
 }
 
-fn windows(tokens: &TokenFile, samples: &[u64], context: usize) -> TokenBatch {
-    let mut batch =
-        TokenBatch { tokens: Vec::with_capacity(samples.len() * (context + 1)), rows: samples.len() };
-    for &sample in samples {
-        tokens.window(sample, context, &mut batch.tokens);
+/// Opens what `[data]` names: a published dataset, or text, which is built into one.
+fn open(source: &Source<'_>) -> Result<Dataset, TaskError> {
+    if source.data.contains_key("url") {
+        let config: StreamConfig = source.data()?;
+        let fault = |reason| TaskError::Table { table: "data", reason };
+        let cache_bytes = config.cache_bytes().map_err(fault)?;
+        let store = shards::open(&config.url).map_err(mattock_data::DataError::from)?;
+        return Ok(Dataset::Streamed(Stream::open(store, source.cache, cache_bytes)?));
     }
-    batch
+    let mut progress = |state: mattock_data::Progress| (source.progress)(&state.to_string());
+    let corpus = mattock_data::open_or_build(&source.data()?, source.cache, &mut progress)?;
+    Ok(Dataset::Built(corpus))
+}
+
+impl Gpt {
+    fn windows(&self, split: Split, samples: &[u64]) -> Result<TokenBatch, TaskError> {
+        let context = self.config.context;
+        let mut batch =
+            TokenBatch { tokens: Vec::with_capacity(samples.len() * (context + 1)), rows: samples.len() };
+        for &sample in samples {
+            self.data.window(split, sample, context, &mut batch.tokens)?;
+        }
+        Ok(batch)
+    }
 }
 
 impl TokenBatch {
