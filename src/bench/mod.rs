@@ -10,6 +10,7 @@
 //!
 //! Where links are to be measured, every rank writes a line a round, and waits for one before the next.
 
+mod data;
 mod links;
 mod pair;
 mod rank;
@@ -30,6 +31,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::exit::Failure;
 
+pub(crate) use data::{DataWork, measure_data};
 pub(crate) use links::{Survey, survey};
 pub(crate) use rank::serve_rank;
 

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
 use mattock_collectives::{Congestion, TransportChoice};
+use mattock_data::Cutting;
 use mattock_data::config::parse_size;
 
-use crate::bench::{self, Launch, Operation, Sample, Survey, Work};
+use crate::bench::{self, DataWork, Launch, Operation, Sample, Survey, Work};
 use crate::exit::{EXIT_CODES, Exit, Failure};
 
 const EXAMPLES: &str = "\
@@ -22,6 +23,12 @@ const LINKS_EXAMPLES: &str = "\
 Examples:
   mattock bench links --ranks 3 --via 'ssh host{}' --bind '10.0.0.{}'
   mattock bench allreduce --ranks 3 --via 'ssh host{}' --bind '10.0.0.{}' --order auto
+";
+
+const DATA_EXAMPLES: &str = "\
+Examples:
+  mattock bench data --to s3://bucket/bench
+  mattock bench data --to /tmp/bench-data --size 4GiB --shard 16MiB
 ";
 
 /// Another order must be predicted to be faster by this factor.
@@ -67,6 +74,9 @@ pub enum BenchAction {
     /// Latency and bandwidth between all ranks, and the order that suits them
     #[command(after_help = format!("{LINKS_EXAMPLES}\n{EXIT_CODES}"))]
     Links(LinksArgs),
+    /// Make a dataset, publish it, and read it as training does, through a cache of a tenth of it
+    #[command(after_help = format!("{DATA_EXAMPLES}\n{EXIT_CODES}"))]
+    Data(DataBenchArgs),
     /// One rank: reads what to do from standard input
     #[command(hide = true)]
     Rank,
@@ -149,6 +159,35 @@ pub enum Order {
     Auto,
 }
 
+/// Arguments of `mattock bench data`. The shape of samples and steps is the quickstart's, unless told otherwise.
+#[derive(Debug, Args)]
+pub struct DataBenchArgs {
+    /// Where the set is published: a folder, file:// or s3://bucket/prefix; it is left there
+    #[arg(long, value_name = "URL")]
+    pub to: String,
+    /// Size of the set
+    #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = parse_size)]
+    pub size: u64,
+    /// Size of a shard
+    #[arg(long, value_name = "SIZE", default_value = "4MiB", value_parser = parse_size)]
+    pub shard: u64,
+    /// Shards that are shuffled together
+    #[arg(long, value_name = "SHARDS", default_value = "8")]
+    pub window: u64,
+    /// Tokens of a sample
+    #[arg(long, value_name = "TOKENS", default_value = "128", value_parser = clap::value_parser!(u32).range(1..))]
+    pub context: u32,
+    /// Samples of a step
+    #[arg(long, value_name = "SAMPLES", default_value = "32")]
+    pub batch: NonZeroU32,
+    /// Samples of a micro-batch
+    #[arg(long, value_name = "SAMPLES", default_value = "4")]
+    pub micro: NonZeroU32,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// Where and how ranks run.
 #[derive(Debug, Args)]
 pub struct LaunchArgs {
@@ -190,6 +229,7 @@ pub fn run(args: &BenchArgs, out: &mut impl Write) -> Result<Exit, Failure> {
         BenchAction::Scatter(args) => measure(args, Operation::Scatter, false, out),
         BenchAction::Alltoall(args) => measure(args, Operation::AllToAll, false, out),
         BenchAction::Links(args) => survey(args, out),
+        BenchAction::Data(args) => stream(args, out),
         BenchAction::Rank => bench::serve_rank(out).map(|()| Exit::Done),
     }
 }
@@ -234,6 +274,34 @@ fn survey(args: &LinksArgs, out: &mut impl Write) -> Result<Exit, Failure> {
     match args.json {
         true => writeln!(out, "{}", survey.json()),
         false => writeln!(out, "{survey}"),
+    }
+    .map_err(Failure::internal)?;
+    Ok(Exit::Done)
+}
+
+fn stream(args: &DataBenchArgs, out: &mut impl Write) -> Result<Exit, Failure> {
+    let (size, micro) = (args.batch.get(), args.micro.get());
+    if size % micro != 0 {
+        let problem = anyhow::anyhow!("--batch {size} is no multiple of --micro {micro}");
+        return Err(Failure::bad_input(problem));
+    }
+    let work = DataWork {
+        url: args.to.clone(),
+        bytes: args.size,
+        cutting: Cutting { shard_bytes: args.shard, window: args.window },
+        cache_bytes: args.size / 10,
+        context: args.context as usize,
+        size,
+        micro,
+    };
+    let scratch = crate::cache::folder().join(format!("bench-{}", std::process::id()));
+    let measured = bench::measure_data(&work, &scratch);
+    // Of a failed measurement.
+    let _ = std::fs::remove_dir_all(&scratch);
+    let sample = measured.map_err(Failure::run)?;
+    match args.json {
+        true => writeln!(out, "{}", sample.json().map_err(Failure::internal)?),
+        false => writeln!(out, "{sample}"),
     }
     .map_err(Failure::internal)?;
     Ok(Exit::Done)
