@@ -116,3 +116,24 @@ fn sizes_that_make_no_sense_are_refused() {
         assert!(errors.contains(said), "{errors}");
     }
 }
+
+#[test]
+fn a_set_made_on_the_spot_streams_whole_through_a_cache_of_a_tenth() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = folder.path().join("set").display().to_string();
+    let output = Command::new(env!("CARGO_BIN_EXE_mattock"))
+        .args(["bench", "data", "--to", &place, "--size", "8MiB", "--shard", "32KiB", "--json"])
+        .env("MATTOCK_CACHE", folder.path().join("cache"))
+        .env_remove("RUST_LOG")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let sample: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let number = |key: &str| sample[key].as_f64().unwrap();
+    assert_eq!((number("set_bytes"), number("shards")), (8_388_608.0, 256.0));
+    assert!(number("cache_held_bytes") <= number("cache_bytes") && number("cache_held_bytes") > 0.0);
+    // Leftover and tail of an epoch are read by everybody.
+    assert!((0.99..1.1).contains(&number("read_by_one")), "{sample}");
+    assert!((0.49..0.65).contains(&number("read_by_one_of_two")), "{sample}");
+    assert_eq!(number("same_steps"), 1000.0);
+}

@@ -4,7 +4,7 @@
 //! request is repeated by the client as its patience says, and given up after that.
 
 use std::ops::ControlFlow;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TrySendError, sync_channel};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -117,8 +117,12 @@ impl Objects {
             while let Some(chunk) = stream.next().await {
                 let mut waiting = chunk;
                 // The channel is not made for tasks: its end would block the only thread of this runtime.
-                while let Err(std::sync::mpsc::TrySendError::Full(back)) = sender.try_send(waiting) {
-                    waiting = back;
+                loop {
+                    match sender.try_send(waiting) {
+                        Ok(()) => break,
+                        Err(TrySendError::Disconnected(_)) => return,
+                        Err(TrySendError::Full(back)) => waiting = back,
+                    }
                     tokio::time::sleep(Duration::from_millis(1)).await;
                 }
             }

@@ -84,7 +84,7 @@ pub struct Published {
     pub train: ShardList,
     /// Tokens that are not.
     pub held_out: ShardList,
-    /// BLAKE3, in hex, of this manifest with an empty `check`.
+    /// BLAKE3, in hex, of this manifest's text with an empty `check`.
     pub check: String,
 }
 
@@ -134,7 +134,7 @@ impl Published {
             return Err(format!("it has format {}, this program reads {FORMAT}", version.format));
         }
         let published: Self = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-        if published.check != published.checked() {
+        if checked(bytes, &published.check) != published.check {
             return Err("it does not have the hash that it says".to_owned());
         }
         published.fault().map_or(Ok(published), Err)
@@ -142,13 +142,10 @@ impl Published {
 
     /// As it lies in the store.
     pub(crate) fn to_json(&self) -> String {
-        let sealed = Self { check: self.checked(), ..self.clone() };
-        serde_json::to_string_pretty(&sealed).unwrap_or_default() + "\n"
-    }
-
-    fn checked(&self) -> String {
         let bare = Self { check: String::new(), ..self.clone() };
-        blake3::hash(serde_json::to_string(&bare).unwrap_or_default().as_bytes()).to_hex().to_string()
+        let bare = serde_json::to_string_pretty(&bare).unwrap_or_default() + "\n";
+        let sealed = check_line(&checked(bare.as_bytes(), ""));
+        bare.replacen(&check_line(""), &sealed, 1)
     }
 
     /// What is wrong with it, if anything.
@@ -289,6 +286,17 @@ impl std::fmt::Display for Published {
     }
 }
 
+/// The hash of a manifest's text but for the hash that it says. Of the text, for numbers may read otherwise than they were
+/// written.
+fn checked(text: &[u8], check: &str) -> String {
+    let text = String::from_utf8_lossy(text).replacen(&check_line(check), &check_line(""), 1);
+    blake3::hash(text.as_bytes()).to_hex().to_string()
+}
+
+fn check_line(check: &str) -> String {
+    format!("\"check\": \"{check}\"")
+}
+
 /// A shard's name in the store.
 pub(crate) fn shard_name(hash: &str) -> String {
     format!("shards/{hash}")
@@ -328,7 +336,7 @@ mod tests {
     #[test]
     fn the_manifests_bytes_are_pinned() {
         let json = published().to_json();
-        assert_eq!(&blake3::hash(json.as_bytes()).to_hex()[..16], "b59042a68928906f");
+        assert_eq!(&blake3::hash(json.as_bytes()).to_hex()[..16], "8286aad9b2ec754a");
         let read = Published::parse(json.as_bytes()).unwrap();
         assert_eq!(Published { check: String::new(), ..read }, published());
     }
@@ -383,7 +391,7 @@ mod tests {
             prop_assume!(json[at] != with);
             json[at] = with;
             if let Ok(read) = Published::parse(&json) {
-                prop_assert_eq!(Published { check: String::new(), ..read }, published(), "white space at most");
+                prop_assert!(false, "{read:?}");
             }
         }
 

@@ -6,7 +6,7 @@
 //!
 //! # Invariants
 //! 1. What is read does not depend on what was announced: announcements only save waiting.
-//! 2. Mapped are the shards that are drawn from now, and [`OTHERS_MAX`] others.
+//! 2. Mapped are the shards that are drawn from now, and a few others.
 //! 3. Every wait has a deadline.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
