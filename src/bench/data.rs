@@ -248,12 +248,12 @@ impl Reading {
         let stream = Stream::open(store, cache, work.cache_bytes)?;
         let done = AtomicBool::new(false);
         let (seconds, held) = std::thread::scope(|scope| {
-            let looking = scope.spawn(|| most_held(&cache.join("shards"), &done));
+            let looking = scope.spawn(|| most_held(&stream, &done));
             let began = Instant::now();
             let read = read(work, &stream, order, share, epoch);
             let seconds = began.elapsed().as_secs_f64();
             done.store(true, Ordering::Relaxed);
-            let held = looking.join().map_err(|_| anyhow!("the cache could not be looked at"))?;
+            let held = looking.join().map_err(|_| anyhow!("the cache could not be looked at"))??;
             read.map(|()| (seconds, held))
         })?;
         drop(stream);
@@ -293,17 +293,18 @@ fn read(
     Ok(())
 }
 
-/// Looks at a folder of caches until told to stop.
-fn most_held(folder: &Path, done: &AtomicBool) -> u64 {
+/// Looks at the cache until told to stop.
+fn most_held(stream: &Stream, done: &AtomicBool) -> anyhow::Result<u64> {
     let mut most = 0;
-    while !done.load(Ordering::Relaxed) {
-        let files = std::fs::read_dir(folder).into_iter().flatten().flatten().flat_map(|inner| {
-            std::fs::read_dir(inner.path()).into_iter().flatten().flatten().flat_map(|file| file.metadata())
-        });
-        most = most.max(files.map(|file| file.len()).sum());
+    loop {
+        // Once more after the end.
+        let last = done.load(Ordering::Relaxed);
+        most = most.max(stream.cached_bytes()?);
+        if last {
+            return Ok(most);
+        }
         std::thread::sleep(LOOK);
     }
-    most
 }
 
 /// Splits steps all over an epoch among different numbers of workers, and compares the samples.

@@ -45,7 +45,7 @@ pub struct BuildArgs {
     /// What is trained.
     #[command(flatten)]
     pub recipe: RecipeFile,
-    /// Publish it there too, in shards, for recipes whose [data] names this url: a folder, file:// or s3://bucket/prefix
+    /// Publish it there too, in shards, for recipes whose `[data]` names this url: a folder, file:// or s3://bucket/prefix
     #[arg(long, value_name = "URL")]
     pub to: Option<String>,
     /// Size of a shard

@@ -3,7 +3,7 @@
 //! ```text
 //! HASH.part     being fetched; whoever holds its lock writes it. Without a lock: left by a dead process
 //! HASH.shard    whole; made by renaming a part whose hash was right. Who has it mapped holds a shared lock
-//! room          locked while somebody looks for room, which takes milliseconds
+//! room          locked while somebody looks for room or renames a part, which takes milliseconds: a listing is then true
 //! ```
 //!
 //! Locks are the kernel's (`flock`): those of a killed process are gone with it. A part is made as long as it will be before
@@ -70,6 +70,7 @@ pub(crate) enum Begin {
 pub(crate) struct Part {
     file: File,
     path: PathBuf,
+    cache: Cache,
     whole: PathBuf,
     renamed: bool,
 }
@@ -86,6 +87,7 @@ impl Part {
 
     /// Makes it whole.
     pub(crate) fn finish(mut self) -> io::Result<()> {
+        let _room = self.cache.room()?;
         fs::rename(&self.path, &self.whole)?;
         self.renamed = true;
         Ok(())
@@ -113,6 +115,13 @@ impl Cache {
 
     pub(crate) fn bytes_max(&self) -> u64 {
         self.bytes_max
+    }
+
+    /// Bytes of all that is here, and room that is spoken for.
+    pub(crate) fn held(&self) -> io::Result<u64> {
+        let _room = self.room()?;
+        let files = fs::read_dir(&self.folder)?.filter_map(|entry| entry.ok()?.metadata().ok());
+        Ok(files.map(|file| file.len()).sum())
     }
 
     /// Maps a shard that is here and has this hash; one that has not is removed.
@@ -165,7 +174,7 @@ impl Cache {
         if !is_at(&file, &path)? {
             return Ok(Begin::Busy);
         }
-        let part = Part { file, path, whole, renamed: false };
+        let part = Part { file, path, cache: self.clone(), whole, renamed: false };
         if part.whole.exists() {
             return Ok(Begin::There);
         }

@@ -137,6 +137,15 @@ impl Stream {
         &self.tokenizer
     }
 
+    /// Bytes that the cache holds at this moment, all processes' together.
+    ///
+    /// # Errors
+    /// Where its folder cannot be read.
+    pub fn cached_bytes(&self) -> Result<u64, DataError> {
+        let cache = &self.shared.fetcher.cache;
+        cache.held().map_err(DataError::io("look at", cache.folder()))
+    }
+
     /// From now on these micro-batches of `micro` samples are this worker's, beginning with those of `step`.
     pub fn follow(&self, order: &SampleOrder, step: u64, share: &[u32], micro: u32) {
         let shards = self.published.train.shards.len();
@@ -305,6 +314,7 @@ impl Shared {
             Ok(Fetched::Cached) => drop(state.settled.insert(shard)),
             Ok(Fetched::NoRoom) => state.no_room_until = Some(Instant::now() + NO_ROOM_PAUSE),
             Err(error) if urgent => drop(state.failed.insert(shard, error)),
+            Err(_) if self.fetcher.closed.load(Ordering::Relaxed) => {}
             Err(error) => {
                 // Who needs it will ask for it, and hear what is wrong.
                 tracing::warn!(%error, "data: not fetched ahead");

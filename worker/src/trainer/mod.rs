@@ -263,10 +263,11 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
     fn measure(&mut self) -> Result<Vec<f32>, TaskError> {
         let mut maxima = vec![0.0f32; self.space.len() / BLOCK];
         let firsts: Vec<usize> = self.space.buckets().iter().map(|range| range.start / BLOCK).collect();
-        self.gradients_of(0, |bucket, gradient, _, _| {
+        let batch = self.batch_of(0)?;
+        self.gradients_of(0, &batch, |bucket, gradient, _, _| {
             let measured = block_maxima(gradient);
             maxima[firsts[bucket]..][..measured.len()].copy_from_slice(&measured);
-        })?;
+        });
         Ok(maxima)
     }
 
@@ -280,14 +281,16 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
         }
         for (position, &index) in missing.iter().enumerate() {
             let last = position + 1 == missing.len();
+            // Before the micro-batch begins: who waits for a store does not hang, and has nothing to tell of.
+            let batch = self.batch_of(index)?;
             gate.begin(index)?;
             let key = self.key_of(index).stream(ROUNDING).bits();
-            let loss = self.gradients_of(index, |bucket, gradient, sum, exponents| {
+            let loss = self.gradients_of(index, &batch, |bucket, gradient, sum, exponents| {
                 sum.add(bucket, gradient, exponents, key);
                 if last {
                     sum.send(bucket, group);
                 }
-            })?;
+            });
             self.counted.insert(index, loss);
             gate.end(index);
         }
@@ -301,32 +304,27 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
         MicroBatchKey { seed: self.plan.seed, step: self.state.step, micro_batch }
     }
 
+    /// The samples of a micro-batch.
+    fn batch_of(&mut self, index: u32) -> Result<T::Batch, TaskError> {
+        self.clock.enter(Phase::Data);
+        samples::micro_batch(self.task, self.plan, self.state.step, index)
+    }
+
     /// Runs one micro-batch forward and backward; `sink` receives each bucket's gradient, the last block's first.
     fn gradients_of(
         &mut self,
         index: u32,
+        batch: &T::Batch,
         mut sink: impl FnMut(usize, &[f32], &mut GradientSum, &Exponents),
-    ) -> Result<f32, TaskError> {
-        let key = self.key_of(index);
-        let Self { task, plan, blocks, lengths, scratch, clock, sum, exponents, .. } = self;
-        clock.enter(Phase::Data);
-        let step = self.state.step;
-        let batch = samples::micro_batch(*task, plan, step, index)?;
-        let pass = Pass::Train(key);
+    ) -> f32 {
+        let pass = Pass::Train(self.key_of(index));
+        let Self { task, blocks, lengths, scratch, clock, sum, exponents, .. } = self;
         clock.enter(Phase::Compute);
-        Ok(gradients::micro_batch::<B, T>(
-            *task,
-            blocks,
-            lengths,
-            &batch,
-            pass,
-            scratch,
-            |bucket, gradient| {
-                clock.enter(Phase::Round);
-                sink(bucket, gradient, sum, exponents);
-                clock.enter(Phase::Compute);
-            },
-        ))
+        gradients::micro_batch::<B, T>(*task, blocks, lengths, batch, pass, scratch, |bucket, gradient| {
+            clock.enter(Phase::Round);
+            sink(bucket, gradient, sum, exponents);
+            clock.enter(Phase::Compute);
+        })
     }
 
     /// What this rank contributes to the commit.
