@@ -2,13 +2,13 @@
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mattock_checkpoint::{
-    Files, Layout, LoadError, Location, Outcome, Retention, RunFacts, Share, Slices, Snapshot, TensorMeta,
-    Tuning, Which, Writer, load,
+    Files, Layout, LoadError, Location, Outcome, Retention, RunFacts, SaveError, Share, Slices, Snapshot,
+    TensorMeta, Tuning, Which, Writer, holder_of, load,
 };
-use mattock_exact::Exponents;
+use mattock_exact::{BLOCK, Exponents};
 
 use crate::params::Space;
 use crate::plan::Plan;
@@ -18,6 +18,10 @@ use crate::task::{Facts, Task};
 
 /// How long the last checkpoint may take, once training is over.
 const LAST_CHECKPOINT_LIMIT: Duration = Duration::from_secs(600);
+/// How long the others' shares of it are waited for, once the own one is written; more, where that took longer.
+const OTHERS_LIMIT: Duration = Duration::from_secs(20);
+/// How often rank 0 looks how far it is.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// Why state could not be saved or loaded.
 #[derive(Debug, thiserror::Error)]
@@ -111,21 +115,40 @@ pub fn save_initial<T: Task>(
     let (space, state) = State::initial(task, plan.seed);
     let settings = Settings { checkpoints: checkpoints.to_owned(), start: Start::Fresh };
     let mut saver = Saver::new(plan, &settings, &space, &task.facts(), run, recipe)?;
-    saver.save(&state, state.hash())?;
-    let saved = saver.finish()?.into_iter().find_map(|outcome| match outcome {
+    saver.open()?;
+    let state_hash = state.hash();
+    saver.save(&state, state_hash, Share::WHOLE)?;
+    let saved = saver.finish(&state, state_hash, || false)?.into_iter().find_map(|outcome| match outcome {
         Outcome::Saved(saved) => Some(saved.url),
         _ => None,
     });
     saved.ok_or_else(|| StorageError::Layout("the writer told of no checkpoint".to_owned()))
 }
 
-/// Writes a run's checkpoints in the background.
+/// Writes this worker's part of a run's checkpoints in the background.
+///
+/// The state is the same on all ranks, so each writes a share of it, and any of them can write all of it: rank 0 does where
+/// others cannot see the place, or where their shares of the last checkpoint do not come.
 pub(crate) struct Saver {
-    writer: Writer,
+    /// None where the place cannot be seen from here.
+    writer: Option<Writer>,
+    location: Location,
+    retention: Retention,
     layout: Arc<Layout>,
     files: Arc<Files>,
     run: Arc<RunFacts>,
-    newest: Option<u64>,
+    newest: Option<(u64, Share)>,
+    /// The store refuses what this worker writes.
+    refused: bool,
+}
+
+/// What the ranks of a ring must know of each other before each writes a share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Readiness {
+    /// Ranks in which an earlier checkpoint still waits to be written.
+    pub(crate) busy: u32,
+    /// Ranks that cannot write where checkpoints are kept.
+    pub(crate) blind: u32,
 }
 
 impl Saver {
@@ -152,41 +175,133 @@ impl Saver {
             dataset: facts.dataset_hash.clone(),
         };
         Ok(Self {
-            writer: Writer::start(&location, Retention { keep, keep_every: 0 }, Tuning::default())?,
+            writer: None,
+            location,
+            retention: Retention { keep, keep_every: 0 },
             layout: Arc::new(layout(space)?),
             files: Arc::new(files),
             run: Arc::new(run),
             newest: None,
+            refused: false,
         })
     }
 
-    /// Copies the state and hands it to the writer; a state that was saved already is not saved again.
-    pub(crate) fn save(&mut self, state: &State, state_hash: u64) -> Result<(), StorageError> {
-        if self.newest.replace(state.step) == Some(state.step) {
+    /// Opens the place: for the rank that must be able to write.
+    pub(crate) fn open(&mut self) -> Result<(), StorageError> {
+        if self.writer.is_none() {
+            self.writer = Some(Writer::start(&self.location, self.retention, Tuning::default())?);
+        }
+        Ok(())
+    }
+
+    /// Opens the place if it is the run's; says why where it is not. A folder of the same name on another host is not.
+    pub(crate) fn open_if_seen(&mut self) -> Option<String> {
+        if self.writer.is_some() {
+            return None;
+        }
+        let seen = match holder_of(&self.location) {
+            Ok(Some(holder)) if holder != self.run.run_id => Err(format!("it holds run {holder}")),
+            Ok(None) if self.location.folder().is_some() => {
+                Err("it is no folder of this run here; let all hosts share it, or use s3://".to_owned())
+            }
+            Ok(_) => self.open().map_err(|error| error.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        seen.err().map(|why| format!("this worker writes no checkpoints to {}: {why}", self.location))
+    }
+
+    /// What this rank has to say before a checkpoint.
+    pub(crate) fn readiness(&self) -> Readiness {
+        let busy = self.writer.as_ref().is_some_and(|writer| !writer.is_free());
+        Readiness { busy: busy.into(), blind: (self.writer.is_none() || self.refused).into() }
+    }
+
+    /// Copies a share of the state and hands it to the writer; one that was saved already is not saved again.
+    pub(crate) fn save(&mut self, state: &State, state_hash: u64, share: Share) -> Result<(), StorageError> {
+        if self.newest.replace((state.step, share)) == Some((state.step, share)) {
             return Ok(());
         }
+        let Some(writer) = &mut self.writer else { return Ok(()) };
+        let moments = share.of_elements(self.layout.elements(), BLOCK);
+        let moments = std::slice::from_ref(&moments);
         let snapshot = Snapshot {
             step: state.step,
             state_hash,
             layout: Arc::clone(&self.layout),
-            share: Share::WHOLE,
-            params: Slices::whole(Arc::new(state.parameters.clone())),
-            m: Slices::whole(Arc::new(state.first.clone())),
-            v: Slices::whole(Arc::new(state.second.clone())),
+            share,
+            params: Slices::cut(&state.parameters, &share.of_tensors(&self.layout)),
+            m: Slices::cut(&state.first, moments),
+            v: Slices::cut(&state.second, moments),
             exponents: Arc::new(state.exponents.eighths().to_vec()),
             files: Arc::clone(&self.files),
             run: Arc::clone(&self.run),
         };
-        self.writer.submit(snapshot).map_err(|error| StorageError::Layout(error.to_string()))
+        writer.submit(snapshot).map_err(|error| StorageError::Layout(error.to_string()))
     }
 
     /// What became of checkpoints since the last call.
     pub(crate) fn outcomes(&mut self) -> Vec<Outcome> {
-        self.writer.poll_outcomes()
+        let outcomes = self.writer.as_mut().map(Writer::poll_outcomes).unwrap_or_default();
+        let refusal = |outcome: &Outcome| match outcome {
+            Outcome::Failed { error: SaveError::Store(error), .. } => !error.is_transient(),
+            _ => false,
+        };
+        self.refused |= outcomes.iter().any(refusal);
+        outcomes
     }
 
-    /// Waits for what is under way.
-    pub(crate) fn finish(self) -> Result<Vec<Outcome>, StorageError> {
-        Ok(self.writer.finish(LAST_CHECKPOINT_LIMIT)?)
+    /// Waits for what this worker itself has under way.
+    pub(crate) fn leave(self) -> Vec<Outcome> {
+        self.writer.map(|writer| writer.leave(LAST_CHECKPOINT_LIMIT)).unwrap_or_default()
+    }
+
+    /// Waits until the last checkpoint, of which this worker has share 0, is complete; writes it alone where the other
+    /// shares do not come, or cannot, for `is_over` says so.
+    pub(crate) fn finish(
+        mut self,
+        state: &State,
+        state_hash: u64,
+        is_over: impl Fn() -> bool,
+    ) -> Result<Vec<Outcome>, StorageError> {
+        let mut outcomes = Vec::new();
+        if !self.newest.is_some_and(|(_, share)| share.is_whole())
+            && !self.await_others(state.step, is_over, &mut outcomes)
+        {
+            tracing::warn!(step = state.step, "the shares of others did not come: writing all of it");
+            self.save(state, state_hash, Share::WHOLE)?;
+        }
+        if let Some(writer) = self.writer {
+            outcomes.extend(writer.finish(LAST_CHECKPOINT_LIMIT)?);
+        }
+        Ok(outcomes)
+    }
+
+    /// Whether the checkpoint of this step got complete.
+    fn await_others(&mut self, step: u64, is_over: impl Fn() -> bool, outcomes: &mut Vec<Outcome>) -> bool {
+        let until = Instant::now() + LAST_CHECKPOINT_LIMIT;
+        let mut others_until = until;
+        while Instant::now() < others_until.min(until) && !is_over() {
+            for outcome in self.outcomes() {
+                match &outcome {
+                    Outcome::Saved(saved) if saved.step == step => {
+                        outcomes.push(outcome);
+                        return true;
+                    }
+                    Outcome::Written { step: written, took, .. } if *written == step => {
+                        others_until = Instant::now() + OTHERS_LIMIT.max(*took * 2);
+                    }
+                    // All of it is written instead, and told of then.
+                    Outcome::Failed { step: failed, .. } | Outcome::Incomplete { step: failed, .. }
+                        if *failed == step =>
+                    {
+                        return false;
+                    }
+                    _ => {}
+                }
+                outcomes.push(outcome);
+            }
+            std::thread::sleep(LOOK);
+        }
+        false
     }
 }

@@ -82,6 +82,20 @@ pub fn claim(location: &Location, run_id: &str, how: How) -> Result<String, Clai
     })
 }
 
+/// The run to which a location belongs, if any. A folder that is not there belongs to nobody.
+///
+/// # Errors
+/// Where the store cannot be asked.
+pub fn holder_of(location: &Location) -> Result<Option<String>, StoreError> {
+    block_on(async || {
+        let store = match location.open(Patience::Medium) {
+            Err(error) if error.is_missing() => return Ok(None),
+            opened => opened?,
+        };
+        Ok(store.find(RUN, RECORD_BYTES_MAX).await?.map(|record| holder(&record)))
+    })
+}
+
 async fn fresh(store: &Store, run_id: &str) -> Result<String, ClaimError> {
     let steps = steps(store).await?;
     let newest = steps.last_key_value().map(|(&step, _)| step);

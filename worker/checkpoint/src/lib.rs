@@ -42,7 +42,7 @@ mod upload;
 mod verify;
 mod writer;
 
-pub use claim::{ClaimError, How, claim};
+pub use claim::{ClaimError, How, claim, holder_of};
 pub use flaw::{Flaw, Unusable};
 pub use format::manifest::{Chunks, Manifest, ManifestError, PieceInfo};
 pub use layout::{Layout, LayoutError, TensorMeta};

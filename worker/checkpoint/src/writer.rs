@@ -119,6 +119,8 @@ struct Inbox {
     waiting: Option<Snapshot>,
     /// Set once: end by then, with the work done if possible.
     close_by: Option<Instant>,
+    /// Whether others' shares are waited for then.
+    leave: bool,
 }
 
 /// What is known of the newest snapshot.
@@ -183,6 +185,19 @@ impl Writer {
                 Err(FinishError { step, why: "the writer's thread ended early".into(), outcomes })
             }
         }
+    }
+
+    /// As [`Writer::finish`], but waits for what this writer itself writes only: whether others finish what it has a share of
+    /// is told to nobody any more.
+    pub fn leave(mut self, patience: Duration) -> Vec<Outcome> {
+        self.inbox.send_modify(|inbox| inbox.leave = true);
+        self.close(patience);
+        self.poll_outcomes()
+    }
+
+    /// Whether no snapshot waits: one that is submitted now supersedes none.
+    pub fn is_free(&self) -> bool {
+        self.inbox.borrow().waiting.is_none()
     }
 
     fn close(&mut self, patience: Duration) {
@@ -262,8 +277,9 @@ impl Background {
                 Next::End => break,
             }
         }
-        for awaited in std::mem::take(&mut self.awaited) {
-            self.give_up(awaited, Vec::new());
+        let awaited = std::mem::take(&mut self.awaited);
+        if !incoming.borrow().leave {
+            awaited.into_iter().for_each(|awaited| self.give_up(awaited, Vec::new()));
         }
     }
 
@@ -286,8 +302,12 @@ impl Background {
             next = inbox.waiting.take();
             next.is_some()
         });
-        let close_by = incoming.borrow_and_update().close_by;
+        let (close_by, leave) = {
+            let inbox = incoming.borrow_and_update();
+            (inbox.close_by, inbox.leave)
+        };
         match next {
+            None if leave && close_by.is_some() => Next::End,
             Some(snapshot) => Next::Save(Box::new(snapshot)),
             None if self.awaited.is_empty() && close_by.is_none() => Next::Look,
             None if self.awaited.is_empty() || close_by.is_some_and(|by| by <= Instant::now()) => Next::End,

@@ -6,10 +6,11 @@
 //!   └───────────────────────────────┘ what was added up of the step is kept
 //! ```
 
+mod saving;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use mattock_checkpoint::Outcome;
 use mattock_collectives::{
     CollectiveError, Generation, Group, JoinError as RingError, Rank, Ring, RingSpec, WorldSize,
 };
@@ -19,14 +20,12 @@ use mattock_kernels::TrainBackend;
 
 use super::{End, Milestone, SessionError, Worker};
 use crate::commit::CommitError;
-use crate::evaluate::held_out;
-use crate::phases::Phase;
 use crate::plan::Plan;
 use crate::settings::Settings;
 use crate::state::State;
 use crate::storage::{self, Saver};
 use crate::task::{Facts, Task};
-use crate::trainer::{StepDone, StepError, Trainer};
+use crate::trainer::{StepError, Trainer};
 
 /// How often a worker that links up looks whether the ring is still wanted.
 const LINK_PULSE: Duration = Duration::from_millis(5);
@@ -48,7 +47,6 @@ pub(super) struct Training<'a, B: TrainBackend, T: Task> {
     facts: Facts,
     /// Whether the trainer's state is that of some step, all of it.
     whole: bool,
-    /// Of rank 0.
     saver: Option<Saver>,
     finish: Option<Finish>,
 }
@@ -118,8 +116,8 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
                 Some(Instruction::Restore { up_to }) => self.restore(up_to)?,
                 Some(Instruction::Leave { reason }) => {
                     tracing::info!("this worker leaves: {reason}");
-                    let outcomes = self.saver.take().map(Saver::finish).transpose()?;
-                    self.tell_outcomes(outcomes.unwrap_or_default());
+                    let outcomes = self.saver.take().map(Saver::leave).unwrap_or_default();
+                    self.tell_outcomes(outcomes);
                     return Ok(End::Left);
                 }
                 Some(Instruction::End { reason }) => {
@@ -233,9 +231,7 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
         self.enter(seat)?;
         let Seat { group, formation, rank } = seat;
         let (control, rank) = (&self.worker.control, *rank);
-        if rank == 0 && self.saver.is_none() {
-            self.saver = Some(self.new_saver()?);
-        }
+        self.open_saver(rank)?;
         let (mut state_hash, mut proved) = (None, false);
         while self.trainer.state().step < self.plan.steps {
             let before = group.counters();
@@ -243,7 +239,6 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
             let done =
                 self.trainer.step(group, share, control.gate(), control.stop_requested()).map_err(wrapped)?;
             state_hash = Some(done.state_hash);
-            self.checkpoint(rank, &done)?;
             let after = group.counters();
             control.report(FromWorker::Step(StepReport {
                 generation: formation.generation,
@@ -261,6 +256,7 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
                 seconds: self.trainer.clock().lap(),
             }));
             control.gate().reported();
+            self.checkpoint(seat, &done)?;
             if !std::mem::replace(&mut proved, true) {
                 (self.worker.told)(Milestone::Stepped);
             }
@@ -271,7 +267,7 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
         }
         // The last checkpoint has a limit of its own.
         control.gate().wait();
-        Ok(self.finish(rank, state_hash)?)
+        self.finish(seat, state_hash)
     }
 
     /// Brings this worker to where the ring starts: with the state of another rank, if its own is not that.
@@ -300,82 +296,6 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
         gate.open(*generation, *step, kept).map_err(|error| wrapped(error.into()))?;
         self.trainer.resume(share);
         Ok(())
-    }
-
-    fn new_saver(&self) -> Result<Saver, SessionError> {
-        let Worker { run, recipe, .. } = self.worker;
-        Ok(Saver::new(self.plan, self.settings, self.trainer.space(), &self.facts, run, recipe)?)
-    }
-
-    /// Copies the state out where a checkpoint is due, if this rank is the one that writes, and reports what became of
-    /// earlier ones.
-    fn checkpoint(&mut self, rank: u32, done: &StepDone) -> Result<(), SessionError> {
-        let Some(saver) = &mut self.saver else { return Ok(()) };
-        let every = self.plan.checkpoint.every;
-        if rank == 0 && every > 0 && done.step.is_multiple_of(every) {
-            self.trainer.clock().enter(Phase::Checkpoint);
-            saver.save(self.trainer.state(), done.state_hash)?;
-        }
-        let outcomes = saver.outcomes();
-        self.tell_outcomes(outcomes);
-        Ok(())
-    }
-
-    fn tell_outcomes(&self, outcomes: Vec<Outcome>) {
-        for outcome in outcomes {
-            self.worker.control.report(match outcome {
-                Outcome::Saved(saved) => FromWorker::Checkpoint {
-                    step: saved.step,
-                    url: saved.url,
-                    bytes: saved.bytes,
-                    seconds: saved.took.as_secs_f64(),
-                },
-                Outcome::Superseded { step, by } => FromWorker::Notice {
-                    text: format!(
-                        "the checkpoint of step {step} was not written: that of step {by} took its place"
-                    ),
-                },
-                Outcome::Failed { step, error, .. } => FromWorker::Notice {
-                    text: format!("the checkpoint of step {step} was not written: {error}"),
-                },
-                other => FromWorker::Notice { text: format!("{other:?}") },
-            });
-        }
-    }
-
-    /// The last checkpoint and the held-out loss, by the rank that writes. Where it is asked again, for a ring broke
-    /// meanwhile, the answer is the same.
-    fn finish(&mut self, rank: u32, state_hash: Option<u64>) -> Result<Finish, SessionError> {
-        let state = self.trainer.state();
-        let wrote = |finish: &Finish| rank != 0 || finish.held_out_loss.is_some() || !finish.completed;
-        if let Some(finish) = self.finish.clone().filter(|finish| finish.step == state.step && wrote(finish))
-        {
-            return Ok(finish);
-        }
-        let state_hash = state_hash.unwrap_or_else(|| state.hash());
-        let completed = state.step >= self.plan.steps;
-        let mut held_out_loss = None;
-        if rank == 0
-            && let Some(mut saver) = self.saver.take()
-        {
-            saver.save(state, state_hash)?;
-            if completed {
-                let (space, device) = (self.trainer.space(), self.trainer.device());
-                held_out_loss =
-                    held_out::<B::InnerBackend, T>(self.task, self.plan, space, &state.parameters, device);
-            }
-            self.tell_outcomes(saver.finish()?);
-        }
-        let finish = Finish {
-            step: state.step,
-            completed,
-            state_hash,
-            held_out_loss,
-            unigram_loss: self.facts.unigram_loss,
-            parameters: self.trainer.space().parameter_count() as u64,
-        };
-        self.finish = Some(finish.clone());
-        Ok(finish)
     }
 }
 
