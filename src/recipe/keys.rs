@@ -57,6 +57,13 @@ pub(super) const KEYS: &[Key] = &[
     optional("checkpoint.to", "\"{out}/checkpoints\"", "folder or URL of checkpoints", &["path", "dir"]),
     optional("checkpoint.every", "100", "steps between checkpoints", &["interval", "save_every"]),
     optional("checkpoint.keep", "3", "complete checkpoints to keep", &["max_to_keep"]),
+    optional(
+        "checkpoint.keep_every",
+        "1000",
+        "keep those of every so many steps too; 0 for none",
+        &["milestones"],
+    ),
+    optional("checkpoint.memory", "\"64MiB\"", "what a worker's uploads hold at a time", &["buffer"]),
     optional("elastic.min_workers", "1", "the run waits for this many", &["min_nodes"]),
     optional("elastic.max_workers", "64", "no more than this are admitted", &["max_nodes", "workers"]),
     optional("elastic.timeout", "\"10s\"", "how long a silent peer is waited for", &[]),
