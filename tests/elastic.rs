@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use common::Bench;
 use common::watched::{Watched, assert_no_trace, kinds, steps};
+use mattock_checkpoint::{Location, list, verify};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -214,6 +215,38 @@ fn when_everybody_dies_the_run_goes_on_from_its_newest_checkpoint() {
     assert_no_trace(&bench, &events);
     let started = kinds(&events, "run_started");
     assert!(started.last().unwrap()["resumed_from"].as_u64() >= Some(4), "{started:?}");
+}
+
+/// A checkpoint after every step: whoever is killed is killed while one is written. Its share never comes, or comes from
+/// nobody; what was complete stays, and the run's last checkpoint is.
+#[test]
+fn workers_killed_while_they_write_checkpoints_cost_no_complete_one() {
+    let bench = Bench::new();
+    let every_step = ["--workers", "3", "--set", "checkpoint.every=1", "--set", "checkpoint.keep=1000000"];
+    let mut run = Watched::start(&bench, "run", &every_step);
+    for victim in [2, 0] {
+        let seen = run.read().len();
+        run.wait_after(seen, "a checkpoint", |event| event["event"] == "checkpoint");
+        let workers = run.workers();
+        run.signal(workers[&victim], Signal::KILL);
+        let seen = run.read().len();
+        run.wait_for(&format!("the loss of worker {victim}"), |event| {
+            event["event"] == "worker_lost" && event["worker"] == victim
+        });
+        run.wait_for_world(seen, 3);
+        run.wait_after(seen, "a checkpoint of all", |event| event["event"] == "checkpoint");
+    }
+    let events = run.stop();
+    assert_no_trace(&bench, &events);
+    let location = Location::parse(bench.path("run/checkpoints").to_str().unwrap()).unwrap();
+    let complete = list(&location).unwrap().complete;
+    assert_eq!(Some(&complete[0].step), steps(&events).keys().next_back(), "the last step is saved");
+    assert!(complete.iter().any(|summary| summary.manifest.shares == 3), "each wrote a share");
+    let told = kinds(&events, "checkpoint").len();
+    assert!(complete.len() >= told, "{told} checkpoints were told of, {} are there", complete.len());
+    for summary in complete {
+        assert_eq!(verify(&location, Some(summary.step)).unwrap()[0].flaws, []);
+    }
 }
 
 #[test]

@@ -1,10 +1,11 @@
-//! `mattock checkpoint`: lists, verifies and shows checkpoints, and writes that of an untrained model.
+//! `mattock checkpoint`: lists, verifies and shows checkpoints, clears up beside them, and writes that of an untrained model.
 
 use std::io::Write;
+use std::time::Duration;
 
 use anyhow::anyhow;
 use clap::{Args, Subcommand};
-use mattock_checkpoint::{ClaimError, How, Location, Which, claim, list, show, verify};
+use mattock_checkpoint::{ClaimError, How, Location, Which, claim, gc, list, show, verify};
 use mattock_worker::storage::save_initial;
 use mattock_worker::task::Task;
 
@@ -32,6 +33,9 @@ pub enum CheckpointAction {
     /// Print a checkpoint's manifest
     #[command(after_help = EXIT_CODES)]
     Show(CheckpointUrl),
+    /// Remove what writers that died left behind, once it is old enough to be nobody's
+    #[command(after_help = EXIT_CODES)]
+    Gc(GcArgs),
     /// Write the checkpoint of step 0: a recipe's initial parameters, as its run starts from them
     #[command(after_help = EXIT_CODES)]
     Init(InitArgs),
@@ -46,6 +50,24 @@ pub struct InitArgs {
     /// Where to write, a place without checkpoints: a folder, file:// or s3://
     #[arg(long, value_name = "URL")]
     pub out: String,
+}
+
+/// Arguments of `mattock checkpoint gc`.
+#[derive(Debug, Args)]
+pub struct GcArgs {
+    /// A prefix of checkpoints: a folder, file:// or s3://
+    pub url: String,
+    /// How long nobody must have touched what is removed, such as 24h
+    #[arg(long, value_name = "TIME", default_value = "24h", value_parser = length_of_time)]
+    pub grace: Duration,
+    /// Only tell what would be removed
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+fn length_of_time(text: &str) -> Result<Duration, String> {
+    let parsed = text.parse::<jiff::SignedDuration>().ok().and_then(|length| Duration::try_from(length).ok());
+    parsed.ok_or_else(|| "expected a length of time with its unit, such as 24h or 30m".to_owned())
 }
 
 /// Where checkpoints are.
@@ -76,6 +98,7 @@ pub fn run<T: Task>(args: &CheckpointArgs, out: &mut impl Write) -> Result<Exit,
         CheckpointAction::Ls(at) => print_list(&at.url, out),
         CheckpointAction::Verify(at) => print_verdicts(&at.url, out),
         CheckpointAction::Show(at) => print_manifest(&at.url, out),
+        CheckpointAction::Gc(args) => collect(args, out),
         CheckpointAction::Init(args) => write_initial::<T>(args, out),
     }
 }
@@ -119,6 +142,25 @@ fn print_manifest(url: &str, out: &mut impl Write) -> Result<Exit, Failure> {
         eprintln!("passed over {skipped}");
     }
     out.write_all(&head.manifest.encode()).map_err(Failure::internal)?;
+    Ok(Exit::Done)
+}
+
+fn collect(args: &GcArgs, out: &mut impl Write) -> Result<Exit, Failure> {
+    let (location, step) = locate(&args.url)?;
+    if step.is_some() {
+        return Err(Failure::bad_input(anyhow!(
+            "{} is one checkpoint: give the place in which checkpoints are",
+            args.url
+        )));
+    }
+    let garbage = gc(&location, args.grace, args.dry_run).map_err(Failure::bad_input)?;
+    for name in &garbage.objects {
+        writeln!(out, "{name}").map_err(Failure::internal)?;
+    }
+    let (objects, uploads, megabytes) = (garbage.objects.len(), garbage.uploads, garbage.bytes as f64 / 1e6);
+    let done = if args.dry_run { "would be removed" } else { "removed" };
+    writeln!(out, "{objects} objects ({megabytes:.1} MB) and {uploads} unfinished uploads {done}")
+        .map_err(Failure::internal)?;
     Ok(Exit::Done)
 }
 

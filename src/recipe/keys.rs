@@ -58,6 +58,13 @@ pub(super) const KEYS: &[Key] = &[
     optional("checkpoint.every", "100", "steps between checkpoints", &["interval", "save_every"]),
     optional("checkpoint.keep", "3", "complete checkpoints to keep", &["max_to_keep"]),
     optional(
+        "checkpoint.keep_every",
+        "1000",
+        "keep those of every so many steps too; 0 for none",
+        &["milestones"],
+    ),
+    optional("checkpoint.memory", "\"64MiB\"", "what a worker's uploads hold at a time", &["buffer"]),
+    optional(
         "parallel.shard",
         "\"none\"",
         "what is divided among workers: \"none\", \"optimizer\" or \"full\"",

@@ -19,6 +19,8 @@ const BATCH_MAX: i64 = 1 << 20;
 const WORKERS_MAX: i64 = 4096;
 const TIMEOUT_MIN: Duration = Duration::from_millis(100);
 const TIMEOUT_MAX: Duration = Duration::from_secs(3600);
+const MEMORY_MIN: u64 = 16 << 20;
+const MEMORY_MAX: u64 = 64 << 30;
 
 /// Checks everything, and writes the defaults that it used into the tree.
 pub(super) fn check(tree: &mut Table, file: &Path) -> Result<Plan, RecipeError> {
@@ -202,6 +204,8 @@ impl Reader<'_> {
             to,
             every: self.whole("checkpoint.every", 0, i64::MAX)?.unsigned_abs(),
             keep: self.count("checkpoint.keep", 1, i64::from(u32::MAX))?,
+            keep_every: self.whole("checkpoint.keep_every", 0, i64::MAX)?.unsigned_abs(),
+            memory: self.memory()?,
         })
     }
 
@@ -213,6 +217,20 @@ impl Reader<'_> {
             return Err(self.refuse("parallel.shard", problem));
         }
         Ok(Parallel { shard, buddies: self.flag("parallel.buddies")? })
+    }
+
+    fn memory(&mut self) -> Result<u64, RecipeError> {
+        let key = "checkpoint.memory";
+        let text = self.text(key)?;
+        match mebibytes(&text) {
+            Some(bytes) if (MEMORY_MIN..=MEMORY_MAX).contains(&bytes) => Ok(bytes),
+            _ => {
+                let problem = format!(
+                    "is {text:?}, expected an amount of memory with its unit, from \"16MiB\" to \"64GiB\", such as \"64MiB\""
+                );
+                Err(self.refuse(key, problem))
+            }
+        }
     }
 
     fn elastic(&mut self) -> Result<Elastic, RecipeError> {
@@ -367,4 +385,14 @@ fn described(value: &Value) -> &'static str {
         Value::Array(_) => "a list",
         Value::Table(_) => "a table",
     }
+}
+
+/// The bytes that a text such as "64MiB" or "2 GiB" says.
+fn mebibytes(text: &str) -> Option<u64> {
+    let (number, shift) = match (text.strip_suffix("MiB"), text.strip_suffix("GiB")) {
+        (Some(number), _) => (number, 20),
+        (_, Some(number)) => (number, 30),
+        (None, None) => return None,
+    };
+    number.trim_end().parse::<u32>().ok().map(|number| u64::from(number) << shift)
 }

@@ -104,6 +104,7 @@ fn the_contract_becomes_a_plan() {
     assert_eq!(plan.reduce.bits, Bits::B32);
     assert_eq!(plan.checkpoint.to, "{out}/checkpoints");
     assert_eq!(plan.parallel, Parallel { shard: Shard::None, buddies: true });
+    assert_eq!((plan.checkpoint.keep_every, plan.checkpoint.memory), (1000, 64 << 20));
     assert_eq!((plan.elastic.max_workers, plan.elastic.timeout), (8, Duration::from_secs(10)));
     assert_eq!(recipe.family(), "gpt");
     assert_eq!(plan.model["dim"], 128);
@@ -192,6 +193,10 @@ fn a_value_out_of_range_is_refused() {
         ("timeout = \"10s\"", "timeout = \"1ms\"", "from \"100ms\" to \"1h\""),
         ("name = \"quickstart\"", "name = \"../x\"", "names a folder"),
         ("to = \"{out}/checkpoints\"", "to = \"\"", "`checkpoint.to` is empty"),
+        ("keep = 3", "keep_every = -1", "`checkpoint.keep_every` is -1"),
+        ("keep = 3", "memory = \"64\"", "an amount of memory with its unit"),
+        ("keep = 3", "memory = \"8MiB\"", "from \"16MiB\" to \"64GiB\""),
+        ("keep = 3", "memory = \"-1GiB\"", "an amount of memory"),
         ("dim = 128", "dim = nan", "run.toml:8: `model.dim` is nan, expected finite numbers only"),
     ] {
         let message = refusal(&with(line, instead));

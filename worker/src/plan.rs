@@ -160,6 +160,10 @@ pub struct Checkpoint {
     pub every: u64,
     /// Complete checkpoints to keep.
     pub keep: u32,
+    /// Beside these, those of every so many steps are kept; none for 0.
+    pub keep_every: u64,
+    /// Bytes that a worker's uploads hold at a time, beside its copy of the state.
+    pub memory: u64,
 }
 
 /// Bounds on the number of workers, and the one knob for time.

@@ -144,12 +144,15 @@ pub(crate) struct Saver {
     writer: Option<Writer>,
     location: Location,
     retention: Retention,
+    tuning: Tuning,
     layout: Arc<Layout>,
     files: Arc<Files>,
     run: Arc<RunFacts>,
     newest: Option<(u64, Share)>,
     /// The store refuses what this worker writes.
     refused: bool,
+    /// The place was looked for, and is not the run's here.
+    unseen: bool,
 }
 
 /// What a rank writes of a state.
@@ -198,26 +201,28 @@ impl Saver {
         Ok(Self {
             writer: None,
             location,
-            retention: Retention { keep, keep_every: 0 },
+            retention: Retention { keep, keep_every: plan.checkpoint.keep_every },
+            tuning: Tuning::within(plan.checkpoint.memory),
             layout: Arc::new(layout(space)?),
             files: Arc::new(files),
             run: Arc::new(run),
             newest: None,
             refused: false,
+            unseen: false,
         })
     }
 
     /// Opens the place: for the rank that must be able to write.
     pub(crate) fn open(&mut self) -> Result<(), StorageError> {
         if self.writer.is_none() {
-            self.writer = Some(Writer::start(&self.location, self.retention, Tuning::default())?);
+            self.writer = Some(Writer::start(&self.location, self.retention, self.tuning)?);
         }
         Ok(())
     }
 
     /// Opens the place if it is the run's; says why where it is not. A folder of the same name on another host is not.
     pub(crate) fn open_if_seen(&mut self) -> Option<String> {
-        if self.writer.is_some() {
+        if self.writer.is_some() || self.unseen {
             return None;
         }
         let seen = match holder_of(&self.location) {
@@ -228,6 +233,7 @@ impl Saver {
             Ok(_) => self.open().map_err(|error| error.to_string()),
             Err(error) => Err(error.to_string()),
         };
+        self.unseen = seen.is_err();
         seen.err().map(|why| format!("this worker writes no checkpoints to {}: {why}", self.location))
     }
 

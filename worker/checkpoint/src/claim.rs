@@ -85,10 +85,10 @@ pub fn claim(location: &Location, run_id: &str, how: How) -> Result<String, Clai
 /// The run to which a location belongs, if any. A folder that is not there belongs to nobody.
 ///
 /// # Errors
-/// Where the store cannot be asked.
+/// Where the store cannot be asked within a few seconds.
 pub fn holder_of(location: &Location) -> Result<Option<String>, StoreError> {
     block_on(async || {
-        let store = match location.open(Patience::Medium) {
+        let store = match location.open(Patience::Short) {
             Err(error) if error.is_missing() => return Ok(None),
             opened => opened?,
         };

@@ -50,6 +50,17 @@ pub(crate) async fn list_store(store: &Store) -> Result<Listing, StoreError> {
     Ok(listing)
 }
 
+/// The newest complete checkpoint before this step.
+pub(crate) async fn newest_before(store: &Store, step: u64) -> Result<Option<Manifest>, StoreError> {
+    let steps = steps(store).await?;
+    for (&step, objects) in steps.range(..step).rev() {
+        if let Ok(manifest) = read_manifest(store, step, objects).await? {
+            return Ok(Some(manifest));
+        }
+    }
+    Ok(None)
+}
+
 /// Names and sizes of the objects in each step's folder.
 pub(crate) async fn steps(store: &Store) -> Result<BTreeMap<u64, BTreeMap<String, u64>>, StoreError> {
     let mut steps: BTreeMap<u64, BTreeMap<String, u64>> = BTreeMap::new();

@@ -146,18 +146,19 @@ impl Location {
     /// Opens it for reading: a folder that does not exist is an error here.
     pub(crate) fn open(&self, patience: Patience) -> Result<Store, StoreError> {
         let failed = |error| StoreError::new("open", &self.url, error);
-        let (store, prefix): (Arc<dyn ObjectStore>, _) = match &self.place {
+        let store = |store: Arc<dyn ObjectStore>| Store::new(store, ObjectPath::default(), self.clone());
+        Ok(match &self.place {
             Place::Folder(folder) => {
                 let local = LocalFileSystem::new_with_prefix(folder).map_err(failed)?;
-                (Arc::new(local.with_fsync(true).with_automatic_cleanup(true)), ObjectPath::default())
+                store(Arc::new(local.with_fsync(true).with_automatic_cleanup(true)))
             }
             Place::S3 { bucket, prefix } => {
-                (Arc::new(s3::client(bucket, std::env::vars_os(), patience).map_err(failed)?), prefix.clone())
+                let client = Arc::new(s3::client(bucket, std::env::vars_os(), patience).map_err(failed)?);
+                Store::new(Arc::clone(&client) as _, prefix.clone(), self.clone()).with_uploads(client)
             }
-            Place::Memory(name) => (memory(name), ObjectPath::default()),
-            Place::Given(store) => (Arc::clone(store), ObjectPath::default()),
-        };
-        Ok(Store::new(store, prefix, self.clone()))
+            Place::Memory(name) => store(memory(name)).with_uploads(memory(name)),
+            Place::Given(given) => store(Arc::clone(given)),
+        })
     }
 
     /// Opens it for writing: a folder is made where there is none.

@@ -22,7 +22,6 @@ const SILENCE_MAX: Duration = Duration::from_secs(300);
 const CHUNKS_MAX: usize = 16;
 
 /// The objects of a location.
-#[derive(Debug)]
 pub struct Objects {
     store: Store,
     runtime: Option<Runtime>,

@@ -2,10 +2,11 @@
 
 use std::num::NonZeroU32;
 
-use crate::format::{MANIFEST, step_folder};
+use crate::format::{MANIFEST, parse_step_folder, step_folder};
 use crate::listing::{list_store, steps};
 use crate::store::Store;
 use crate::store_error::StoreError;
+use crate::uploads::abort_orphans;
 
 /// Which checkpoints are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,7 +43,14 @@ pub(crate) async fn retain(
     for &step in &removed {
         remove(store, step).await?;
     }
+    let older = |object: &str, _| step_of(object).is_some_and(|step| step < newest && step < just_saved);
+    abort_orphans(store, older, false).await?;
     Ok(removed)
+}
+
+/// The step in whose folder an object is.
+pub(crate) fn step_of(object: &str) -> Option<u64> {
+    parse_step_folder(object.split_once('/')?.0)
 }
 
 /// Removes a step's folder, manifest first.

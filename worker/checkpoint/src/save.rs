@@ -14,7 +14,9 @@ use bytes::Bytes;
 use crate::format::manifest::{MANIFEST_BYTES_MAX, Manifest, PieceInfo};
 use crate::format::record::ShareRecord;
 use crate::format::{Digest, INDEX, Kind, MANIFEST, assemble, piece, step_folder};
+use crate::listing::newest_before;
 use crate::read::Checkpoint;
+use crate::reuse::copy_unchanged;
 use crate::shares::{complete, put_record, remove_record};
 use crate::snapshot::{Attempt, Snapshot};
 use crate::store::{Created, Store};
@@ -186,9 +188,18 @@ async fn put_pieces(
     control: &Control,
 ) -> Result<Vec<PieceInfo>, SaveError> {
     let folder = step_folder(attempt.step);
+    let newest = async || Ok(control.race(newest_before(store, attempt.step)).await??);
+    let last = control.retry(tuning, newest).await?;
     let mut infos = Vec::new();
     for piece in pieces {
-        infos.push(put_piece(store, &folder, piece, tuning, control).await?);
+        let copied = match &last {
+            Some(last) => copy_unchanged(store, last, attempt, piece, tuning, control).await?,
+            None => None,
+        };
+        infos.push(match copied {
+            Some(info) => info,
+            None => put_piece(store, &folder, piece, tuning, control).await?,
+        });
     }
     for info in &infos {
         control.retry(tuning, async || arrived(store, &folder, info, control).await).await?;

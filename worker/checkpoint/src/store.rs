@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
+use object_store::multipart::MultipartStore;
 use object_store::path::Path as ObjectPath;
 use object_store::{Error, ObjectMeta, ObjectStore, ObjectStoreExt, PutMode};
 
@@ -15,9 +16,11 @@ use crate::store_error::StoreError;
 const EXISTING_BYTES_MAX: u64 = 4 << 20;
 
 /// A store and the prefix in it. Names are relative to the prefix.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(crate) struct Store {
     store: Arc<dyn ObjectStore>,
+    /// Where a store lets uploads be aborted by whoever knows their ids.
+    uploads: Option<Arc<dyn MultipartStore>>,
     prefix: ObjectPath,
     location: Location,
 }
@@ -36,11 +39,23 @@ pub(crate) enum Created {
 pub(crate) struct Found {
     pub(crate) name: String,
     pub(crate) bytes: u64,
+    /// When it was written, by the store's clock: milliseconds since 1970.
+    pub(crate) written_ms: i64,
 }
 
 impl Store {
     pub(crate) fn new(store: Arc<dyn ObjectStore>, prefix: ObjectPath, location: Location) -> Store {
-        Store { store, prefix, location }
+        Store { store, uploads: None, prefix, location }
+    }
+
+    /// Has uploads noted; see [`uploads`](crate::uploads).
+    pub(crate) fn with_uploads(self, uploads: Arc<dyn MultipartStore>) -> Store {
+        Store { uploads: Some(uploads), ..self }
+    }
+
+    /// Through which uploads are noted.
+    pub(crate) fn uploads(&self) -> Option<&Arc<dyn MultipartStore>> {
+        self.uploads.as_ref()
     }
 
     /// The store itself, for uploads.
@@ -142,6 +157,11 @@ impl Store {
         Ok(found.into_iter().map(|Found { name, bytes, .. }| (name, bytes)).collect())
     }
 
+    /// Everything below the prefix, with the time of writing.
+    pub(crate) async fn list_with_times(&self) -> Result<Vec<Found>, StoreError> {
+        self.list_below(&self.prefix).await
+    }
+
     /// Everything in a folder below the prefix: names relative to the folder, and sizes.
     pub(crate) async fn list_folder(&self, folder: &str) -> Result<BTreeMap<String, u64>, StoreError> {
         let found = self.list_below(&self.path(folder)).await?;
@@ -156,8 +176,17 @@ impl Store {
             let parts: Vec<_> = meta.location.prefix_match(folder)?.collect();
             Some(parts.iter().map(AsRef::as_ref).collect::<Vec<&str>>().join("/"))
         };
-        let describe = |meta: &ObjectMeta| Some(Found { name: relative(meta)?, bytes: meta.size });
+        let describe = |meta: &ObjectMeta| {
+            let written_ms = meta.last_modified.timestamp_millis();
+            Some(Found { name: relative(meta)?, bytes: meta.size, written_ms })
+        };
         Ok(found.iter().filter_map(describe).collect())
+    }
+
+    /// Copies an object within the store, which nothing is sent for.
+    pub(crate) async fn copy(&self, from: &str, to: &str) -> Result<(), StoreError> {
+        let copied = self.store.copy(&self.path(from), &self.path(to)).await;
+        copied.map_err(|error| self.error("copy", from, error))
     }
 
     /// Deletes an object; one that is gone already is fine.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use object_store::{Error, MultipartUpload, ObjectStoreExt};
+use object_store::{Error, MultipartUpload};
 use tokio::sync::watch;
 
 use crate::format::Digest;
@@ -18,6 +18,7 @@ use crate::read::CHUNK_BYTES;
 use crate::save::{SaveError, Stop};
 use crate::store::Store;
 use crate::store_error::{Reason, StoreError};
+use crate::uploads::begin;
 
 /// The most parts that S3 takes for one object.
 const PARTS_MAX: u64 = 10_000;
@@ -62,6 +63,22 @@ impl Default for Tuning {
             stall: Duration::from_secs(30),
             look: Duration::from_millis(500),
         }
+    }
+}
+
+/// The least that S3 takes as a part.
+const PART_BYTES_MIN: u64 = 5 << 20;
+/// More in flight makes nothing faster.
+const IN_FLIGHT_MAX: u64 = 16;
+
+impl Tuning {
+    /// The defaults, with parts of which so many fit in `memory` bytes: those in flight, and one that is being cut. Two
+    /// parts of 5 MiB are the least.
+    pub fn within(memory: u64) -> Tuning {
+        let defaults = Tuning::default();
+        let part_bytes = (memory / 4).clamp(PART_BYTES_MIN, defaults.part_bytes as u64) / 8 * 8;
+        let in_flight = (memory / part_bytes).saturating_sub(1).clamp(1, IN_FLIGHT_MAX);
+        Tuning { part_bytes: part_bytes as usize, parts_in_flight: in_flight as usize, ..defaults }
     }
 }
 
@@ -135,11 +152,11 @@ pub(crate) async fn put_piece(
 }
 
 /// What is known of a piece before any of it has passed.
-fn digest(piece: &Piece, tuning: &Tuning) -> Digest {
+pub(crate) fn digest(piece: &Piece, tuning: &Tuning) -> Digest {
     Digest::new(piece.bytes(), tuning.chunk_bytes.next_multiple_of(8).max(8))
 }
 
-fn info(piece: &Piece, digest: Digest) -> PieceInfo {
+pub(crate) fn info(piece: &Piece, digest: Digest) -> PieceInfo {
     digest.finish(piece.name.clone(), as_pairs(&piece.holds))
 }
 
@@ -165,9 +182,8 @@ async fn put_parts(
     tuning: &Tuning,
     control: &Control,
 ) -> Result<PieceInfo, SaveError> {
-    let path = store.path(name);
     let failed = |error| store.error("write", name, error);
-    let mut upload = control.race(store.inner().put_multipart(&path)).await?.map_err(failed)?;
+    let mut upload = control.race(begin(store, name)).await?.map_err(failed)?;
     let sent = async {
         let info = send_parts(&mut *upload, piece, tuning, control).await?;
         upload.complete().await.map(|_| info)
@@ -229,6 +245,15 @@ fn part_bytes(piece_bytes: u64, tuned: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn uploads_stay_within_their_memory() {
+        for memory in [16 << 20, 20 << 20, 33 << 20, 64 << 20, 64 << 30] {
+            let Tuning { part_bytes, parts_in_flight, .. } = Tuning::within(memory);
+            assert!(part_bytes as u64 * (parts_in_flight as u64 + 1) <= memory, "{memory}");
+            assert!(part_bytes >= 5 << 20 && parts_in_flight > 0);
+        }
+    }
 
     #[test]
     fn no_object_has_more_parts_than_s3_takes() {

@@ -114,7 +114,13 @@ fn plan(micro: u32, sum: Sum) -> Plan {
         steps: 5,
         reduce: Reduce { sum, bits: Bits::B32, nonfinite: NonFinite::Stop },
         parallel: plan::Parallel { shard: plan::Shard::None, buddies: true },
-        checkpoint: plan::Checkpoint { to: String::new(), every: 0, keep: 1 },
+        checkpoint: plan::Checkpoint {
+            to: String::new(),
+            every: 0,
+            keep: 1,
+            keep_every: 0,
+            memory: 64 << 20,
+        },
         elastic: plan::Elastic {
             min_workers: 1,
             max_workers: 9,

@@ -52,6 +52,7 @@ struct Plan {
     /// The write at which it happens, from 1.
     at: usize,
     writes: AtomicUsize,
+    sent_bytes: AtomicUsize,
     reached: mpsc::SyncSender<()>,
 }
 
@@ -65,12 +66,23 @@ impl Faulty {
     /// Also gives a channel that tells when the fault happens.
     pub(crate) fn over(inner: Arc<dyn ObjectStore>, fault: Fault, at: usize) -> (Faulty, mpsc::Receiver<()>) {
         let (reached, when) = mpsc::sync_channel(10_000);
-        let plan = Arc::new(Plan { fault, at, writes: AtomicUsize::new(0), reached });
+        let plan = Arc::new(Plan {
+            fault,
+            at,
+            writes: AtomicUsize::new(0),
+            sent_bytes: AtomicUsize::new(0),
+            reached,
+        });
         (Faulty { inner, plan }, when)
     }
 
     pub(crate) fn location(&self) -> Location {
         Location::given("memory://faulty", Arc::new(self.clone()))
+    }
+
+    /// Bytes of all puts and parts so far.
+    pub(crate) fn sent_bytes(&self) -> usize {
+        self.plan.sent_bytes.load(Ordering::SeqCst)
     }
 
     /// Whether the fault has happened.
@@ -87,6 +99,7 @@ impl Plan {
 
 impl Write<'_> {
     fn payload(&self, payload: PutPayload) -> PutPayload {
+        self.plan.sent_bytes.fetch_add(payload.content_length(), Ordering::SeqCst);
         match self.plan.fault {
             Fault::Truncates if self.number == self.plan.at => {
                 let whole: Vec<u8> = payload.iter().flatten().copied().collect();

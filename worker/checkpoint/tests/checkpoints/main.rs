@@ -10,4 +10,5 @@ mod faults;
 mod faulty;
 mod samples;
 mod shares;
+mod upkeep;
 mod writing;
