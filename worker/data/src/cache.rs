@@ -264,3 +264,46 @@ fn lock(file: &File, operation: FlockOperation) -> io::Result<bool> {
         Err(error) => Err(error.into()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BYTES: u64 = 100;
+
+    fn fetch(cache: &Cache, content: u8) -> Option<String> {
+        let bytes = [content; BYTES as usize];
+        let hash = blake3::hash(&bytes).to_hex().to_string();
+        let Begin::Part(mut part) = cache.begin(&hash, BYTES, &BTreeSet::new(), true).unwrap() else {
+            return None;
+        };
+        part.write(&bytes).unwrap();
+        part.finish().unwrap();
+        Some(hash)
+    }
+
+    #[test]
+    fn what_is_mapped_makes_no_room_and_what_is_not_does() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::open(folder.path().join("shards"), 2 * BYTES + BYTES / 2).unwrap();
+        let mut mapped: Vec<Mapped> = [1, 2]
+            .map(|content| cache.find(&fetch(&cache, content).unwrap(), BYTES).unwrap().unwrap())
+            .into();
+        assert_eq!(fetch(&cache, 3), None, "both are in use");
+        assert_eq!(cache.held().unwrap(), 2 * BYTES, "and nothing is left of the attempt");
+        drop(mapped.pop());
+        let third = fetch(&cache, 3).unwrap();
+        assert_eq!(cache.held().unwrap(), 2 * BYTES);
+        assert!(cache.has(&third) && mapped[0].bytes() == [1; BYTES as usize]);
+    }
+
+    #[test]
+    fn what_is_kept_makes_room_only_for_who_insists() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = Cache::open(folder.path().join("shards"), BYTES).unwrap();
+        let keep = BTreeSet::from([fetch(&cache, 1).unwrap()]);
+        let other = "ab".repeat(32);
+        assert!(matches!(cache.begin(&other, BYTES, &keep, false).unwrap(), Begin::Full));
+        assert!(matches!(cache.begin(&other, BYTES, &keep, true).unwrap(), Begin::Part(_)));
+    }
+}
