@@ -7,5 +7,6 @@ mod contract;
 mod corruption;
 mod faults;
 mod faulty;
+mod records;
 mod samples;
 mod writing;
