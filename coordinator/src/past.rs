@@ -178,12 +178,12 @@ mod tests {
 
     #[test]
     fn what_all_ranks_tell_is_recorded_but_for_what_is_on_record() {
-        for (recorded, expected) in [(None, 1..=4), (Some(2), 3..=4), (Some(4), 5..=4)] {
+        for (recorded, expected) in [(None, vec![1, 2, 3, 4]), (Some(2), vec![3, 4]), (Some(4), vec![])] {
             let mut past = Past::new(recorded);
             tell(&mut past, 5, &ring(3, 0), 1..=5);
             tell(&mut past, 8, &ring(3, 0), 1..=4);
             let (ledger, records) = past.replay(M).unwrap();
-            assert_eq!(steps(&records), expected.map(|step| (step, 3)).collect::<Vec<_>>());
+            assert_eq!(steps(&records), expected.into_iter().map(|step| (step, 3)).collect::<Vec<_>>());
             // Step 5 is known of one rank; the next ring, which starts from it, shows that all have it.
             let mut next = ledger.unwrap().reformed(ring(9, 5)).unwrap();
             let records = next.report(WorkerId(8), report(9, 6, 1)).unwrap();

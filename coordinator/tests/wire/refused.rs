@@ -356,7 +356,7 @@ fn another_protocols_name_is_refused() {
             PrivatePkcs8KeyDer::from(identity.key.clone()).into(),
         )
         .unwrap();
-    tls.alpn_protocols = vec![[&ENROLL_ALPN[..ENROLL_ALPN.len() - 1], b"3"].concat()];
+    tls.alpn_protocols = vec![[&ENROLL_ALPN[..ENROLL_ALPN.len() - 1], b"4"].concat()];
     let config = ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls).unwrap()));
     let rogue = Rogue::new(&token_of(&authority), config);
     let endpoint = rogue.endpoint.clone();

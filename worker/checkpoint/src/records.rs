@@ -156,36 +156,3 @@ async fn create(store: &Store, name: &str, bytes: Bytes) -> Result<bool, RecordE
         Err(error) => Err(store.error("create", name, error).into()),
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn records(folder: &tempfile::TempDir) -> Records {
-        Records::new(Location::parse(&folder.path().join("a").to_string_lossy()).unwrap(), "lease")
-    }
-
-    #[test]
-    fn of_two_writers_of_a_number_one_wins_and_the_highest_is_found() {
-        let folder = tempfile::tempdir().unwrap();
-        let records = records(&folder);
-        assert_eq!(records.newest(0).unwrap(), None);
-        assert!(records.create(1, b"one").unwrap());
-        assert!(records.create(1, b"one").unwrap(), "asked again, it is still ours");
-        assert!(!records.create(1, b"other").unwrap());
-        assert!(records.create(12, b"twelve").unwrap());
-        assert_eq!(records.newest(0).unwrap(), Some((12, b"twelve".to_vec())));
-        assert_eq!(records.newest(11).unwrap(), Some((12, b"twelve".to_vec())));
-        assert_eq!(records.newest(12).unwrap(), None);
-        assert_eq!(records.read(1).unwrap(), Some(b"one".to_vec()));
-        assert_eq!(records.read(2).unwrap(), None);
-    }
-
-    #[test]
-    fn a_folder_decides() {
-        let folder = tempfile::tempdir().unwrap();
-        records(&folder).probe().unwrap();
-        let left = std::fs::read_dir(folder.path().join("a")).unwrap().count();
-        assert_eq!(left, 0, "the probe leaves nothing");
-    }
-}

@@ -13,7 +13,7 @@ use mattock_checkpoint::Location;
 use object_store::path::Path;
 use object_store::{
     CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
-    ObjectStoreExt, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, UploadPart,
+    ObjectStoreExt, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result, UploadPart,
 };
 use tokio::sync::Semaphore;
 
@@ -38,6 +38,10 @@ pub(crate) enum Fault {
     Hangs,
     /// Once: says that it was reached, and waits until it is let on.
     Gate(Arc<Semaphore>),
+    /// Once: does it, loses the reply, and is asked again, as a client does after a 5xx.
+    AsksTwice,
+    /// From then on: creates what is there already, as servers do that ignore `If-None-Match`.
+    Unconditional,
 }
 
 #[derive(Debug, Clone)]
@@ -134,7 +138,8 @@ impl Write<'_> {
                 gate.acquire().await.expect("the gate is never closed").forget();
                 effect.await
             }
-            (Fault::Truncates | Fault::ForgetsUpload, _) | (_, false) => effect.await,
+            (Fault::Truncates | Fault::ForgetsUpload | Fault::AsksTwice | Fault::Unconditional, _)
+            | (_, false) => effect.await,
         }
     }
 }
@@ -154,6 +159,14 @@ impl ObjectStore for Faulty {
     async fn put_opts(&self, location: &Path, payload: PutPayload, opts: PutOptions) -> Result<PutResult> {
         let write = self.plan.begin();
         let payload = write.payload(payload);
+        let mut opts = opts;
+        match self.plan.fault {
+            Fault::Unconditional if write.number >= self.plan.at => opts.mode = PutMode::Overwrite,
+            Fault::AsksTwice if write.number == self.plan.at => {
+                self.inner.put_opts(location, payload.clone(), opts.clone()).await?;
+            }
+            _ => {}
+        }
         write.run(self.inner.put_opts(location, payload, opts)).await
     }
 

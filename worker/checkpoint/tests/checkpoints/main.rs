@@ -8,6 +8,7 @@ mod contract;
 mod corruption;
 mod faults;
 mod faulty;
+mod records;
 mod samples;
 mod shares;
 mod upkeep;
