@@ -10,6 +10,7 @@ use std::time::Duration;
 use common::Bench;
 use common::watched::{Watched, assert_no_trace, kinds, steps};
 use mattock_checkpoint::{Location, list, verify};
+use mattock_worker::trainer::SHARDS_LOST;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -83,9 +84,7 @@ fn shards_that_are_lost_with_both_holders_are_read_from_storage() {
         victims.for_each(|victim| run.signal(workers[&victim], Signal::KILL));
         run.wait_for_world(seen, 3);
         let events = run.stop();
-        let said = events
-            .iter()
-            .any(|event| event.to_string().contains("were lost with the workers that held them"));
+        let said = events.iter().any(|event| event.to_string().contains(SHARDS_LOST));
         assert!(said, "{out}: nobody says why steps are done again");
         let survivor = workers[&0];
         let joined = kinds(&events, "worker_joined").into_iter().filter(|event| event["pid"] == survivor);
@@ -251,10 +250,20 @@ fn workers_killed_while_they_write_checkpoints_cost_no_complete_one() {
 
 #[test]
 fn chaos_leaves_no_trace() {
+    survive_chaos(&["--set", "train.steps=60"]);
+}
+
+#[test]
+fn chaos_among_workers_that_divide_the_state_leaves_no_trace() {
+    for shard in ["parallel.shard=optimizer", "parallel.shard=full"] {
+        survive_chaos(&["--set", "train.steps=60", "--workers", "4", "--set", shard]);
+    }
+}
+
+fn survive_chaos(arguments: &[&str]) {
     let bench = Bench::new();
-    let steps = ["--set", "train.steps=60", "--set", "elastic.timeout=2s"];
-    let output =
-        bench.command().args(["chaos", "recipe.toml", "--delay", "30"]).args(steps).output().unwrap();
+    let chaos = ["chaos", "recipe.toml", "--delay", "30", "--set", "elastic.timeout=2s"];
+    let output = bench.command().args(chaos).args(arguments).output().unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let (said, errors) = (text(&output.stdout), text(&output.stderr));
     assert!(output.status.success(), "{said}\n{errors}");

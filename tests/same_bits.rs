@@ -55,9 +55,22 @@ fn sharded_state_gives_the_same_bits() {
             let run = bench.train(&out, &["--workers", workers, "--transport", transport]).done();
             assert_eq!(run.curve(), reference.curve(), "{shard} on {workers} over {transport}");
             assert_eq!(run.hash(), reference.hash());
+            assert_divided(&run, &reference);
             assert_eq!(run.summary["held_out_loss"], reference.summary["held_out_loss"]);
         }
     }
+}
+
+/// Each moment is held once among the ranks, beside copies.
+fn assert_divided(run: &Run, reference: &Run) {
+    let held = |run: &Run, kind: &str| -> Vec<u64> {
+        let step = run.steps().pop().unwrap();
+        let ranks = step["ranks"].as_array().unwrap().iter();
+        ranks.map(|rank| rank["held"][kind].as_u64().unwrap_or(0)).collect()
+    };
+    let (all, parts) = (held(reference, "moments")[0], held(run, "moments"));
+    assert_eq!(parts.iter().sum::<u64>(), all, "{parts:?}");
+    assert!(parts.len() == 1 || parts.iter().all(|&part| part < all), "{parts:?}");
 }
 
 /// Of the changes of a recipe: sums of fewer bits.

@@ -199,6 +199,9 @@ pub struct RankRecord {
     pub tx_bytes: u64,
     /// Bytes received.
     pub rx_bytes: u64,
+    /// Bytes of state that it holds, by kind.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub held: BTreeMap<String, u64>,
     /// Seconds by phase.
     pub seconds: BTreeMap<String, f64>,
 }
@@ -215,6 +218,7 @@ mod tests {
             micro_batches: vec![0, 1],
             tx_bytes: 5,
             rx_bytes: 6,
+            held: BTreeMap::from([("moments".into(), 7)]),
             seconds: BTreeMap::from([("compute".to_owned(), 0.5)]),
         };
         let step = StepRecord {
@@ -231,7 +235,7 @@ mod tests {
         };
         assert_eq!(
             serde_json::to_string(&Event::Step(step)).unwrap(),
-            r#"{"event":"step","step":1,"loss":2.5,"grad_norm":1.0,"lr":0.1,"state_hash":"00","tokens":64,"wide_blocks":0,"world_size":1,"generation":1,"ranks":[{"rank":0,"worker":3,"micro_batches":[0,1],"tx_bytes":5,"rx_bytes":6,"seconds":{"compute":0.5}}]}"#
+            r#"{"event":"step","step":1,"loss":2.5,"grad_norm":1.0,"lr":0.1,"state_hash":"00","tokens":64,"wide_blocks":0,"world_size":1,"generation":1,"ranks":[{"rank":0,"worker":3,"micro_batches":[0,1],"tx_bytes":5,"rx_bytes":6,"held":{"moments":7},"seconds":{"compute":0.5}}]}"#
         );
     }
 }

@@ -207,6 +207,7 @@ impl Ledger {
                 micro_batches: report.micro_batches,
                 tx_bytes: report.tx_bytes,
                 rx_bytes: report.rx_bytes,
+                held: report.held.into_iter().collect(),
                 seconds: report.seconds.into_iter().collect(),
             },
             None => RankRecord {
@@ -215,6 +216,7 @@ impl Ledger {
                 micro_batches: place.share(self.formation.step, step.saturating_sub(1)).to_vec(),
                 tx_bytes: 0,
                 rx_bytes: 0,
+                held: BTreeMap::new(),
                 seconds: BTreeMap::new(),
             },
         };
@@ -269,6 +271,7 @@ mod tests {
             micro_batches: micro_batches.to_vec(),
             tx_bytes: 1,
             rx_bytes: 2,
+            held: Vec::new(),
             seconds: vec![("compute".into(), 1.0)],
         }
     }

@@ -162,6 +162,7 @@ mod tests {
             micro_batches: vec![rank],
             tx_bytes: 1,
             rx_bytes: 1,
+            held: Vec::new(),
             seconds: Vec::new(),
         }
     }

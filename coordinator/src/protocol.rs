@@ -77,6 +77,8 @@ pub struct StepReport {
     pub tx_bytes: u64,
     /// Bytes received from the previous rank in this step.
     pub rx_bytes: u64,
+    /// Bytes of state that this rank holds, by kind.
+    pub held: Vec<(String, u64)>,
     /// Seconds by phase.
     pub seconds: Vec<(String, f64)>,
 }

@@ -82,6 +82,7 @@ mod tests {
             micro_batches: Vec::new(),
             tx_bytes: 0,
             rx_bytes: 0,
+            held: BTreeMap::new(),
             seconds: BTreeMap::from([(TRANSFER.to_owned(), *seconds)]),
         };
         StepRecord {

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use mattock_worker::trainer::SHARDS_LOST;
 use serde_json::Value;
 
 use super::events::of_kind;
@@ -67,7 +68,9 @@ impl Reference {
             }
         }
         let restores = of_kind(events, "run_started").count().saturating_sub(1);
-        if restores > 0 && !all_died {
+        // Where state is divided, all holders of a part may be struck at once.
+        let part_lost = of_kind(events, "ring_recalled").any(|event| event.to_string().contains(SHARDS_LOST));
+        if restores > 0 && !all_died && !part_lost {
             return Err("the state was read from storage although workers had it".to_owned());
         }
         self.same_processes(events, struck, all_died)?;

@@ -131,6 +131,7 @@ mod tests {
             micro_batches: Vec::new(),
             tx_bytes: 0,
             rx_bytes: 0,
+            held: Vec::new(),
             seconds: Vec::new(),
         })
     }

@@ -213,6 +213,7 @@ impl Sim {
             micro_batches: Vec::new(),
             tx_bytes: 0,
             rx_bytes: 0,
+            held: Vec::new(),
             seconds: Vec::new(),
         };
         let failure = Failure { text: "babble".to_owned(), blame: Blame::Input };

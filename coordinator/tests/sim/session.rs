@@ -271,6 +271,7 @@ impl Sim {
             micro_batches: seat.formation.places[seat.rank as usize].share(start, done).to_vec(),
             tx_bytes: 1,
             rx_bytes: 1,
+            held: Vec::new(),
             seconds: Vec::new(),
         };
         self.observe(&Fact::Reported(id, &report));

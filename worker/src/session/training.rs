@@ -254,6 +254,7 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
                 micro_batches: share.to_vec(),
                 tx_bytes: after.sent_bytes - before.sent_bytes,
                 rx_bytes: after.received_bytes - before.received_bytes,
+                held: self.trainer.held_bytes(),
                 seconds: self.trainer.clock().lap(),
             }));
             control.gate().reported();

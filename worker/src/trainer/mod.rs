@@ -49,6 +49,9 @@ use crate::update::Update;
 /// The place of rounding among what draws random numbers for a micro-batch; those of the model count from 0.
 const ROUNDING: u64 = u64::MAX;
 
+/// How [`StepError::ShardsLost`] says it.
+pub const SHARDS_LOST: &str = "were lost with the workers that held them";
+
 /// Why a step was not done.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -77,8 +80,9 @@ pub enum StepError {
     },
     /// The ranks of a ring do not have all of the state.
     #[error(
-        "{elements} parameters of the state after step {step} were lost with the workers that held them: it is read from the \
-         newest checkpoint; [parallel] buddies = true keeps a second copy of each shard"
+        "{elements} parameters of the state after step {step} {lost}: it is read from the newest checkpoint; [parallel] buddies \
+         = true keeps a second copy of each shard",
+        lost = SHARDS_LOST
     )]
     ShardsLost {
         /// The step.

@@ -98,6 +98,24 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
         self.sharding.is_some()
     }
 
+    /// Bytes of state that this rank holds, by kind: its own parameters and moments, its copies of another rank's, and all
+    /// parameters as they were gathered.
+    pub fn held_bytes(&self) -> Vec<(String, u64)> {
+        let bytes = |elements: usize| (elements * size_of::<f32>()) as u64;
+        let sharding = self.sharding.as_ref();
+        let copy = sharding.and_then(|sharding| sharding.copy.as_ref()).map_or(0, |copy| copy.held.len());
+        let gathered =
+            sharding.map_or(0, |sharding| sharding.replica.iter().map(|bucket| bucket.len()).sum());
+        let kinds = [
+            ("parameters", self.own.len()),
+            ("moments", 2 * self.own.len()),
+            ("copies", 3 * copy),
+            ("gathered", gathered),
+        ];
+        let held = kinds.into_iter().filter(|(_, elements)| *elements > 0);
+        held.map(|(kind, elements)| (kind.to_owned(), bytes(elements))).collect()
+    }
+
     /// Brings everybody's parameters to everybody.
     pub(super) fn gather_parameters(&mut self, group: &Group, gate: &Gate) -> Result<(), CollectiveError> {
         let Self { sharding: Some(Sharding { seat: Some(seat), replica, inputs, full: false, .. }), .. } =
