@@ -4,7 +4,8 @@
 //! 1. The manifest is created last, and only after every piece was acknowledged and has its size.
 //! 2. A checkpoint of this step that is there already is kept if it is whole and the same state; otherwise its
 //!    manifest is removed before a piece of it is touched.
-//! 3. What fails or is stopped leaves nothing of its own behind, as far as the store lets itself be told.
+//! 3. What fails or is stopped leaves nothing of its own behind, as far as the store lets itself be told; but once others may
+//!    have a share's record, its pieces stay for them, and go with older attempts.
 
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;

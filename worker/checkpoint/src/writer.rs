@@ -222,7 +222,8 @@ impl Drop for Writer {
 
 impl Fate {
     fn learn(&mut self, outcome: &Outcome) {
-        let Fate::Pending(newest) = *self else { return };
+        let (Fate::Pending(newest) | Fate::Failed(newest, _)) = &*self else { return };
+        let newest = *newest;
         match outcome {
             Outcome::Saved(saved) if saved.step == newest => *self = Fate::Settled,
             Outcome::Written { step, share, .. } if *step == newest && share.index > 0 => {

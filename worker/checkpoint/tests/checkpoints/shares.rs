@@ -206,6 +206,17 @@ fn one_writer_takes_over_what_several_began() {
     assert_eq!(list(&location).unwrap().unusable, []);
 }
 
+/// All of it is written instead of a share whose writing failed: what counts is what came last.
+#[test]
+fn a_share_that_failed_is_settled_by_the_whole() {
+    let (faulty, reached) = Faulty::over(Arc::new(InMemory::new()), Fault::Truncates, 2);
+    let mut writer = writer(&faulty.location(), part(1, 0, 2), tuning());
+    reached.recv().unwrap();
+    writer.submit(snapshot(1)).unwrap();
+    let outcomes = writer.finish(PATIENCE).unwrap();
+    assert!(matches!(&outcomes[..], [Outcome::Failed { step: 1, .. }, Outcome::Saved(_)]), "{outcomes:?}");
+}
+
 /// Shares saved by a writer that sees a fault at its nth write, while the others see a sound store.
 fn at_every_write_point(fault: Fault, check: fn(complete: bool)) {
     for victim in 0..3 {
@@ -273,6 +284,40 @@ fn one_writer_killed_after_any_write_costs_no_checkpoint() {
 #[test]
 fn one_writer_without_space_costs_no_checkpoint() {
     at_every_write_point(Fault::Full, |_| {});
+}
+
+/// A run that goes back comes by a damaged checkpoint again, on as many workers as before or on others.
+#[test]
+fn a_damaged_checkpoint_of_shares_is_mended_by_saving_it_again() {
+    for of in 1..=3 {
+        for piece in 0..9 {
+            let store = Arc::new(InMemory::new());
+            let location = Location::given("memory://given", Arc::clone(&store) as Arc<dyn ObjectStore>);
+            save_shares(&location, 1, 0..3, 3);
+            let names = names(&store);
+            let name = &names[piece % names.len()];
+            let mut bytes = read(&store, name);
+            bytes[1] ^= 1;
+            write(&store, name, bytes);
+            if of == 1 {
+                drop(must_save(&location, 1, keep(3)))
+            } else {
+                save_shares(&location, 1, 0..of, of)
+            }
+            let (loaded, skipped) = load(&location, Which::Newest, &layout()).unwrap();
+            assert_is(&loaded, 1);
+            assert_eq!(
+                (skipped, verify(&location, None).unwrap()[0].flaws.clone()),
+                (Vec::new(), Vec::new()),
+                "{name}"
+            );
+        }
+    }
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn write(store: &InMemory, name: &str, bytes: Vec<u8>) {
+    store.put(&Path::from(name), bytes.into()).await.unwrap();
 }
 
 /// Files of weights are cut between tensors where they would be longer, whoever writes.
