@@ -137,9 +137,9 @@ pub enum Event {
         /// Why.
         reason: String,
     },
-    /// The run is over; workers are told.
+    /// The run is over; how it ended comes next, and then workers are told.
     RunEnding,
-    /// Nothing follows.
+    /// How the run ended; who comes now is refused.
     RunEnded {
         /// `done`, `interrupted` or `failed`.
         outcome: &'static str,

@@ -23,7 +23,7 @@ use serde::Deserialize;
 use tokio::sync::mpsc;
 
 use crate::exit::{EXIT_CODES, Exit, Failure};
-use crate::launch;
+use crate::launch::{self, SECRET_VARIABLE};
 use crate::recipe::Resolved;
 use crate::run_dir::{checkpoints_of, secret_of};
 
@@ -31,8 +31,6 @@ use crate::run_dir::{checkpoints_of, secret_of};
 const TOKEN_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 /// The same under a launcher, which lets workers in for as long as the run lives, and removes the token at its end.
 const LAUNCHED_TOKEN_LIFETIME: Duration = Duration::from_secs(10 * 366 * 24 * 3600);
-/// Holds the run's secret where it does not lie in the run's folder.
-const SECRET_VARIABLE: &str = "MATTOCK_RUN_SECRET";
 /// What a launcher's end says.
 const STOP: &str = r#"{"stop":true}"#;
 /// Events and commands that may wait.
@@ -230,7 +228,7 @@ async fn serve(
     while let Some(event) = emitted.recv().await {
         let line = serde_json::to_string(&event).map_err(Failure::internal)?;
         writeln!(out, "{line}").and_then(|()| out.flush()).map_err(Failure::internal)?;
-        if event == Event::RunEnding {
+        if matches!(event, Event::RunEnded { .. }) {
             // The token is worth nothing any more, and launchers elsewhere look whether it is there. Nobody takes over from
             // here on: the same command is another attempt.
             let _ = std::fs::remove_file(&args.token_file);

@@ -334,10 +334,14 @@ impl Watch {
 /// How the program should end.
 fn verdict(ended: &Ended, event: Option<&RunEnded>) -> Exit {
     let code = ended.coordinator.code();
+    // It said how the run ended before that.
+    let was_killed = code.is_none();
     match event.map(|event| event.outcome) {
-        Some(RunOutcome::Done) if ended.coordinator.success() => Exit::Done,
+        Some(RunOutcome::Done) if ended.coordinator.success() || was_killed => Exit::Done,
         // A worker that had to leave can stop a run too.
-        Some(RunOutcome::Interrupted) if ended.stopped || code == Some(Exit::Interrupted as i32) => {
+        Some(RunOutcome::Interrupted)
+            if ended.stopped || was_killed || code == Some(Exit::Interrupted as i32) =>
+        {
             Exit::Interrupted
         }
         None if is_bad_input(code) => Exit::BadInput,
@@ -381,6 +385,10 @@ mod tests {
         Ended { coordinator: ExitStatus::from_raw(code << 8), workers: vec![], stopped, killed: None }
     }
 
+    fn killed() -> Ended {
+        Ended { coordinator: ExitStatus::from_raw(9), ..ended(0, false) }
+    }
+
     fn event(outcome: RunOutcome) -> RunEnded {
         RunEnded { outcome, ..RunEnded::default() }
     }
@@ -394,6 +402,10 @@ mod tests {
             (ended(130, false), Some(RunOutcome::Interrupted), Exit::Interrupted),
             (ended(3, false), Some(RunOutcome::Failed), Exit::RunFailed),
             (ended(1, false), Some(RunOutcome::Done), Exit::RunFailed),
+            (killed(), Some(RunOutcome::Done), Exit::Done),
+            (killed(), Some(RunOutcome::Interrupted), Exit::Interrupted),
+            (killed(), Some(RunOutcome::Failed), Exit::RunFailed),
+            (killed(), None, Exit::RunFailed),
             (ended(2, false), None, Exit::BadInput),
             (ended(0, false), None, Exit::RunFailed),
             (ended(0, true), None, Exit::RunFailed),

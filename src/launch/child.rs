@@ -15,8 +15,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use super::PARENT;
 use super::lines::next_line;
+use super::{PARENT, SECRET_VARIABLE};
 
 /// Of a line on standard error.
 const STDERR_LINE_BYTES_MAX: usize = 4096;
@@ -115,6 +115,9 @@ pub(super) fn start(
         .stdout(if heard { Stdio::piped() } else { Stdio::null() })
         .stderr(Stdio::piped())
         .kill_on_drop(true);
+    if role != Role::Coordinator {
+        command.env_remove(SECRET_VARIABLE);
+    }
     // A group of its own: Ctrl-C on the terminal reaches the parent alone, which then stops the run in order.
     command.process_group(0);
     let mut child = command.spawn()?;

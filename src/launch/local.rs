@@ -137,6 +137,7 @@ enum Seen {
         ranks: Vec<SeenRank>,
     },
     RunEnding,
+    RunEnded,
     #[serde(other)]
     Other,
 }
@@ -254,8 +255,10 @@ struct Supervisor<'a> {
     deadline: Option<Instant>,
     listening: Option<Listening>,
     stopped: bool,
-    /// The coordinator has said that the run is over.
+    /// The coordinator has said that the run is over,
     over: bool,
+    /// and how it ended.
+    told_end: bool,
     killed: Option<&'static str>,
     /// Returned once all are gone.
     failed: Option<LaunchError>,
@@ -279,6 +282,7 @@ impl<'a> Supervisor<'a> {
             listening: None,
             stopped: false,
             over: false,
+            told_end: false,
             killed: None,
             failed: None,
             coordinator: None,
@@ -323,6 +327,7 @@ impl<'a> Supervisor<'a> {
                 self.workers.stepped(&ranks.into_iter().map(|rank| rank.worker).collect());
             }
             Ok(Seen::RunEnding) => self.over = true,
+            Ok(Seen::RunEnded) => self.told_end = true,
             Ok(Seen::Listening(_) | Seen::Other) | Err(_) => {}
         }
     }
@@ -365,11 +370,16 @@ impl<'a> Supervisor<'a> {
         match role {
             Role::Coordinator => {
                 self.coordinator_stdin = None;
-                let wanted = self.listening.is_some() && !self.over && self.killed.is_none();
+                let wanted = self.listening.is_some() && !self.told_end && self.killed.is_none();
                 if wanted && self.successor.is_wanted(status) {
+                    self.over = false;
                     return;
                 }
                 self.coordinator = Some(status);
+                if self.told_end && status.code().is_none() {
+                    // It may not have told the workers, and nobody else comes who would.
+                    self.kill_all("the coordinator died when the run was over");
+                }
                 // Without a coordinator there is no run: the end of their standard input tells the workers.
                 self.workers.close_stdins();
                 self.wait_at_most(self.run.deadlines.exit);

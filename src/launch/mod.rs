@@ -35,6 +35,8 @@ pub use place::{Flags, Place, PlaceError};
 
 /// The parent's process id, in a child's environment.
 const PARENT: &str = "MATTOCK_PARENT";
+/// Holds the run's secret, where it does not lie in the run's folder. Workers are not given it.
+pub const SECRET_VARIABLE: &str = "MATTOCK_RUN_SECRET";
 /// How many threads a worker computes with.
 const THREADS: &str = "RAYON_NUM_THREADS";
 /// How many milliseconds the allocator waits before it gives memory back to the system.

@@ -305,7 +305,7 @@ fn a_child_does_not_outlive_a_killed_parent() {
 
 #[tokio::test]
 async fn a_coordinator_that_dies_is_started_again_with_what_only_the_launcher_knows() {
-    let coordinator = dies_then(&format!("{LISTENS}; echo '{{\"event\":\"run_ending\"}}'"));
+    let coordinator = dies_then(&format!("{LISTENS}; echo '{{\"event\":\"run_ended\"}}'"));
     let outcome = supervise_restarting(5, &coordinator, &["exit 7"], PATIENT, NEVER).await;
     let ended = outcome.ended.unwrap();
     assert!(ended.coordinator.success() && ended.killed.is_none(), "{ended:?}");

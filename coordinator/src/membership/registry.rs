@@ -294,7 +294,8 @@ impl Registry {
         }
         let limit = self.config.max_workers;
         // Who was let in before has its place, whoever was quicker to come.
-        if self.workers.len() >= limit as usize && !came_back {
+        let has_place = came_back && self.returning.is_some();
+        if self.workers.len() >= limit as usize && !has_place {
             return Some(format!("the run has its {limit} workers: raise [elastic] max_workers"));
         }
         let first = self.fingerprint.as_ref()?;

@@ -396,18 +396,6 @@ impl Core {
         limit: Duration,
     ) {
         self.emit(Event::RunEnding).await;
-        self.tell_all(&FromCoordinator::End { reason: end.reason.clone() });
-        let leave = async {
-            while !self.links.is_empty() {
-                match inbound.recv().await {
-                    Some((worker, Inbound::Gone(_))) => drop(self.links.remove(&worker)),
-                    Some((_, Inbound::Hello(..) | Inbound::Return(..) | Inbound::Message(_))) => {}
-                    None => return,
-                }
-            }
-        };
-        // Who does not leave in time is left behind.
-        let _ = timeout(limit.min(Duration::from_secs(2)), leave).await;
         let (outcome, finish) = match &end.outcome {
             Outcome::Completed(finish) => ("done", Some(finish)),
             Outcome::Stopped(finish) => ("interrupted", Some(finish)),
@@ -421,7 +409,20 @@ impl Core {
             parameters: finish.map(|finish| finish.parameters),
             state_hash: finish.map(|finish| format!("{:016x}", finish.state_hash)),
         };
+        // Before workers are told, who then leave: nobody could come back to a coordinator that takes over.
         self.emit(event).await;
+        self.tell_all(&FromCoordinator::End { reason: end.reason.clone() });
+        let leave = async {
+            while !self.links.is_empty() {
+                match inbound.recv().await {
+                    Some((worker, Inbound::Gone(_))) => drop(self.links.remove(&worker)),
+                    Some((_, Inbound::Hello(..) | Inbound::Return(..) | Inbound::Message(_))) => {}
+                    None => return,
+                }
+            }
+        };
+        // Who does not leave in time is left behind.
+        let _ = timeout(limit.min(Duration::from_secs(2)), leave).await;
     }
 }
 

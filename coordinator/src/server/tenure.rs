@@ -49,7 +49,10 @@ impl Tenure {
         let (store, incarnation) = (Arc::clone(&self.store), self.lease.incarnation);
         let look = blocking(move || Lease::above(&*store, incarnation));
         let looked = timeout(self.every, look).await;
-        *self.looked.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        // Once one is known, every decision looks until this one gives way.
+        if !matches!(looked, Ok(Ok(Some(_)))) {
+            *self.looked.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        }
         match looked {
             Ok(Ok(successor)) => successor,
             Ok(Err(error)) => {

@@ -103,8 +103,8 @@ impl Records {
         })
     }
 
-    /// Creates a record, unless there is one of that number; whether it is this one. `record` must hold a nonce, see
-    /// [`create_only`](Store::create_only).
+    /// Creates a record, unless there is one of that number; whether it is this one. `record` must hold a nonce: a store may
+    /// do the put, lose the reply and be asked again, and then only the bytes tell whose the record is.
     ///
     /// # Errors
     /// See [`RecordError`].
