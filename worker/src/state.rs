@@ -28,8 +28,9 @@ impl State {
         let blocks = task.blocks::<mattock_kernels::Cpu>(seed, &Default::default());
         let space = Space::of(&blocks, |index| task.prefix(index));
         let mut parameters = vec![0.0; space.len()];
-        for (block, range) in blocks.iter().zip(space.buckets()) {
-            let values = values(block);
+        // Each is given up once it is copied.
+        for (block, range) in blocks.into_iter().zip(space.buckets()) {
+            let values = values(&block);
             parameters[range.start..range.start + values.len()].copy_from_slice(&values);
         }
         // Zeros take no memory before they are written.

@@ -261,7 +261,8 @@ impl Worker<'_> {
         let task = T::open(&source)?;
         let (space, initial) = State::initial(&task, plan.seed);
         let state = match self.under_way {
-            true => initial,
+            // Others will give it theirs.
+            true => State::blank(0, space.len()),
             false => self.told(storage::start(&settings, &space, initial)?),
         };
         match self.device {

@@ -35,7 +35,7 @@ use self::sharding::Sharding;
 use crate::commit::{Ballot, CommitError, Verdict};
 use crate::gate::{Gate, Recalled};
 use crate::gradients;
-use crate::params::{Space, attach};
+use crate::params::{Space, attach, release};
 use crate::partition::Stretches;
 use crate::phases::{Clock, Phase};
 use crate::plan::{Plan, Shard};
@@ -146,7 +146,10 @@ pub struct Trainer<'a, B: TrainBackend, T: Task> {
 impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
     /// Starts from `state`, whatever wrote it.
     pub fn new(task: &'a T, plan: &'a Plan, space: Space, state: State, device: B::Device) -> Self {
-        let blocks = task.blocks::<B>(plan.seed, &device);
+        let mut blocks = task.blocks::<B>(plan.seed, &device);
+        if plan.parallel.shard == Shard::Full {
+            blocks = blocks.into_iter().map(release).collect();
+        }
         let lengths: Vec<usize> = space.buckets().iter().map(ExactSizeIterator::len).collect();
         let sum = GradientSum::new(plan, &space);
         let gradient = vec![0.0; space.len()];

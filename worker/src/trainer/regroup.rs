@@ -123,6 +123,8 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
         state.exponents = exponents;
         if outdated {
             self.forget();
+            // That of another step than the one it is at now.
+            self.sharding.iter_mut().for_each(|sharding| sharding.total.clear());
         }
         self.sit(seat, held, state, copy);
         Ok(())
