@@ -199,23 +199,7 @@ impl Sim {
             unigram_loss: None,
             parameters: 0,
         };
-        let forged = StepReport {
-            generation,
-            step: step + 1,
-            rank: 0,
-            loss: 0.0,
-            grad_norm: 0.0,
-            lr: 0.0,
-            hash_before: 0,
-            state_hash: Some(0),
-            tokens: 0,
-            wide_blocks: 0,
-            micro_batches: Vec::new(),
-            tx_bytes: 0,
-            rx_bytes: 0,
-            held: Vec::new(),
-            seconds: Vec::new(),
-        };
+        let forged = forged(generation, step + 1);
         let failure = Failure { text: "babble".to_owned(), blame: Blame::Input };
         let broken = |generation| Break { generation, lost_rank: Some(0), text: "babble".to_owned() };
         let holding = Holding { step: Some(step + 1), done: vec![0], running: None };
@@ -248,6 +232,27 @@ impl Sim {
         self.coordinator.links.insert(OUTSIDER);
         others.into_iter().for_each(|message| self.send_up(OUTSIDER, Parcel::Message(message)));
         self.send_up(OUTSIDER, Parcel::Gone("it has left"));
+    }
+}
+
+/// A report of what nobody did.
+fn forged(generation: u64, step: u64) -> StepReport {
+    StepReport {
+        generation,
+        step,
+        rank: 0,
+        loss: 0.0,
+        grad_norm: 0.0,
+        lr: 0.0,
+        hash_before: 0,
+        state_hash: Some(0),
+        tokens: 0,
+        wide_blocks: 0,
+        micro_batches: Vec::new(),
+        tx_bytes: 0,
+        rx_bytes: 0,
+        held: Vec::new(),
+        seconds: Vec::new(),
     }
 }
 

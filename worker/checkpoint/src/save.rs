@@ -99,14 +99,15 @@ pub(crate) async fn save(
     control: &Control,
 ) -> Result<Written, SaveError> {
     let attempt = &snapshot.attempt();
+    if !attempt.share.is_whole() {
+        // First: while this share has no record, nobody creates the manifest that may be taken away below.
+        control.retry(tuning, async || remove_record(store, attempt, control).await).await?;
+    }
     let there = control.retry(tuning, async || already_there(store, attempt, control).await).await?;
     if let Some(there) = there {
         return Ok(Written::Complete(there.bytes()));
     }
     let pieces = piece::pieces(snapshot, &attempt.key, tuning.file_bytes);
-    if !attempt.share.is_whole() {
-        control.retry(tuning, async || remove_record(store, attempt, control).await).await?;
-    }
     let written = match put_pieces(store, attempt, &pieces, tuning, control).await {
         Ok(infos) if attempt.share.is_whole() => finish_alone(store, attempt, infos, tuning, control).await,
         Ok(infos) => return finish_share(store, attempt, infos, tuning, control).await,

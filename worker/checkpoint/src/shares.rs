@@ -72,6 +72,8 @@ pub(crate) async fn complete(
         return Ok(None);
     }
     if let Some(manifest) = created(store, attempt, control).await? {
+        // Its own record may have come after whoever created the manifest has removed all.
+        tidy(store, attempt, control).await;
         return Ok(Some(manifest));
     }
     let mut records = Vec::new();
