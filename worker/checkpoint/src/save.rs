@@ -103,9 +103,12 @@ pub(crate) async fn save(
         // First: while this share has no record, nobody creates the manifest that may be taken away below.
         control.retry(tuning, async || remove_record(store, attempt, control).await).await?;
     }
-    let there = control.retry(tuning, async || already_there(store, attempt, control).await).await?;
-    if let Some(there) = there {
-        return Ok(Written::Complete(there.bytes()));
+    // One decides for all whether what is there is whole: while others mend their pieces, two may find otherwise.
+    if attempt.share.index == 0 {
+        let there = control.retry(tuning, async || already_there(store, attempt, control).await).await?;
+        if let Some(there) = there {
+            return Ok(Written::Complete(there.bytes()));
+        }
     }
     let pieces = piece::pieces(snapshot, &attempt.key, tuning.file_bytes);
     let written = match put_pieces(store, attempt, &pieces, tuning, control).await {

@@ -6,7 +6,9 @@
 //! # Invariants
 //! 1. A record is there only while the pieces it speaks for were not touched since.
 //! 2. The manifest is created only when every piece of every share was found in its size just before.
-//! 3. A share that never comes leaves no checkpoint, and what the others wrote goes with older attempts.
+//! 3. Share 0 alone judges a manifest that was there before, and takes it away where it has a flaw. While share 0 has no record,
+//!    nobody else believes a manifest, or creates one.
+//! 4. A share that never comes leaves no checkpoint, and what the others wrote goes with older attempts.
 
 use bytes::Bytes;
 
@@ -43,6 +45,8 @@ pub(crate) async fn put_record(
             control.race(store.delete(&name)).await??;
             publish(store, &name, &bytes, control).await
         }
+        // Somebody has made the manifest of it already, and removed it.
+        Err(lost @ SaveError::Lost { .. }) => created(store, attempt, control).await?.map(drop).ok_or(lost),
         done => done,
     }
 }
@@ -68,6 +72,10 @@ pub(crate) async fn complete(
     tuning: &Tuning,
     control: &Control,
 ) -> Result<Option<Manifest>, SaveError> {
+    let first = name_of(attempt, 0);
+    if attempt.share.index != 0 && control.race(store.size(&first)).await??.is_none() {
+        return Ok(None);
+    }
     if !missing(store, attempt, control).await?.is_empty() {
         return Ok(None);
     }

@@ -304,7 +304,9 @@ fn a_damaged_checkpoint_of_shares_is_mended_by_saving_it_again() {
             } else {
                 save_shares(&location, 1, 0..of, of)
             }
-            let (loaded, skipped) = load(&location, Which::Newest, &layout()).unwrap();
+            let found = load(&location, Which::Newest, &layout());
+            let (loaded, skipped) =
+                found.unwrap_or_else(|error| panic!("{name} damaged, saved by {of}: {error}"));
             assert_is(&loaded, 1);
             assert_eq!(
                 (skipped, verify(&location, None).unwrap()[0].flaws.clone()),
