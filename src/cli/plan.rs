@@ -217,9 +217,9 @@ impl<'a> Report<'a> {
         let Some(memory) = self.args.memory else { return Ok(()) };
         let peak = self.estimate.peak_bytes();
         if self.fits == Some(true) {
-            return writeln!(out, "\nfits: {} of {}", size(peak), size(memory));
+            return writeln!(out, "\nfits: a worker needs {} of {}", size(peak), size(memory));
         }
-        writeln!(out, "\ndoes not fit: {} of {}", size(peak), size(memory))?;
+        writeln!(out, "\ndoes not fit: a worker needs {}, and has {}", size(peak), size(memory))?;
         let Some(way) = &self.way else {
             let start = if self.estimate.start_bytes > memory {
                 ": each worker begins with all parameters, twice, whatever is divided later"
@@ -228,13 +228,15 @@ impl<'a> Report<'a> {
             };
             return writeln!(out, "nothing that this program can divide further would{start}");
         };
-        let name = way.shard;
         let mut text = format!("would fit, in {}: --workers {}", size(way.bytes), way.workers);
-        if name != self.plan.parallel.shard {
-            text += &format!(" --set parallel.shard={}", shard_name(name));
+        if way.shard != self.plan.parallel.shard {
+            text += &format!(" --set parallel.shard={}", shard_name(way.shard));
         }
-        if way.buddies != self.plan.parallel.buddies && name != Shard::None {
+        if way.buddies != self.plan.parallel.buddies && way.shard != Shard::None {
             text += &format!(" --set parallel.buddies={}", way.buddies);
+        }
+        if way.workers > self.plan.elastic.max_workers {
+            text += &format!(" --set elastic.max_workers={}", way.workers);
         }
         if way.micro != self.plan.batch.micro {
             text += &format!(" --set batch.micro={} (which gives other bits)", way.micro);
