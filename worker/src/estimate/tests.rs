@@ -136,30 +136,39 @@ fn the_way_out_fits_and_the_plan_did_not() {
     assert_eq!(way(&outline, &plan, 2, Estimate::new(&outline, &plan, 2).start_bytes - 1), None);
 }
 
+#[test]
+fn what_is_divided_shrinks_with_the_number_of_workers() {
+    let outline = outline(&[64; 8]);
+    let bytes = |shard, workers| Estimate::new(&outline, &plan(shard, true), workers).bytes(Kind::Optimizer);
+    for shard in [Shard::Optimizer, Shard::Full] {
+        assert_eq!(bytes(shard, 16) * 8, bytes(shard, 2));
+    }
+    assert_eq!(bytes(Shard::None, 16), bytes(Shard::None, 2));
+}
+
 proptest! {
     #[test]
     fn more_workers_never_need_more_but_for_whole_chunks(
-        chunks in proptest::collection::vec(1usize..40, 1..9),
+        chunks in proptest::collection::vec(1usize..400, 1..9),
         workers in 1u32..40,
         buddies: bool,
     ) {
         let outline = outline(&chunks);
-        // A rank's part of a bucket is whole chunks: of each bucket it may have one more than an even share, and the copy too.
+        // A rank's part of each bucket is whole chunks: two more, or fewer, than an even share.
         let slack = 2 * chunks.len() as u64 * 4096;
+        // A second copy is there from two workers on.
+        let workers = workers.max(2);
         for shard in SHARDS {
-            let held = |workers| {
-                let estimate = Estimate::new(&outline, &plan(shard, buddies), workers);
-                line(&estimate, "own first and second moments") + line(&estimate, "copy of another worker's shard")
-            };
-            // A second copy is there from two workers on.
-            let from = if buddies && shard != Shard::None { workers.max(2) } else { workers };
-            let (few, many) = (held(from), held(2 * from));
-            prop_assert!(many <= few + 20 * slack, "{:?}: {} of {}, {} of {}", shard, few, from, many, 2 * from);
-            // An even share at least, and no more than that but for chunks.
-            let all = outline.space.len() as u64;
-            if shard != Shard::None {
-                let even = all / u64::from(from) * if buddies && from > 1 { 20 } else { 8 };
-                prop_assert!(few + 20 >= even && few <= even + 20 * (slack + 1), "{} of {}", few, even);
+            let of = |workers| Estimate::new(&outline, &plan(shard, buddies), workers);
+            let (few, many) = (of(workers), of(2 * workers));
+            // No line has more than 12 bytes of an element, and fewer than 12 lines are divided.
+            let most = few.memory_bytes + 12 * 12 * slack;
+            prop_assert!(many.memory_bytes <= most, "{:?}: {:?}, then {:?}", shard, few, many);
+            let even = outline.space.len() as u64 / u64::from(workers);
+            let held = [("own first and second moments", 8), ("copy of another worker's shard", 12)];
+            for (what, width) in held {
+                let share = if shard == Shard::None { outline.space.len() as u64 } else { even + slack };
+                prop_assert!(line(&few, what) <= width * share, "{:?}: {} of {:?}", shard, what, few);
             }
         }
     }
