@@ -97,3 +97,31 @@ fn a_worker_takes_at_least_the_state_of_its_plan() {
         assert!(state > 0 && peaks.iter().all(|&peak| state <= peak), "{shard}: {state} of {peaks:?}");
     }
 }
+
+#[test]
+fn workers_send_what_their_plan_says() {
+    let bench = Bench::new();
+    for sets in [
+        &[][..],
+        &["parallel.shard=optimizer"],
+        &["parallel.shard=full"],
+        &["parallel.shard=full", "parallel.buddies=false", "reduce.bits=16"],
+        &["reduce.bits=12"],
+    ] {
+        let mut arguments = vec!["--workers", "3", "--set", "model.dim=128", "--set", "train.steps=4"];
+        sets.iter().for_each(|set| arguments.extend(["--set", set]));
+        let (_, plan) = plan(&bench, &arguments);
+        let told = plan["wire_bytes"].as_f64().unwrap();
+        arguments.extend(["--transport", "quic", "--overwrite"]);
+        let run = bench.train("run", &arguments).done();
+        // Blocks of sums that follow in 64 bits are not part of a plan, nor is a run's first step, which measures.
+        let steps: Vec<Value> =
+            run.steps().into_iter().skip(1).filter(|step| step["wide_blocks"] == 0).collect();
+        assert!(!steps.is_empty(), "{sets:?}: every step had wide blocks");
+        for rank in steps.iter().flat_map(|step| step["ranks"].as_array().unwrap()) {
+            let sent = rank["tx_bytes"].as_f64().unwrap();
+            // Parts of ranks differ by chunks; frames and the commit are not counted.
+            assert!((sent - told).abs() <= 0.04 * told, "{sets:?}: a plan of {told}, sent {sent}");
+        }
+    }
+}
