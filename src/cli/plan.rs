@@ -179,12 +179,11 @@ impl<'a> Report<'a> {
             }
         }
         writeln!(out, "  {:<36} {:>11}", "in a step", size(estimate.memory_bytes))?;
-        writeln!(out, "  {:<36} {:>11}   all parameters, twice", "at the start", size(estimate.start_bytes))?;
         writeln!(
             out,
-            "  {:<36} {:>11}   the whole state",
-            "at the start from a checkpoint",
-            size(estimate.resume_bytes)
+            "  {:<36} {:>11}   the model and all state, also where it is divided then",
+            "at the start",
+            size(estimate.start_bytes)
         )
     }
 
@@ -222,7 +221,7 @@ impl<'a> Report<'a> {
         writeln!(out, "\ndoes not fit: a worker needs {}, and has {}", size(peak), size(memory))?;
         let Some(way) = &self.way else {
             let start = if self.estimate.start_bytes > memory {
-                ": each worker begins with all parameters, twice, whatever is divided later"
+                ": each worker begins with the model and all state, whatever is divided then"
             } else {
                 ""
             };

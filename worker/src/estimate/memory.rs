@@ -43,6 +43,12 @@ pub struct Line {
     pub bytes: u64,
 }
 
+const OWN: &str = "own parameters";
+const MOMENTS: &str = "own first and second moments";
+const COPY: &str = "copy of another worker's shard";
+const GRADIENT: &str = "own gradient, decoded";
+const COPIED_GRADIENT: &str = "another worker's gradient";
+
 /// Sizes in elements, of one rank.
 struct Sizes {
     all: u64,
@@ -74,6 +80,13 @@ impl Lines {
             self.0.push(line);
         }
     }
+}
+
+/// What a rank has of divided state, with gradients; nothing where it has all.
+pub(super) fn divided(lines: &[Line], shard: Shard) -> u64 {
+    let held = [OWN, MOMENTS, COPY, GRADIENT, COPIED_GRADIENT];
+    let lines = lines.iter().filter(|line| shard != Shard::None && held.contains(&line.what));
+    lines.map(|line| line.bytes).sum()
 }
 
 /// The memory of the rank that has most.
@@ -118,10 +131,10 @@ fn lines(sizes: &Sizes, outline: &Outline, plan: &Plan) -> Vec<Line> {
 fn state(lines: &mut Lines, sizes: &Sizes, shard: Shard) {
     let &Sizes { all, own, before, bucket, pair, .. } = sizes;
     // `State::parameters`, `first` and `second` of `Trainer::state`.
-    lines.host(Kind::Parameters, "own parameters", 4 * own);
-    lines.host(Kind::Optimizer, "own first and second moments", 8 * own);
+    lines.host(Kind::Parameters, OWN, 4 * own);
+    lines.host(Kind::Optimizer, MOMENTS, 8 * own);
     // `Copied::state` of `trainer/sharding.rs`.
-    lines.host(Kind::Optimizer, "copy of another worker's shard", 12 * before);
+    lines.host(Kind::Optimizer, COPY, 12 * before);
     match shard {
         // `attach` of `params/visit.rs`, for all of `Trainer::blocks`.
         Shard::None => lines.device(Kind::Parameters, "the model", 4 * all),
@@ -143,9 +156,9 @@ fn state(lines: &mut Lines, sizes: &Sizes, shard: Shard) {
 
 fn gradients(lines: &mut Lines, sizes: &Sizes) {
     // `Trainer::gradient`.
-    lines.host(Kind::Gradients, "own gradient, decoded", 4 * sizes.own);
+    lines.host(Kind::Gradients, GRADIENT, 4 * sizes.own);
     // `Copied::gradient`, and the copy that `Trainer::hand_on` sends.
-    lines.host(Kind::Gradients, "another worker's gradient", 4 * sizes.before);
+    lines.host(Kind::Gradients, COPIED_GRADIENT, 4 * sizes.before);
     if sizes.before > 0 {
         lines.host(Kind::Buffers, "own gradient, on its way", 4 * sizes.own);
     }

@@ -7,7 +7,8 @@
 //! 1. Pure: nothing is opened, drawn or allocated in proportion to the model.
 //!
 //! Deliberately absent: what does not grow with the model (code, threads, sockets, the mapped dataset), the allocator's
-//! rounding, the commit's few words, and blocks of sums that follow in 64 bits.
+//! rounding and what it keeps, the commit's few words, and blocks of sums that follow in 64 bits. So a worker takes more than this:
+//! `tests/plan.rs` prints measured peaks beside plans.
 
 mod memory;
 #[cfg(test)]
@@ -41,10 +42,9 @@ pub struct Estimate {
     pub memory: Vec<Line>,
     /// The sum of these.
     pub memory_bytes: u64,
-    /// What the same worker needs before state is divided: all parameters, twice.
+    /// What it needs before the first step, from a checkpoint or without: the model and all state, also where that is divided
+    /// then, and what is kept of it.
     pub start_bytes: u64,
-    /// What it needs to start from a checkpoint, or to go back to one.
-    pub resume_bytes: u64,
     /// What a rank sends in a step, as if each were on a host of its own.
     pub wire: Wire,
     /// Floating-point operations of the busiest worker in a step.
@@ -72,18 +72,17 @@ impl Estimate {
             tokens_per_step: outline.tokens_per_sample * u64::from(plan.batch.size),
             micro_batches,
             memory_bytes: memory.iter().map(|line| line.bytes).sum(),
+            // `Trainer::new` draws a model on the device, and is given all of `State`: from `State::initial`, or `storage::read`.
+            // Where state is divided, `Trainer::regroup` makes the shard, the copy and their gradients beside it.
+            start_bytes: 16 * elements + memory::divided(&memory, plan.parallel.shard),
             memory,
-            // `State::initial` draws a model and copies its values; then `Trainer::new` draws one on the device.
-            start_bytes: 8 * elements,
-            // `storage::read` brings all three arrays, beside that model.
-            resume_bytes: 16 * elements,
             wire: Wire::new(outline, plan, workers),
             flops: passes * parameters as f64 * (tokens * micro_batches) as f64,
             checkpoint_bytes: 12 * parameters + exponents,
         }
     }
 
-    /// The most memory that a worker needs at any time of a run that starts afresh.
+    /// The most memory that a worker needs at any time of a run.
     pub fn peak_bytes(&self) -> u64 {
         self.memory_bytes.max(self.start_bytes)
     }
