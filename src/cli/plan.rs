@@ -215,6 +215,9 @@ impl<'a> Report<'a> {
     fn print_verdict(&self, out: &mut impl Write) -> io::Result<()> {
         let Some(memory) = self.args.memory else { return Ok(()) };
         let peak = self.estimate.peak_bytes();
+        if !self.knows_activations {
+            writeln!(out, "\nactivations are not counted in what follows")?;
+        }
         if self.fits == Some(true) {
             return writeln!(out, "\nfits: a worker needs {} of {}", size(peak), size(memory));
         }

@@ -1,6 +1,6 @@
 //! What a training will need, from shapes alone: memory of a worker, bytes on the wire, time, and the size of a checkpoint.
 //!
-//! Every line of memory stands for something that the code allocates, and names the place in a comment ([`memory`]). Lines are
+//! Every line of memory stands for something that the code allocates, and names the place in a comment (`memory.rs`). Lines are
 //! of the *fullest* rank, in the midst of a step.
 //!
 //! # Invariants
