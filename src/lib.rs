@@ -25,7 +25,7 @@ pub use mattock_data::keys;
 pub use mattock_worker::Kernels;
 pub use mattock_worker::plan::Batch;
 pub use mattock_worker::task::gpt::Gpt;
-pub use mattock_worker::task::{Carry, Facts, Output, Pass, Source, Task, TaskError};
+pub use mattock_worker::task::{Activations, Carry, Facts, Outline, Output, Pass, Source, Task, TaskError};
 
 /// The whole program for a task: parses the command line, does what it says, and ends with the right code.
 pub fn main<T: Task>() -> ExitCode {

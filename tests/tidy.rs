@@ -35,6 +35,7 @@ const PURE: &[&str] = &[
     "worker/checkpoint/src/slices.rs",
     "worker/src/bits.rs",
     "worker/src/commit.rs",
+    "worker/src/estimate",
     "worker/src/journal.rs",
     "worker/src/schedule.rs",
     "worker/src/partition",

@@ -12,6 +12,7 @@ pub mod doctor;
 pub mod generate;
 mod nodes;
 mod parts;
+pub mod plan;
 pub mod recipe;
 pub mod train;
 pub mod worker;
@@ -43,6 +44,8 @@ pub enum Command {
     Train(train::TrainArgs),
     /// Run a coordinator alone: workers elsewhere join it with the token that it writes
     Coordinator(coordinator::CoordinatorArgs),
+    /// Say what a run will need of memory, links and time, and whether it fits, before anything is spent
+    Plan(plan::PlanArgs),
     /// Join a run as one worker
     Worker(worker::WorkerArgs),
     /// Continue a text with a trained model
@@ -70,6 +73,7 @@ pub fn run<T: Task>(command: &Command) -> Result<Exit, Failure> {
     match command {
         Command::Train(args) => train::run(args, &TaskParts::<T>(PhantomData), out),
         Command::Coordinator(args) => coordinator::run(args, out),
+        Command::Plan(args) => plan::run::<T>(args, out),
         Command::Worker(args) => worker::run::<T>(args),
         Command::Generate(args) => generate::run(args, out),
         Command::Checkpoint(args) => checkpoint::run::<T>(args, out),

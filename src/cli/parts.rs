@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 
 use mattock_checkpoint::{ClaimError, How, Location, Which, claim, probe};
-use mattock_worker::task::{Sampling, Source, Task, TaskError};
+use mattock_worker::task::{Outline, Sampling, Source, Task, TaskError};
 
 use super::checkpoint::locate;
 use super::generate::continue_text;
@@ -25,13 +25,28 @@ pub(super) struct TaskParts<T>(pub(super) PhantomData<T>);
 /// # Errors
 /// Bad input, where a table of the recipe or the data are at fault.
 pub(super) fn open<T: Task>(recipe: &Resolved) -> Result<T, Failure> {
+    of_recipe(recipe, T::open)
+}
+
+/// The shapes of a recipe's task; no data is read where the task can do without.
+///
+/// # Errors
+/// As [`open`].
+pub(super) fn outline<T: Task>(recipe: &Resolved) -> Result<Outline, Failure> {
+    of_recipe(recipe, T::outline)
+}
+
+fn of_recipe<R>(
+    recipe: &Resolved,
+    make: impl FnOnce(&Source<'_>) -> Result<R, TaskError>,
+) -> Result<R, Failure> {
     let source = Source {
         model: &recipe.plan.model,
         data: &recipe.plan.data,
         cache: &crate::cache::folder(),
         progress: &|text| eprintln!("{text}"),
     };
-    T::open(&source).map_err(|error| match error {
+    make(&source).map_err(|error| match error {
         TaskError::Table { table, reason } => Failure::bad_input(recipe.table_error(table, &reason)),
         error => Failure::bad_input(error),
     })

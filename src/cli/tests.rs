@@ -6,6 +6,7 @@ use super::checkpoint::{CheckpointAction, CheckpointArgs};
 use super::coordinator::CoordinatorArgs;
 use super::data::{DataAction, DataArgs};
 use super::generate::GenerateArgs;
+use super::plan::PlanArgs;
 use super::recipe::{RecipeAction, RecipeArgs, RecipeFile};
 use super::train::TrainArgs;
 use super::worker::WorkerArgs;
@@ -25,6 +26,7 @@ fn the_command_line_is_sound() {
     CoordinatorArgs::augment_args(clap::Command::new("coordinator")).debug_assert();
     DataArgs::augment_args(clap::Command::new("data")).debug_assert();
     GenerateArgs::augment_args(clap::Command::new("generate")).debug_assert();
+    PlanArgs::augment_args(clap::Command::new("plan")).debug_assert();
     TrainArgs::augment_args(clap::Command::new("train")).debug_assert();
     WorkerArgs::augment_args(clap::Command::new("worker")).debug_assert();
 }

@@ -8,6 +8,7 @@
 pub mod bits;
 mod commit;
 mod control;
+pub mod estimate;
 mod evaluate;
 pub mod gate;
 mod gradients;

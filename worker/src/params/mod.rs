@@ -68,6 +68,18 @@ impl Space {
         space
     }
 
+    /// One vector a block, of these lengths.
+    #[cfg(test)]
+    pub(crate) fn of_lengths(lengths: &[usize]) -> Self {
+        let mut space = Self::default();
+        for (index, &length) in lengths.iter().enumerate() {
+            let offset = space.len();
+            space.parameters.push(Parameter { name: format!("{index}"), shape: vec![length], offset });
+            space.buckets.push(offset..offset + length.next_multiple_of(BLOCK));
+        }
+        space
+    }
+
     /// All parameters, in order.
     pub fn parameters(&self) -> &[Parameter] {
         &self.parameters

@@ -10,6 +10,7 @@
 
 mod carry;
 pub mod gpt;
+mod outline;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,6 +25,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub use self::carry::Carry;
+pub use self::outline::{Activations, Outline};
+use crate::params::Space;
 use crate::plan::{Batch, Table};
 
 /// What a block returns.
@@ -114,6 +117,18 @@ pub trait Task: Sized + Send + Sync + 'static {
 
     /// The model with its initial parameters, a pure function of `seed`.
     fn blocks<B: Backend>(&self, seed: u64, device: &B::Device) -> Vec<Self::Block<B>>;
+
+    /// The shapes of what would be opened, for who plans a run. A task that knows them without its data says so here, and draws
+    /// no parameters for it.
+    ///
+    /// # Errors
+    /// As [`Task::open`].
+    fn outline(source: &Source<'_>) -> Result<Outline, TaskError> {
+        let task = Self::open(source)?;
+        let blocks = task.blocks::<mattock_kernels::Cpu>(0, &Default::default());
+        let space = Space::of(&blocks, |index| task.prefix(index));
+        Ok(Outline { space, tokens_per_sample: task.tokens_per_sample(), activations: None })
+    }
 
     /// What the parameters of block `index` are called by, before their dotted path; empty for none.
     fn prefix(&self, index: usize) -> String {

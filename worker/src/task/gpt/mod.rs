@@ -2,6 +2,7 @@
 
 mod config;
 mod model;
+mod outline;
 mod sampling;
 
 use burn::tensor::backend::Backend;
@@ -11,7 +12,7 @@ use mattock_data::{Dataset, SampleOrder, Split, Stream, StreamConfig};
 pub use self::config::GptConfig;
 pub use self::model::GptBlock;
 pub use self::sampling::{Generator, GeneratorError};
-use super::{Carry, Facts, Output, Pass, Source, Task, TaskError};
+use super::{Carry, Facts, Outline, Output, Pass, Source, Task, TaskError};
 use crate::plan::Batch;
 use crate::shards;
 use mattock_kernels::Kernels;
@@ -47,6 +48,14 @@ impl Task for Gpt {
             return Err(TaskError::Table { table: "data", reason });
         }
         Ok(Self { config, data })
+    }
+
+    fn outline(source: &Source<'_>) -> Result<Outline, TaskError> {
+        let config: GptConfig = source.model()?;
+        if let Some(reason) = config.fault() {
+            return Err(TaskError::Table { table: "model", reason });
+        }
+        Ok(outline::of(&config, outline::vocab(source)?))
     }
 
     fn blocks<B: Backend>(&self, seed: u64, device: &B::Device) -> Vec<GptBlock<B>> {

@@ -3,7 +3,7 @@
 //! Parameters are named and laid out as in Hugging Face's GPT-2 (weights of linear layers are `[inputs, outputs]`),
 //! so that a checkpoint is their dotted paths and nothing else.
 
-use burn::module::{Module, Param};
+use burn::module::{Module, Param, ParamId};
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData};
 use mattock_data::keys::{MicroBatchKey, Normal};
@@ -90,13 +90,15 @@ struct Norm<B: Backend> {
 
 /// Draws initial parameters, one after the other in the order of the model.
 struct Initial<'a, B: Backend> {
-    normal: Normal,
+    /// None for shapes without values.
+    normal: Option<Normal>,
     device: &'a B::Device,
 }
 
 impl<B: Backend> Initial<'_, B> {
     fn matrix(&mut self, rows: usize, columns: usize, std: f64) -> Param<Tensor<B, 2>> {
-        let values: Vec<f32> = (0..rows * columns).map(|_| (self.normal.draw() * std) as f32).collect();
+        let Some(normal) = &mut self.normal else { return self.hollow([rows, columns]) };
+        let values: Vec<f32> = (0..rows * columns).map(|_| (normal.draw() * std) as f32).collect();
         Param::from_data(TensorData::new(values, [rows, columns]), self.device)
     }
 
@@ -114,7 +116,15 @@ impl<B: Backend> Initial<'_, B> {
     }
 
     fn constant(&self, length: usize, value: f32) -> Param<Tensor<B, 1>> {
+        if self.normal.is_none() {
+            return self.hollow([length]);
+        }
         Param::from_data(TensorData::new(vec![value; length], [length]), self.device)
+    }
+
+    fn hollow<const D: usize>(&self, shape: [usize; D]) -> Param<Tensor<B, D>> {
+        let zeros = move |device: &B::Device, _: bool| Tensor::zeros(shape, device);
+        Param::uninitialized(ParamId::new(), zeros, self.device.clone(), true, shape.into())
     }
 }
 
@@ -125,8 +135,16 @@ pub(super) fn blocks<B: Backend>(
     seed: u64,
     device: &B::Device,
 ) -> Vec<GptBlock<B>> {
+    build(config, vocab, Initial { normal: Some(Normal::new(seed)), device })
+}
+
+/// The whole model without values: parameters have names and shapes, and take no memory.
+pub(super) fn hollow<B: Backend>(config: &GptConfig, vocab: usize, device: &B::Device) -> Vec<GptBlock<B>> {
+    build(config, vocab, Initial { normal: None, device })
+}
+
+fn build<B: Backend>(config: &GptConfig, vocab: usize, mut initial: Initial<'_, B>) -> Vec<GptBlock<B>> {
     let GptConfig { layers, heads, dim, context, tied, dropout, .. } = *config;
-    let mut initial = Initial { normal: Normal::new(seed), device };
     // GPT-2 scales what is added to the residual stream by the number of additions.
     let residual_std = INITIAL_STD / ((2 * layers) as f64).sqrt();
     let mut blocks = Vec::with_capacity(layers + 2);

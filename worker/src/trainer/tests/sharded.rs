@@ -1,7 +1,9 @@
 //! Sharded state in one process: the same bits on any number of ranks, through losses and joins.
 
 use super::*;
+use crate::estimate::Estimate;
 use crate::plan::{Parallel, Shard};
+use crate::task::Outline;
 
 const ALL: [u32; 6] = [0, 1, 2, 3, 4, 5];
 
@@ -203,4 +205,52 @@ fn holders_of_a_shard_that_differ_write_nothing() {
         assert!(trainer.state == before);
     };
     ring(&plan, members, act);
+}
+
+/// What a rank has of parameters, moments, a copy of another's shard, and gradients, in bytes.
+fn held(trainer: &Toys<'_>) -> [u64; 5] {
+    let copy = trainer.sharding.as_ref().and_then(|sharding| sharding.copy.as_ref());
+    let bytes = |array: &[f32]| size_of_val(array) as u64;
+    let State { parameters, first, second, .. } = &trainer.state;
+    let copied = |copy: &super::super::sharding::Copied| copy.state.arrays().map(|array| bytes(array));
+    [
+        bytes(parameters),
+        bytes(first) + bytes(second),
+        copy.map_or(0, |copy| copied(copy).iter().sum()),
+        bytes(&trainer.gradient),
+        copy.map_or(0, |copy| bytes(&copy.gradient)),
+    ]
+}
+
+#[test]
+fn an_estimate_says_what_a_trainer_holds() {
+    const LINES: [&str; 5] = [
+        "own parameters",
+        "own first and second moments",
+        "copy of another worker's shard",
+        "own gradient, decoded",
+        "another worker's gradient",
+    ];
+    for shard in [Shard::None, Shard::Optimizer, Shard::Full] {
+        for (buddies, world) in [(false, 1), (false, 3), (true, 1), (true, 2), (true, 3), (true, 5)] {
+            let plan = sharded(shard, buddies);
+            let members = match shard {
+                Shard::None => vec![trainer(&plan)],
+                Shard::Optimizer | Shard::Full => train_on(&plan, fresh(&plan, world), 0, 1),
+            };
+            let space = members[0].space.clone();
+            let outline = Outline { space, tokens_per_sample: 1, activations: None };
+            let estimate = Estimate::new(&outline, &plan, world as u32);
+            let line = |what: &str| {
+                let lines = estimate.memory.iter().filter(|line| line.what == what);
+                lines.map(|line| line.bytes).sum::<u64>()
+            };
+            let (told, held) = (LINES.map(line), members.iter().map(held).collect::<Vec<_>>());
+            // The estimate is that of the fullest rank.
+            let most = held.iter().max_by_key(|held| held.iter().sum::<u64>()).unwrap();
+            let what = format!("{shard:?} on {world}, buddies: {buddies}: {told:?} of {held:?}");
+            assert!(held.contains(&told), "{what}");
+            assert_eq!(told.iter().sum::<u64>(), most.iter().sum::<u64>(), "{what}");
+        }
+    }
 }

@@ -1,0 +1,242 @@
+//! A worker's memory, line by line, each with the place in the code that allocates it.
+
+use mattock_exact::{BLOCK, packed_bytes};
+use serde::Serialize;
+
+use super::has_exponents;
+use crate::partition::ShardMap;
+use crate::plan::{Bits, Plan, Shard, Sum};
+use crate::task::Outline;
+
+/// What memory is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Parameters, wherever they lie.
+    Parameters,
+    /// Moments, and what a second copy of another's shard has.
+    Optimizer,
+    /// Gradients as floats.
+    Gradients,
+    /// What forward leaves for backward.
+    Activations,
+    /// Sums, and what travels.
+    Buffers,
+}
+
+impl Kind {
+    /// All of them, as they are shown.
+    pub const ALL: [Self; 5] =
+        [Self::Parameters, Self::Optimizer, Self::Gradients, Self::Activations, Self::Buffers];
+}
+
+/// A stretch of memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Line {
+    /// What it is for.
+    pub kind: Kind,
+    /// What it holds, in words.
+    pub what: &'static str,
+    /// Whether it lies on the device, where that has memory of its own.
+    pub on_device: bool,
+    /// How much.
+    pub bytes: u64,
+}
+
+const OWN: &str = "own parameters";
+const MOMENTS: &str = "own first and second moments";
+const COPY: &str = "copy of another worker's shard";
+const GRADIENT: &str = "own gradient, decoded";
+const COPIED_GRADIENT: &str = "another worker's gradient";
+
+/// Sizes in elements, of one rank.
+struct Sizes {
+    all: u64,
+    /// The rank's own part, and that of the rank whose copy it holds.
+    own: u64,
+    before: u64,
+    /// The largest bucket, and the rank's largest part of one.
+    bucket: u64,
+    part: u64,
+    /// The largest two buckets that follow each other.
+    pair: u64,
+    world: u64,
+}
+
+/// Where lines are written down.
+struct Lines(Vec<Line>);
+
+impl Lines {
+    fn host(&mut self, kind: Kind, what: &'static str, bytes: u64) {
+        self.push(Line { kind, what, on_device: false, bytes });
+    }
+
+    fn device(&mut self, kind: Kind, what: &'static str, bytes: u64) {
+        self.push(Line { kind, what, on_device: true, bytes });
+    }
+
+    fn push(&mut self, line: Line) {
+        if line.bytes > 0 {
+            self.0.push(line);
+        }
+    }
+}
+
+/// What a rank has of divided state, with gradients; nothing where it has all.
+pub(super) fn divided(lines: &[Line], shard: Shard) -> u64 {
+    let held = [OWN, MOMENTS, COPY, GRADIENT, COPIED_GRADIENT];
+    let lines = lines.iter().filter(|line| shard != Shard::None && held.contains(&line.what));
+    lines.map(|line| line.bytes).sum()
+}
+
+/// The memory of the rank that has most.
+pub(super) fn fullest(outline: &Outline, plan: &Plan, world: u32) -> Vec<Line> {
+    let buckets = outline.space.buckets();
+    let map = ShardMap::new(buckets, world);
+    let totals = map.totals();
+    let divided = plan.parallel.shard != Shard::None;
+    let length = |bucket: usize| buckets.get(bucket).map_or(0, |range| range.len() as u64);
+    let bucket = (0..buckets.len()).map(length).max().unwrap_or(0);
+    let pair = (0..buckets.len()).map(|at| length(at) + length(at + 1)).max().unwrap_or(0);
+    let all = outline.space.len() as u64;
+    let of_rank = |rank: u32| {
+        if !divided {
+            return Sizes { all, own: all, before: 0, bucket, part: bucket, pair, world: world.into() };
+        }
+        let copies = plan.parallel.buddies && world > 1;
+        let before = if copies { totals[((rank + world - 1) % world) as usize] as u64 } else { 0 };
+        let part = map.parts(rank).iter().map(ExactSizeIterator::len).max().unwrap_or(0) as u64;
+        Sizes { all, own: totals[rank as usize] as u64, before, bucket, part, pair, world: world.into() }
+    };
+    // All ranks of undivided state are alike.
+    let ranks = if divided { world } else { 1 };
+    let lines = (0..ranks).map(|rank| lines(&of_rank(rank), outline, plan));
+    lines.max_by_key(|lines| lines.iter().map(|line| line.bytes).sum::<u64>()).unwrap_or_default()
+}
+
+fn lines(sizes: &Sizes, outline: &Outline, plan: &Plan) -> Vec<Line> {
+    let mut lines = Lines(Vec::new());
+    state(&mut lines, sizes, plan.parallel.shard);
+    gradients(&mut lines, sizes);
+    activations(&mut lines, outline, plan);
+    match (plan.parallel.shard, plan.reduce.sum) {
+        (Shard::Full, _) => sums_of_rounds(&mut lines, sizes, plan.reduce.bits),
+        (_, sum) => sums(&mut lines, sizes, sum, plan.reduce.bits),
+    }
+    checkpoint(&mut lines, sizes, plan);
+    lines.0
+}
+
+/// Parameters and moments.
+fn state(lines: &mut Lines, sizes: &Sizes, shard: Shard) {
+    let &Sizes { all, own, before, bucket, pair, .. } = sizes;
+    // `State::parameters`, `first` and `second` of `Trainer::state`.
+    lines.host(Kind::Parameters, OWN, 4 * own);
+    lines.host(Kind::Optimizer, MOMENTS, 8 * own);
+    // `Copied::state` of `trainer/sharding.rs`.
+    lines.host(Kind::Optimizer, COPY, 12 * before);
+    match shard {
+        // `attach` of `params/visit.rs`, for all of `Trainer::blocks`.
+        Shard::None => lines.device(Kind::Parameters, "the model", 4 * all),
+        Shard::Optimizer => {
+            lines.device(Kind::Parameters, "the model", 4 * all);
+            // `Sharding::replica`, and `Sharding::inputs`, from which it is gathered.
+            lines.host(Kind::Parameters, "parameters, gathered", 4 * all);
+            lines.host(Kind::Buffers, "own parameters, on their way", 4 * own);
+        }
+        Shard::Full => {
+            // `Round::arrive` of `trainer/blocks.rs`: one block on the device, while the next one's are gathered.
+            lines.device(Kind::Parameters, "the block that is computed", 4 * bucket);
+            lines.host(Kind::Parameters, "two blocks, gathered", 4 * pair);
+            // `Gathers::begin`, twice.
+            lines.host(Kind::Buffers, "own parameters, on their way", 2 * 4 * sizes.part);
+        }
+    }
+}
+
+fn gradients(lines: &mut Lines, sizes: &Sizes) {
+    // `Trainer::gradient`.
+    lines.host(Kind::Gradients, GRADIENT, 4 * sizes.own);
+    // `Copied::gradient`, and the copy that `Trainer::hand_on` sends.
+    lines.host(Kind::Gradients, COPIED_GRADIENT, 4 * sizes.before);
+    if sizes.before > 0 {
+        lines.host(Kind::Buffers, "own gradient, on its way", 4 * sizes.own);
+    }
+    // Burn's, until `collect_gradients` of `params/visit.rs` has them in `Trainer::scratch`: a graph is a block.
+    lines.device(Kind::Gradients, "the largest block's", 4 * sizes.bucket);
+    lines.host(Kind::Gradients, "the same, on the host", 4 * sizes.bucket);
+}
+
+fn activations(lines: &mut Lines, outline: &Outline, plan: &Plan) {
+    let Some(blocks) = &outline.activations else { return };
+    let outputs: u64 = blocks.iter().map(|block| block.output).sum();
+    let kept = blocks.iter().map(|block| block.kept);
+    let samples = u64::from(plan.batch.micro);
+    // `gradients.rs` keeps every block's graph; `Kept::inputs` of `trainer/blocks.rs` just inputs, and one graph at a time.
+    let (what, kept) = match plan.parallel.shard {
+        Shard::Full => ("inputs of all blocks, the rest of one", kept.max().unwrap_or(0)),
+        Shard::None | Shard::Optimizer => ("of all blocks", kept.sum()),
+    };
+    lines.device(Kind::Activations, what, (outputs + kept) * samples);
+}
+
+/// Sums that leave once a step.
+fn sums(lines: &mut Lines, sizes: &Sizes, sum: Sum, bits: Bits) {
+    let &Sizes { all, own, .. } = sizes;
+    let bounds = 8 * all / BLOCK as u64;
+    let packed = |elements: u64| packed_bytes(elements as usize, bits) as u64;
+    match sum {
+        Sum::Exact => {
+            // `Tally::bounds` of `exact/src/accumulator.rs`.
+            lines.host(Kind::Buffers, "bounds of sums", bounds);
+            // `Wire` of `sum/wire.rs`: the words are what travels, or are packed beside.
+            if bits != Bits::B32 {
+                lines.host(Kind::Buffers, "sums, in 32 bits", 4 * all);
+            }
+            // `Flight::input` and `output` of `sum/flight.rs`.
+            lines.host(Kind::Buffers, "sums, as they leave", packed(all));
+            lines.host(Kind::Buffers, "sums, as they arrive", packed(own));
+        }
+        Sum::Exact64 => {
+            lines.host(Kind::Buffers, "bounds of sums", bounds);
+            lines.host(Kind::Buffers, "sums, as they leave", 8 * all);
+            lines.host(Kind::Buffers, "sums, as they arrive", 8 * own);
+        }
+        // `Bucket::sums` of `sum/plain.rs`, and its flight.
+        Sum::F32 | Sum::Bf16 => {
+            let width = if sum == Sum::F32 { 4 } else { 2 };
+            lines.host(Kind::Buffers, "sums, as floats", 4 * all);
+            lines.host(Kind::Buffers, "sums, as they leave", width * all);
+            lines.host(Kind::Buffers, "sums, as they arrive", width * own);
+        }
+    }
+}
+
+/// Sums that leave with every micro-batch: `ShardSum` of `sum/sharded.rs`.
+fn sums_of_rounds(lines: &mut Lines, sizes: &Sizes, bits: Bits) {
+    let &Sizes { all, own, part, pair, .. } = sizes;
+    let packed = |elements: u64| packed_bytes(elements as usize, bits) as u64;
+    // `ShardSum::sums` and `bounds`.
+    lines.host(Kind::Buffers, "own sums, in 64 bits", 8 * own);
+    lines.host(Kind::Buffers, "bounds of sums", 8 * all / BLOCK as u64);
+    // `UnderWay`: a bucket travels, while the next one is rounded.
+    let words = if bits == Bits::B32 { 0 } else { 4 * pair };
+    lines.host(Kind::Buffers, "words of two blocks", words + packed(pair) + 8 * pair / BLOCK as u64);
+    // Its `Flight::output`, and the copy of it in `ShardSum::land`.
+    lines.host(Kind::Buffers, "words, as they arrive", 2 * packed(part));
+}
+
+fn checkpoint(lines: &mut Lines, sizes: &Sizes, plan: &Plan) {
+    let &Sizes { all, own, world, .. } = sizes;
+    // `State::exponents` and `Trainer::exponents`.
+    if has_exponents(plan) {
+        lines.host(Kind::Buffers, "block exponents", 2 * 2 * all / BLOCK as u64);
+    }
+    // The snapshot that `Saver::save` hands over, or the `Part` of `Trainer::part`; then what uploads hold.
+    let copy = match plan.parallel.shard {
+        Shard::None => 12 * all.div_ceil(world),
+        Shard::Optimizer | Shard::Full => 4 * all.div_ceil(world) + 8 * own,
+    };
+    lines.host(Kind::Buffers, "copy of a checkpoint's share", copy);
+    lines.host(Kind::Buffers, "uploads, at most", plan.checkpoint.memory.min(copy));
+}
