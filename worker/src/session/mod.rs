@@ -259,7 +259,7 @@ impl Worker<'_> {
             progress: &|text| tracing::info!("{text}"),
         };
         let task = T::open(&source)?;
-        let (space, initial) = State::initial(&task, plan.seed);
+        let (space, initial) = State::initial(&task, plan.seed)?;
         let state = match self.under_way {
             true => initial,
             false => self.told(storage::start(&settings, &space, initial)?),

@@ -24,6 +24,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 pub use self::carry::Carry;
+use crate::params::Space;
 use crate::plan::{Batch, Table};
 
 /// What a block returns.
@@ -114,6 +115,16 @@ pub trait Task: Sized + Send + Sync + 'static {
 
     /// The model with its initial parameters, a pure function of `seed`.
     fn blocks<B: Backend>(&self, seed: u64, device: &B::Device) -> Vec<Self::Block<B>>;
+
+    /// Parameters to start from in place of those that [`Task::blocks`] draws, over the whole flat space: the same on all
+    /// workers. `None` where they are drawn.
+    ///
+    /// # Errors
+    /// Where they cannot be read.
+    fn pretrained(&self, space: &Space) -> Result<Option<Vec<f32>>, TaskError> {
+        let _ = space;
+        Ok(None)
+    }
 
     /// What the parameters of block `index` are called by, before their dotted path; empty for none.
     fn prefix(&self, index: usize) -> String {

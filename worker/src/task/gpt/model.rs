@@ -90,13 +90,17 @@ struct Norm<B: Backend> {
 
 /// Draws initial parameters, one after the other in the order of the model.
 struct Initial<'a, B: Backend> {
-    normal: Normal,
+    /// None leaves matrices at zero.
+    normal: Option<Normal>,
     device: &'a B::Device,
 }
 
 impl<B: Backend> Initial<'_, B> {
     fn matrix(&mut self, rows: usize, columns: usize, std: f64) -> Param<Tensor<B, 2>> {
-        let values: Vec<f32> = (0..rows * columns).map(|_| (self.normal.draw() * std) as f32).collect();
+        let values: Vec<f32> = match &mut self.normal {
+            Some(normal) => (0..rows * columns).map(|_| (normal.draw() * std) as f32).collect(),
+            None => vec![0.0; rows * columns],
+        };
         Param::from_data(TensorData::new(values, [rows, columns]), self.device)
     }
 
@@ -118,15 +122,16 @@ impl<B: Backend> Initial<'_, B> {
     }
 }
 
-/// The whole model with its initial parameters, a pure function of configuration and seed.
+/// The whole model with its initial parameters, a pure function of configuration and seed; without a seed, with parameters
+/// that others take the place of.
 pub(super) fn blocks<B: Backend>(
     config: &GptConfig,
     vocab: usize,
-    seed: u64,
+    seed: Option<u64>,
     device: &B::Device,
 ) -> Vec<GptBlock<B>> {
     let GptConfig { layers, heads, dim, context, tied, dropout, .. } = *config;
-    let mut initial = Initial { normal: Normal::new(seed), device };
+    let mut initial = Initial { normal: seed.map(Normal::new), device };
     // GPT-2 scales what is added to the residual stream by the number of additions.
     let residual_std = INITIAL_STD / ((2 * layers) as f64).sqrt();
     let mut blocks = Vec::with_capacity(layers + 2);

@@ -41,7 +41,7 @@ impl Generator {
     }
 
     fn blocks(&self) -> Vec<GptBlock<Cpu>> {
-        blocks(&self.config, self.vocab, 0, &Default::default())
+        blocks(&self.config, self.vocab, None, &Default::default())
     }
 
     /// Where the model's parameters lie.
