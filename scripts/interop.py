@@ -8,7 +8,8 @@ From transformers to Mattock: models are saved in each way that transformers has
 precision, head tied or not), and `mattock checkpoint logits` reads them. From Mattock to transformers: `mattock checkpoint
 init` starts from such a model and saves it, and two workers train on it; `from_pretrained` reads what they saved. Ends
 with 1 where logits differ by more than LOGITS or gradients by more than GRADIENTS, relative to each tensor's largest, or
-where weights that only went through Mattock come back with any other logit.
+where weights that only went through Mattock come back with any other logit, or where the limits are too wide to notice
+another activation.
 """
 import json
 import logging
@@ -24,6 +25,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 LOGITS = 1e-4
 GRADIENTS = 1e-3
+SHAPE = {"n_layer": 3, "n_head": 4, "n_embd": 64, "n_positions": 48}
 ROOT = Path(__file__).resolve().parent.parent
 
 RECIPE = """
@@ -78,7 +80,11 @@ def theirs(model, tokens):
 
 
 def mattock(*arguments):
-    return subprocess.run([os.environ["MATTOCK"], *map(str, arguments)], check=True, stdout=subprocess.PIPE).stdout
+    """Standard output of the program; its errors are shown where it fails."""
+    done = subprocess.run([os.environ["MATTOCK"], *map(str, arguments)], capture_output=True)
+    if done.returncode != 0:
+        sys.exit(f"mattock {' '.join(map(str, arguments))} ended with {done.returncode}:\n{done.stderr.decode()}")
+    return done.stdout
 
 
 def ours(folder, tokens):
@@ -144,8 +150,7 @@ def both_ways(report, folder, tied, shape):
     report.line(f"transformers -> mattock -> transformers, {name}", logits.abs().max().item(), 0.0, limit=0.0)
 
     run = folder / f"{name}-run"
-    subprocess.run([os.environ["MATTOCK"], "train", recipe, "--device", "cpu", "--workers", "2", "--out", run],
-                   check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    mattock("train", recipe, "--device", "cpu", "--workers", "2", "--out", run)
     trained = run / "checkpoints" / "step-00000005"
     count = len(list(trained.glob("model*.safetensors")))
     model = loaded(trained)
@@ -153,6 +158,18 @@ def both_ways(report, folder, tied, shape):
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(trained / "tokenizer.json"))
     text = "Weights open in any tool: naïve, \n 北京."
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text, "the tokenizer does not give back its text"
+
+
+def notices_a_mistake(folder, shape):
+    """Whether the limit is small enough to tell GPT-2's GELU, an approximation, from the exact one."""
+    model = random_model(1, **shape)
+    model.save_pretrained(folder / "control")
+    exact = GPT2LMHeadModel(GPT2Config(**{**model.config.to_dict(), "activation_function": "gelu"})).eval()
+    exact.load_state_dict(model.state_dict())
+    tokens = random_tokens(model, shape["n_positions"])
+    difference = (ours(folder / "control", tokens)[0] - theirs(exact, tokens)[0]).abs().max().item()
+    print(f"{'control: another GELU in transformers':52} {difference:24.2e}")
+    return difference > LOGITS
 
 
 def golden():
@@ -182,7 +199,8 @@ def main():
     report = Report()
     with tempfile.TemporaryDirectory() as folder:
         for tied in [True, False]:
-            both_ways(report, Path(folder), tied, {"n_layer": 3, "n_head": 4, "n_embd": 64, "n_positions": 48})
+            both_ways(report, Path(folder), tied, SHAPE)
+        report.bad |= not notices_a_mistake(Path(folder), SHAPE)
     sys.exit(1 if report.bad else 0)
 
 

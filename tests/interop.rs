@@ -212,6 +212,44 @@ fn a_recipe_of_another_shape_names_the_key_and_both_values() {
 }
 
 #[test]
+fn text_is_drawn_from_what_transformers_saved() {
+    let bench = Bench::new();
+    let folder = copy(&bench, "gpt2");
+    let set = [&SHAPE[..], &["--set", "model.init=gpt2"]].concat();
+    let output =
+        run(&bench, &[&["checkpoint", "init", "recipe.toml", "--out", "initial"], &set[..]].concat());
+    assert!(output.status.success(), "{}", errors(&output));
+    let generate = |from: &str| {
+        let drawn = ["--prompt", "the ring ", "--tokens", "20", "--seed", "5"];
+        run(&bench, &[&["generate", "--checkpoint", from], &drawn[..]].concat())
+    };
+    let without = generate("gpt2");
+    assert_eq!(without.status.code(), Some(2));
+    assert!(errors(&without).contains("gpt2/tokenizer.json: it is not there"), "{}", errors(&without));
+    let saved = bench.path("initial/step-00000000/tokenizer.json");
+    fs::copy(saved, folder.join("tokenizer.json")).unwrap();
+    let theirs = generate("gpt2");
+    assert!(theirs.status.success(), "{}", errors(&theirs));
+    assert!(theirs.stdout.starts_with(b"the ring "));
+    assert_eq!(theirs.stdout, generate("initial").stdout);
+}
+
+#[test]
+fn weights_that_are_refused_cost_a_run_that_is_there_nothing() {
+    let bench = Bench::new();
+    let folder = copy(&bench, "gpt2");
+    let train = |more: &[&str]| bench.train("run", &[&SHAPE[..], &["--set", "train.steps=2"], more].concat());
+    let before = train(&[]).done();
+    lie(&folder);
+    let refused = train(&["--overwrite", "--set", "model.init=gpt2"]);
+    assert_eq!(refused.code, Some(2), "{}", refused.errors);
+    assert!(refused.errors.contains("model.safetensors: announces a header of"), "{}", refused.errors);
+    let verified = run(&bench, &["checkpoint", "verify", "run/checkpoints"]);
+    assert!(verified.status.success(), "{}", errors(&verified));
+    assert_eq!(before.steps().len(), 2);
+}
+
+#[test]
 fn a_configuration_that_no_memory_holds_is_refused() {
     let bench = Bench::new();
     let folder = copy(&bench, "gpt2");

@@ -67,6 +67,15 @@ struct Index {
 }
 
 impl Foreign {
+    /// Whether a location itself has weights, or an index of them, rather than checkpoints in folders of their own.
+    ///
+    /// # Errors
+    /// Where the store fails.
+    pub fn is_at(location: &Location) -> Result<bool, StoreError> {
+        let objects = Objects::open(location)?;
+        Ok(objects.size(MODEL)?.is_some() || objects.size(INDEX)?.is_some())
+    }
+
     /// Reads the headers of all files in a folder; `model.safetensors` comes before an index, as elsewhere.
     ///
     /// # Errors
@@ -79,7 +88,9 @@ impl Foreign {
             return Ok(foreign);
         }
         if foreign.objects.size(INDEX)?.is_none() {
-            return Err(foreign.wrong("", format!("it has neither {MODEL} nor {INDEX}")));
+            return Err(
+                foreign.wrong("", format!("it has neither {MODEL} nor {INDEX}: give the folder that has"))
+            );
         }
         let index: Index = serde_json::from_str(&foreign.text(INDEX)?)
             .map_err(|error| foreign.wrong(INDEX, error.to_string()))?;

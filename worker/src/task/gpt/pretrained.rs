@@ -80,6 +80,11 @@ impl Pretrained {
         Ok(self)
     }
 
+    /// What lies beside them as `tokenizer.json`.
+    pub(super) fn tokenizer(&self) -> Result<String, PretrainedError> {
+        Ok(self.foreign.text("tokenizer.json")?)
+    }
+
     /// The parameters, over the flat space of the model.
     pub(super) fn load(&self, space: &Space) -> Result<Vec<f32>, PretrainedError> {
         let mut flat = self.foreign.load(&self.layout(space)?, meaning)?;
