@@ -250,6 +250,30 @@ fn weights_that_are_refused_cost_a_run_that_is_there_nothing() {
 }
 
 #[test]
+fn a_run_has_the_hash_of_its_weights_and_takes_no_others() {
+    let bench = Bench::new();
+    let folder = copy(&bench, "gpt2");
+    let set = [&SHAPE[..], &["--set", "model.init=gpt2", "--set", "train.steps=2"]].concat();
+    let first = bench.train("run", &set).done();
+    let recipe = run(&bench, &["recipe", "show", "run/recipe.toml"]);
+    let recipe = String::from_utf8(recipe.stdout).unwrap();
+    let hash = blake3::hash(&fs::read(golden("model.safetensors")).unwrap()).to_hex().to_string();
+    assert!(recipe.contains(&hash), "{recipe}");
+
+    // One bit of the last element, as another host might have it.
+    let file = folder.join("model.safetensors");
+    let mut bytes = fs::read(&file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(file, bytes).unwrap();
+    let init = ["checkpoint", "init", "run/recipe.toml", "--out", "initial"];
+    let refused = run(&bench, &init);
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(errors(&refused).contains(&format!("model.init_hash is {hash}")), "{}", errors(&refused));
+    let other = bench.train("other", &set).done();
+    assert_ne!(first.hash(), other.hash());
+}
+
+#[test]
 fn a_configuration_that_no_memory_holds_is_refused() {
     let bench = Bench::new();
     let folder = copy(&bench, "gpt2");

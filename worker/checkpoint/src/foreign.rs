@@ -155,7 +155,7 @@ impl Foreign {
         self.places(layout, meaning).map(drop)
     }
 
-    /// The elements of a layout's flat space; those outside every tensor are zero.
+    /// The elements of a layout's flat space, those outside every tensor zero; and [`Foreign::hash`] of what was read.
     ///
     /// # Errors
     /// As [`Foreign::check`], and where a file cannot be read to its end.
@@ -163,22 +163,40 @@ impl Foreign {
         &self,
         layout: &Layout,
         meaning: impl Fn(&str) -> Option<String>,
-    ) -> Result<Vec<f32>, ForeignError> {
+    ) -> Result<(Vec<f32>, String), ForeignError> {
         let places = self.places(layout, meaning)?;
         let mut flat = vec![0.0; layout.elements()];
-        for (file, runs) in self.files.iter().zip(places) {
-            let mut filling = Filling { runs: runs.into(), at: 0, held: Vec::new() };
+        let mut fillings: Vec<Filling> =
+            places.into_iter().map(|runs| Filling { runs: runs.into(), at: 0, held: Vec::new() }).collect();
+        let hash = self.read(|file, chunk| fillings[file].take(chunk, &mut flat))?;
+        Ok((flat, hash))
+    }
+
+    /// BLAKE3 (hex) over the bytes of all files, in the order of their names.
+    ///
+    /// # Errors
+    /// Where a file cannot be read to its end.
+    pub fn hash(&self) -> Result<String, ForeignError> {
+        self.read(|_, _| {})
+    }
+
+    /// Hands all bytes of all files to `take`, with the file's index; returns their hash.
+    fn read(&self, mut take: impl FnMut(usize, &[u8])) -> Result<String, ForeignError> {
+        let mut hasher = blake3::Hasher::new();
+        for (index, file) in self.files.iter().enumerate() {
+            let before = hasher.count();
             self.objects.read(&file.name, &mut |chunk| {
-                filling.take(chunk, &mut flat);
+                hasher.update(chunk);
+                take(index, chunk);
                 ControlFlow::Continue(())
             })?;
-            if filling.at != file.bytes {
-                let why =
-                    format!("{} bytes came of the {} it had when it was opened", filling.at, file.bytes);
+            let came = hasher.count() - before;
+            if came != file.bytes {
+                let why = format!("{came} bytes came of the {} it had when it was opened", file.bytes);
                 return Err(self.wrong(&file.name, why));
             }
         }
-        Ok(flat)
+        Ok(hasher.finalize().to_hex().to_string())
     }
 
     /// A file that an index names, with the tensors that it should have.

@@ -47,7 +47,11 @@ fn load(files: &[(&str, Vec<u8>)]) -> Result<Vec<f32>, String> {
     }
     let location = Location::parse(folder.path().to_str().unwrap()).unwrap();
     let foreign = Foreign::open(&location).map_err(|error| error.to_string())?;
-    foreign.load(&layout(), meaning).map_err(|error| error.to_string())
+    let (flat, hash) = foreign.load(&layout(), meaning).map_err(|error| error.to_string())?;
+    let bytes = files.iter().filter(|(name, _)| name.ends_with(".safetensors")).flat_map(|(_, bytes)| bytes);
+    let plain = blake3::hash(&bytes.copied().collect::<Vec<u8>>()).to_hex().to_string();
+    assert_eq!((&hash, &foreign.hash().unwrap()), (&plain, &plain));
+    Ok(flat)
 }
 
 const A: Counted<'static> = ("a", Dtype::F32, &[2, 3], 1);

@@ -25,6 +25,9 @@ pub struct GptConfig {
     /// Folder or URL of GPT-2 weights in Hugging Face's layout to start from; without one they are drawn from the seed.
     #[serde(default)]
     pub init: Option<String>,
+    /// BLAKE3 of these weights' files, in the order of their names; filled in where a run starts.
+    #[serde(default)]
+    pub init_hash: Option<String>,
 }
 
 /// The built-in model families.
@@ -57,6 +60,9 @@ impl GptConfig {
             )),
             () if !(0.0..1.0).contains(&dropout) => {
                 Some(format!("dropout = {dropout} is not a probability below 1"))
+            }
+            () if self.init.is_none() && self.init_hash.is_some() => {
+                Some("init_hash is the hash of the weights in init, which is not set".to_owned())
             }
             () => None,
         }
@@ -105,6 +111,7 @@ impl GptConfig {
             tied: json.get("tie_word_embeddings").and_then(serde_json::Value::as_bool).unwrap_or(true),
             dropout: 0.0,
             init: None,
+            init_hash: None,
         };
         match config.fault().or_else(|| config.foreign_fault(&json)) {
             Some(fault) => Err(fault),
@@ -171,6 +178,7 @@ mod tests {
             tied: false,
             dropout: 0.0,
             init: None,
+            init_hash: None,
         };
         assert_eq!(GptConfig::from_hugging_face(&config.hugging_face(17)), Ok((config, 17)));
     }
@@ -186,6 +194,7 @@ mod tests {
             tied: true,
             dropout: 0.0,
             init: None,
+            init_hash: None,
         };
         assert!(config.fault().unwrap().contains("not divisible"));
     }

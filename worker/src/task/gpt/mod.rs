@@ -14,6 +14,7 @@ pub use self::config::GptConfig;
 pub use self::inspect::{Inspected, inspect};
 pub use self::model::GptBlock;
 use self::pretrained::Pretrained;
+pub use self::pretrained::missing_hash;
 pub use self::sampling::{Generator, GeneratorError};
 use super::{Carry, Facts, Output, Pass, Source, Task, TaskError};
 use crate::params::Space;

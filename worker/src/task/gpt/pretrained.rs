@@ -9,6 +9,8 @@ use mattock_kernels::Cpu;
 use super::GptConfig;
 use super::model::blocks;
 use crate::params::Space;
+use crate::plan::Table;
+use crate::task::TaskError;
 
 /// The output projection, which lies beside the model proper.
 const LM_HEAD: &str = "lm_head.weight";
@@ -31,6 +33,11 @@ pub(super) enum PretrainedError {
         "{url}: {LM_HEAD} is not wte.weight, though {CONFIG} says that they are one (tie_word_embeddings)"
     )]
     Untied { url: String },
+    /// They are not those that the run began with.
+    #[error(
+        "{url}: the BLAKE3 of its weights is {found}, model.init_hash is {wanted}: the files changed, or differ between hosts"
+    )]
+    Hash { url: String, found: String, wanted: String },
     /// Our own tensors do not fit together: a bug.
     #[error("the model cannot be laid out: {0}; this is a bug")]
     Layout(#[from] LayoutError),
@@ -40,6 +47,24 @@ pub(super) enum PretrainedError {
 pub(super) struct Pretrained {
     foreign: Foreign,
     url: String,
+    /// What the recipe says of their bytes.
+    hash: Option<String>,
+}
+
+/// The hash of the weights that a recipe's `[model]` starts from, where it names some and does not say it: what a run's
+/// recipe says, all its workers compare.
+///
+/// # Errors
+/// Where they cannot be read.
+pub fn missing_hash(model: &Table) -> Result<Option<String>, TaskError> {
+    let text = |key: &str| model.get(key).and_then(serde_json::Value::as_str);
+    let (Some("gpt"), Some(init), None) = (text("family"), text("init"), text("init_hash")) else {
+        return Ok(None);
+    };
+    let hash = || Ok::<_, PretrainedError>(Foreign::open(&Location::parse(init)?)?.hash()?);
+    let fault =
+        |error: PretrainedError| TaskError::Table { table: "model", reason: format!("init: {error}") };
+    hash().map(Some).map_err(fault)
 }
 
 impl Pretrained {
@@ -49,7 +74,7 @@ impl Pretrained {
         if let Some(why) = config.disagreement(vocab, &theirs, their_vocab) {
             return Err(PretrainedError::Config { url: pretrained.url, why });
         }
-        pretrained.checked(config, vocab)
+        Self { hash: config.init_hash.clone(), ..pretrained }.checked(config, vocab)
     }
 
     /// Opens weights for the model that their configuration tells of; returns it, and the vocabulary.
@@ -62,7 +87,7 @@ impl Pretrained {
         let location = Location::parse(url)?;
         let foreign = Foreign::open(&location)?;
         let text = foreign.text(CONFIG)?;
-        let pretrained = Self { foreign, url: location.to_string() };
+        let pretrained = Self { foreign, url: location.to_string(), hash: None };
         match GptConfig::from_hugging_face(&text) {
             Ok((config, vocab)) => Ok((pretrained, config, vocab)),
             Err(why) => Err(PretrainedError::Config { url: pretrained.url, why }),
@@ -87,7 +112,10 @@ impl Pretrained {
 
     /// The parameters, over the flat space of the model.
     pub(super) fn load(&self, space: &Space) -> Result<Vec<f32>, PretrainedError> {
-        let mut flat = self.foreign.load(&self.layout(space)?, meaning)?;
+        let (mut flat, found) = self.foreign.load(&self.layout(space)?, meaning)?;
+        if let Some(wanted) = self.hash.as_ref().filter(|wanted| **wanted != found) {
+            return Err(PretrainedError::Hash { url: self.url.clone(), found, wanted: wanted.clone() });
+        }
         let head = flat.split_off(space.len());
         let embedding = space.parameters().iter().find(|parameter| parameter.name == "wte.weight");
         let tied = embedding.is_some_and(|embedding| flat[embedding.range()] == head[..]);
