@@ -6,9 +6,11 @@ mod common;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{Output, Stdio};
+use std::time::{Duration, Instant};
 
 use common::Bench;
+use common::watched::LONG;
 use serde_json::Value;
 
 /// Largest difference of a logit.
@@ -260,17 +262,59 @@ fn a_run_has_the_hash_of_its_weights_and_takes_no_others() {
     let hash = blake3::hash(&fs::read(golden("model.safetensors")).unwrap()).to_hex().to_string();
     assert!(recipe.contains(&hash), "{recipe}");
 
-    // One bit of the last element, as another host might have it.
-    let file = folder.join("model.safetensors");
-    let mut bytes = fs::read(&file).unwrap();
-    *bytes.last_mut().unwrap() ^= 1;
-    fs::write(file, bytes).unwrap();
+    flip_last_bit(&folder.join("model.safetensors"));
     let init = ["checkpoint", "init", "run/recipe.toml", "--out", "initial"];
     let refused = run(&bench, &init);
     assert_eq!(refused.status.code(), Some(2));
     assert!(errors(&refused).contains(&format!("model.init_hash is {hash}")), "{}", errors(&refused));
     let other = bench.train("other", &set).done();
     assert_ne!(first.hash(), other.hash());
+}
+
+#[test]
+fn a_worker_whose_files_differ_is_no_part_of_a_run() {
+    let bench = Bench::new();
+    for host in ["a", "b"] {
+        fs::create_dir(bench.path(host)).unwrap();
+        copy(&bench, &format!("{host}/gpt2"));
+    }
+    flip_last_bit(&bench.path("b/gpt2/model.safetensors"));
+    // What every process finds elsewhere, as two hosts may a folder of one name; without buddies nothing else would tell.
+    bench.write(
+        "hosts.toml",
+        "extends = \"recipe.toml\"\n[model]\ndim = 8\ncontext = 16\ninit = \"/proc/self/cwd/gpt2\"\n[parallel]\n\
+         shard = \"full\"\nbuddies = false\n",
+    );
+    let mut coordinator = bench.command();
+    coordinator.current_dir(bench.path("a")).stdin(Stdio::piped()).stdout(Stdio::null());
+    let coordinator =
+        coordinator.args(["coordinator", "../hosts.toml", "--out", "../run", "--token-file", "../token"]);
+    let mut coordinator = coordinator.spawn().unwrap();
+    let until = Instant::now() + LONG;
+    while fs::read(bench.path("token")).is_ok_and(|token| token.is_empty()) || !bench.path("token").exists() {
+        assert!(Instant::now() < until, "no coordinator");
+        assert_eq!(coordinator.try_wait().unwrap(), None, "the coordinator ended");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let mut worker = bench.command();
+    let worker =
+        worker.current_dir(bench.path("b")).args(["worker", "--token-file", "../token", "--device", "cpu"]);
+    let worker = worker.output().unwrap();
+    coordinator.kill().unwrap();
+    coordinator.wait().unwrap();
+    assert!(!worker.status.success());
+    let said = errors(&worker);
+    assert!(
+        said.contains("/gpt2: the BLAKE3 of its weights is") && said.contains("differ between hosts"),
+        "{said}"
+    );
+}
+
+/// As a file may differ between hosts.
+fn flip_last_bit(file: &Path) {
+    let mut bytes = fs::read(file).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(file, bytes).unwrap();
 }
 
 #[test]
