@@ -39,7 +39,7 @@ context = {n_positions}
 tied = {tied}
 init = "{init}"
 [data]
-text = ["{root}/README.md", "{root}/ARCHITECTURE.md"]
+text = ["{root}/LICENSE-APACHE"]
 tokenizer = {{ kind = "bytes" }}
 [batch]
 size = 8
