@@ -1,4 +1,5 @@
-//! `mattock checkpoint`: lists, verifies and shows checkpoints, clears up beside them, and writes that of an untrained model.
+//! `mattock checkpoint`: lists, verifies and shows checkpoints, clears up beside them, writes that of an untrained
+//! model, and tells what a model computes.
 
 use std::io::Write;
 use std::time::Duration;
@@ -6,8 +7,10 @@ use std::time::Duration;
 use anyhow::anyhow;
 use clap::{Args, Subcommand};
 use mattock_checkpoint::{ClaimError, How, Location, Which, claim, gc, list, show, verify};
+use mattock_worker::Parameter;
 use mattock_worker::storage::save_initial;
 use mattock_worker::task::Task;
+use mattock_worker::task::gpt::inspect;
 
 use super::parts::{fresh_id, open};
 use super::recipe::RecipeFile;
@@ -39,6 +42,22 @@ pub enum CheckpointAction {
     /// Write the checkpoint of step 0: a recipe's initial parameters, as its run starts from them
     #[command(after_help = EXIT_CODES)]
     Init(InitArgs),
+    /// Print what a GPT-2 computes for given tokens, ours or one that transformers wrote
+    #[command(after_help = EXIT_CODES)]
+    Logits(LogitsArgs),
+}
+
+/// Arguments of `mattock checkpoint logits`.
+#[derive(Debug, Args)]
+pub struct LogitsArgs {
+    /// The folder of one checkpoint, with config.json and model.safetensors or its index: a folder, file:// or s3://
+    pub url: String,
+    /// Token ids, the first to the last
+    #[arg(long, value_name = "ID,...", value_delimiter = ',', required = true)]
+    pub tokens: Vec<u32>,
+    /// Print the gradients of the mean loss as well, by name
+    #[arg(long)]
+    pub gradients: bool,
 }
 
 /// Arguments of `mattock checkpoint init`.
@@ -100,6 +119,7 @@ pub fn run<T: Task>(args: &CheckpointArgs, out: &mut impl Write) -> Result<Exit,
         CheckpointAction::Show(at) => print_manifest(&at.url, out),
         CheckpointAction::Gc(args) => collect(args, out),
         CheckpointAction::Init(args) => write_initial::<T>(args, out),
+        CheckpointAction::Logits(args) => print_logits(args, out),
     }
 }
 
@@ -176,5 +196,17 @@ fn write_initial<T: Task>(args: &InitArgs, out: &mut impl Write) -> Result<Exit,
     })?;
     let url = save_initial(&task, &recipe.plan, &args.out, &run, &recipe.text).map_err(Failure::bad_input)?;
     writeln!(out, "{url}").map_err(Failure::internal)?;
+    Ok(Exit::Done)
+}
+
+/// As one JSON object; logits are `[tokens][vocab]`, gradients flat in row-major order.
+fn print_logits(args: &LogitsArgs, out: &mut impl Write) -> Result<Exit, Failure> {
+    let inspected = inspect(&args.url, &args.tokens).map_err(Failure::bad_input)?;
+    let mut json = serde_json::json!({ "logits": inspected.logits, "loss": inspected.loss });
+    if args.gradients {
+        let of = |(parameter, values): (Parameter, Vec<f32>)| (parameter.name, serde_json::json!(values));
+        json["gradients"] = inspected.gradients.into_iter().map(of).collect::<serde_json::Map<_, _>>().into();
+    }
+    writeln!(out, "{json}").map_err(Failure::internal)?;
     Ok(Exit::Done)
 }

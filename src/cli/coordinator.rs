@@ -22,6 +22,7 @@ use mattock_worker::settings::{Settings, Start};
 use serde::Deserialize;
 use tokio::sync::mpsc;
 
+use super::recipe::RecipeFile;
 use crate::exit::{EXIT_CODES, Exit, Failure};
 use crate::launch::{self, SECRET_VARIABLE};
 use crate::recipe::Resolved;
@@ -102,7 +103,7 @@ pub fn run(args: &CoordinatorArgs, out: &mut impl Write) -> Result<Exit, Failure
     if args.supervised {
         launch::die_with_parent().map_err(Failure::internal)?;
     }
-    let recipe = Resolved::load(&args.recipe, &[])?;
+    let recipe = RecipeFile { recipe: args.recipe.clone(), sets: Vec::new() }.resolve_for_run()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let (config, warning) = args.server_config(&recipe)?;
     runtime.map_err(Failure::internal)?.block_on(serve(args, config, warning, out))

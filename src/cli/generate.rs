@@ -4,7 +4,7 @@ use std::io::Write;
 
 use anyhow::anyhow;
 use clap::Args;
-use mattock_checkpoint::{Location, Which, load_weights, show};
+use mattock_checkpoint::{Foreign, Location, Which, load_weights, show};
 use mattock_worker::storage;
 use mattock_worker::task::Sampling;
 use mattock_worker::task::gpt::Generator;
@@ -22,7 +22,8 @@ Examples:
 #[derive(Debug, Args)]
 #[command(after_help = format!("{EXAMPLES}\n{EXIT_CODES}"))]
 pub struct GenerateArgs {
-    /// A checkpoint, or a prefix of which the newest complete one is taken: a folder, file:// or s3://
+    /// A checkpoint, a prefix of which the newest complete one is taken, or what transformers saved of a GPT-2 and its
+    /// tokenizer: a folder, file:// or s3://
     #[arg(long, value_name = "URL")]
     pub checkpoint: String,
     /// The text to go on from
@@ -46,6 +47,12 @@ pub struct GenerateArgs {
 pub fn run(args: &GenerateArgs, out: &mut impl Write) -> Result<Exit, Failure> {
     let (location, step) = locate(&args.checkpoint)?;
     let request = Sampling { tokens: args.tokens as usize, temperature: args.temperature, seed: args.seed };
+    if step.is_none() && Foreign::is_at(&location).map_err(Failure::bad_input)? {
+        let (generator, parameters) = Generator::open(&args.checkpoint).map_err(Failure::bad_input)?;
+        let text = generator.text(&parameters, &args.prompt, &request).map_err(Failure::bad_input)?;
+        writeln!(out, "{text}").map_err(Failure::internal)?;
+        return Ok(Exit::Done);
+    }
     let text = continue_text(&location, step.map_or(Which::Newest, Which::Step), &args.prompt, &request)?;
     writeln!(out, "{text}").map_err(Failure::internal)?;
     Ok(Exit::Done)

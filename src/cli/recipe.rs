@@ -4,6 +4,8 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
+use mattock_worker::task::TaskError;
+use mattock_worker::task::gpt::missing_hash;
 
 use crate::exit::{EXIT_CODES, Exit, Failure};
 use crate::recipe::Resolved;
@@ -44,6 +46,21 @@ impl RecipeFile {
     /// Bad input, whatever is wrong with it.
     pub fn resolve(&self) -> Result<Resolved, Failure> {
         Ok(Resolved::load(&self.recipe, &self.sets)?)
+    }
+
+    /// As [`RecipeFile::resolve`], for a run: with the hash of the weights that it starts from, if it starts from some.
+    ///
+    /// # Errors
+    /// As there, and where these weights cannot be read.
+    pub fn resolve_for_run(&self) -> Result<Resolved, Failure> {
+        let recipe = self.resolve()?;
+        let missing = missing_hash(&recipe.plan.model).map_err(|error| match error {
+            TaskError::Table { table, reason } => Failure::bad_input(recipe.table_error(table, &reason)),
+            error => Failure::bad_input(error),
+        })?;
+        let Some(hash) = missing else { return Ok(recipe) };
+        let sets = [&self.sets[..], &[format!("model.init_hash={hash:?}")]].concat();
+        Ok(Resolved::load(&self.recipe, &sets)?)
     }
 }
 

@@ -95,7 +95,7 @@ pub trait Parts {
 /// # Errors
 /// Bad input before anything is started; a failed run after.
 pub fn run(args: &TrainArgs, parts: &impl Parts, out: &mut impl Write) -> Result<Exit, Failure> {
-    let recipe = args.recipe.resolve()?;
+    let recipe = args.recipe.resolve_for_run()?;
     let place = args.nodes.place()?;
     args.check(&recipe, &place)?;
     if place.nodes > 1 {

@@ -95,7 +95,7 @@ fn set(argument: &str) -> Result<Table, RecipeError> {
     Ok(tree)
 }
 
-/// Makes `data.text`, `data.tokenizer.file` and `checkpoint.to` independent of the current folder.
+/// Makes `data.text`, `data.tokenizer.file`, `checkpoint.to` and `model.init` independent of the current folder.
 fn make_absolute(tree: &mut Table, folder: &Path) -> Result<(), RecipeError> {
     let folder = folder.to_str().ok_or_else(|| RecipeError::Read {
         path: folder.to_owned(),
@@ -108,7 +108,7 @@ fn make_absolute(tree: &mut Table, folder: &Path) -> Result<(), RecipeError> {
             one => join_text(&folder, one),
         }
     }
-    for key in ["data.tokenizer.file", "checkpoint.to"] {
+    for key in ["data.tokenizer.file", "checkpoint.to", "model.init"] {
         if let Some(Node::Value(value, _)) = tree.get_mut(key) {
             join_text(folder, value);
         }

@@ -18,7 +18,7 @@
 //! Deliberately absent: the number of workers (scheduling, not part of a result), and any knowledge of what
 //! `[model]` and
 //! `[data]` hold: those tables belong to the task. Only `model.family`, which selects the task, is read
-//! here, and the paths `data.text` and `data.tokenizer.file` are made absolute.
+//! here, and the paths `data.text`, `data.tokenizer.file` and `model.init` are made absolute.
 
 mod error;
 mod keys;

@@ -15,7 +15,7 @@ use crate::params::Space;
 use crate::plan::Plan;
 use crate::settings::{Settings, Start};
 use crate::state::State;
-use crate::task::{Facts, Task};
+use crate::task::{Facts, Task, TaskError};
 
 /// How long the last checkpoint may take, once training is over.
 const LAST_CHECKPOINT_LIMIT: Duration = Duration::from_secs(600);
@@ -37,6 +37,9 @@ pub enum StorageError {
     /// Nothing could be loaded.
     #[error(transparent)]
     Load(#[from] mattock_checkpoint::LoadError),
+    /// The task cannot tell what it starts from.
+    #[error(transparent)]
+    Task(#[from] TaskError),
     /// The last checkpoint is not in storage.
     #[error(transparent)]
     Finish(#[from] mattock_checkpoint::FinishError),
@@ -119,7 +122,7 @@ pub fn save_initial<T: Task>(
     run: &str,
     recipe: &str,
 ) -> Result<String, StorageError> {
-    let (space, state) = State::initial(task, plan.seed);
+    let (space, state) = State::initial(task, plan.seed)?;
     let settings = Settings { checkpoints: checkpoints.to_owned(), start: Start::Fresh };
     let mut saver = Saver::new(plan, &settings, &space, &task.facts(), run, recipe)?;
     saver.open()?;

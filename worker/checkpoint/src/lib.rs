@@ -4,6 +4,7 @@
 //! probe -> claim -> Writer::submit .. submit -> finish          (a run: one writer, or one for each share)
 //!          claim -> load(Newest), load_ranges                   (resuming it, on any number of workers)
 //! list, show, verify, load_weights                              (looking at it, using it)
+//! Foreign                                                       (weights that another program wrote)
 //! Objects                                                       (whatever else lies in a location)
 //! ```
 //!
@@ -23,6 +24,7 @@
 mod blocking;
 mod claim;
 mod flaw;
+mod foreign;
 pub mod format;
 mod gc;
 mod layout;
@@ -50,6 +52,7 @@ mod writer;
 
 pub use claim::{ClaimError, How, claim, holder_of};
 pub use flaw::{Flaw, Unusable};
+pub use foreign::{Foreign, ForeignError};
 pub use format::manifest::{Chunks, Manifest, ManifestError, PieceInfo};
 pub use gc::{Garbage, gc};
 pub use layout::{Layout, LayoutError, TensorMeta};

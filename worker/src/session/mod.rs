@@ -259,7 +259,7 @@ impl Worker<'_> {
             progress: &|text| tracing::info!("{text}"),
         };
         let task = T::open(&source)?;
-        let (space, initial) = State::initial(&task, plan.seed);
+        let (space, initial) = State::initial(&task, plan.seed)?;
         let state = match self.under_way {
             // Others will give it theirs.
             true => State::blank(0, space.len()),

@@ -131,7 +131,7 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
 
     /// Loads the state from storage, for nobody has it any more.
     fn restore(&mut self, up_to: u64) -> Result<(), SessionError> {
-        let (space, initial) = State::initial(self.task, self.plan.seed);
+        let (space, initial) = State::initial(self.task, self.plan.seed)?;
         let restored = storage::restore(self.settings, &space, initial, up_to)?;
         self.trainer.replace(self.worker.told(restored));
         self.whole = true;

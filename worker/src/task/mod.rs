@@ -130,6 +130,16 @@ pub trait Task: Sized + Send + Sync + 'static {
         Ok(Outline { space, tokens_per_sample: task.tokens_per_sample(), activations: None })
     }
 
+    /// Parameters to start from in place of those that [`Task::blocks`] draws, over the whole flat space: the same on all
+    /// workers. `None` where they are drawn.
+    ///
+    /// # Errors
+    /// Where they cannot be read.
+    fn pretrained(&self, space: &Space) -> Result<Option<Vec<f32>>, TaskError> {
+        let _ = space;
+        Ok(None)
+    }
+
     /// What the parameters of block `index` are called by, before their dotted path; empty for none.
     fn prefix(&self, index: usize) -> String {
         let _ = index;

@@ -4,7 +4,7 @@
 //! attach ─ for each micro-batch: forward, backward, round ─┬─ finish sums ─ commit ─ update, hash
 //!                                 buckets of the last leave ┘
 //! ```
-//! Where state is sharded, parameters are gathered first, and each rank updates its shard ([`sharding`]).
+//! Where state is sharded, parameters are gathered first, and each rank updates its shard (`sharding.rs`).
 //! ```text
 //! ```
 //!

@@ -133,7 +133,7 @@ fn plan(micro: u32, sum: Sum) -> Plan {
 type Trained = (Vec<f64>, Vec<f32>, State);
 
 fn trainer(plan: &Plan) -> Trainer<'_, Autodiff<Cpu>, Toy> {
-    let (space, state) = State::initial(&Toy, plan.seed);
+    let (space, state) = State::initial(&Toy, plan.seed).unwrap();
     Trainer::new(&Toy, plan, space, state, Default::default())
 }
 

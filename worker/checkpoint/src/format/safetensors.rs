@@ -5,7 +5,7 @@
 //! what is added here is the bound on its length, the comparison with the model that is asked for, and where in the file
 //! each element is.
 //!
-//! Deliberately absent: other types than F32. A reader refuses them by name.
+//! Deliberately absent: other types than F32 in what we write. A reader of it refuses them by name.
 
 use std::collections::HashMap;
 
@@ -52,11 +52,17 @@ pub(crate) fn header(tensors: impl Iterator<Item = (String, Vec<usize>)>) -> Vec
 pub(crate) struct HeaderReader {
     file_bytes: u64,
     collected: Vec<u8>,
+    any_type: bool,
 }
 
 impl HeaderReader {
     pub(crate) fn new(file_bytes: u64) -> HeaderReader {
-        HeaderReader { file_bytes, collected: Vec::new() }
+        HeaderReader { file_bytes, collected: Vec::new(), any_type: false }
+    }
+
+    /// Of a file that we did not write: its tensors may have any type.
+    pub(crate) fn of_any_type(file_bytes: u64) -> HeaderReader {
+        HeaderReader { any_type: true, ..HeaderReader::new(file_bytes) }
     }
 
     /// Takes a chunk; once the header is whole, gives it with the place of the first byte after it.
@@ -76,6 +82,9 @@ impl HeaderReader {
             return Ok(None);
         }
         let metadata = parse(&self.collected[LENGTH_BYTES..], self.file_bytes - end as u64)?;
+        if !self.any_type {
+            only_f32(&metadata)?;
+        }
         Ok(Some((metadata, end as u64)))
     }
 
@@ -94,9 +103,15 @@ fn parse(json: &[u8], data_bytes: u64) -> Result<Metadata, HeaderError> {
         let want = metadata.data_len();
         return Err(malformed(format!("describes {want} bytes of tensors and is followed by {data_bytes}")));
     }
+    Ok(metadata)
+}
+
+fn only_f32(metadata: &Metadata) -> Result<(), HeaderError> {
     match metadata.tensors().iter().find(|(_, info)| info.dtype != Dtype::F32) {
-        Some((name, info)) => Err(malformed(format!("tensor {name} is {}, not F32", info.dtype))),
-        None => Ok(metadata),
+        Some((name, info)) => {
+            Err(HeaderError::Malformed(format!("tensor {name} is {}, not F32", info.dtype)))
+        }
+        None => Ok(()),
     }
 }
 

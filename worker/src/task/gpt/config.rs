@@ -22,6 +22,12 @@ pub struct GptConfig {
     /// Probability by which residual branches and embeddings are dropped in training.
     #[serde(default)]
     pub dropout: f64,
+    /// Folder or URL of GPT-2 weights in Hugging Face's layout to start from; without one they are drawn from the seed.
+    #[serde(default)]
+    pub init: Option<String>,
+    /// BLAKE3 of these weights' files, in the order of their names; filled in where a run starts.
+    #[serde(default)]
+    pub init_hash: Option<String>,
 }
 
 /// The built-in model families.
@@ -55,6 +61,9 @@ impl GptConfig {
             () if !(0.0..1.0).contains(&dropout) => {
                 Some(format!("dropout = {dropout} is not a probability below 1"))
             }
+            () if self.init.is_none() && self.init_hash.is_some() => {
+                Some("init_hash is the hash of the weights in init, which is not set".to_owned())
+            }
             () => None,
         }
     }
@@ -79,6 +88,9 @@ impl GptConfig {
             "initializer_range": super::model::INITIAL_STD,
             "tie_word_embeddings": self.tied,
             "torch_dtype": "float32",
+            // Else it has those of GPT-2's own vocabulary, which a smaller one has not.
+            "bos_token_id": null,
+            "eos_token_id": null,
         });
         format!("{json:#}\n")
     }
@@ -98,11 +110,56 @@ impl GptConfig {
             context: number("n_positions")?,
             tied: json.get("tie_word_embeddings").and_then(serde_json::Value::as_bool).unwrap_or(true),
             dropout: 0.0,
+            init: None,
+            init_hash: None,
         };
-        match config.fault() {
+        match config.fault().or_else(|| config.foreign_fault(&json)) {
             Some(fault) => Err(fault),
             None => Ok((config, number("vocab_size")?)),
         }
+    }
+
+    /// How many parameters its matrices have; saturates.
+    pub(super) fn parameters_at_least(&self, vocab: usize) -> usize {
+        let rows = (12_usize.saturating_mul(self.layers).saturating_mul(self.dim))
+            .saturating_add(vocab)
+            .saturating_add(self.context);
+        rows.saturating_mul(self.dim)
+    }
+
+    /// What a configuration of Hugging Face's asks for that this model computes otherwise; what it leaves out is as in GPT-2.
+    fn foreign_fault(&self, json: &serde_json::Value) -> Option<String> {
+        let only = [
+            ("model_type", vec!["gpt2".into()]),
+            ("activation_function", vec!["gelu_new".into(), "gelu_pytorch_tanh".into()]),
+            ("layer_norm_epsilon", vec![super::model::NORM_EPSILON.into()]),
+            ("n_inner", vec![(4 * self.dim).into(), serde_json::Value::Null]),
+            ("scale_attn_weights", vec![true.into()]),
+            ("scale_attn_by_inverse_layer_idx", vec![false.into()]),
+            ("add_cross_attention", vec![false.into()]),
+        ];
+        only.into_iter().find_map(|(key, allowed): (_, Vec<serde_json::Value>)| {
+            let found = json.get(key).filter(|found| !allowed.contains(found))?;
+            Some(format!("{key} is {found}, which this model has not: it has {}", allowed[0]))
+        })
+    }
+
+    /// The first number in which a configuration of Hugging Face's is not this one.
+    pub(super) fn disagreement(&self, vocab: usize, theirs: &Self, their_vocab: usize) -> Option<String> {
+        let numbers = [
+            ("n_layer", theirs.layers, "model.layers", self.layers),
+            ("n_head", theirs.heads, "model.heads", self.heads),
+            ("n_embd", theirs.dim, "model.dim", self.dim),
+            ("n_positions", theirs.context, "model.context", self.context),
+            ("vocab_size", their_vocab, "the vocabulary of the data's tokenizer", vocab),
+        ];
+        let differs = numbers.into_iter().find(|(_, theirs, _, ours)| theirs != ours);
+        let numbers = differs.map(|(key, theirs, name, ours)| format!("{key} is {theirs}, {name} is {ours}"));
+        let tied = || {
+            (theirs.tied != self.tied)
+                .then(|| format!("tie_word_embeddings is {}, model.tied is {}", theirs.tied, self.tied))
+        };
+        numbers.or_else(tied)
     }
 }
 
@@ -120,6 +177,8 @@ mod tests {
             context: 5,
             tied: false,
             dropout: 0.0,
+            init: None,
+            init_hash: None,
         };
         assert_eq!(GptConfig::from_hugging_face(&config.hugging_face(17)), Ok((config, 17)));
     }
@@ -134,6 +193,8 @@ mod tests {
             context: 5,
             tied: true,
             dropout: 0.0,
+            init: None,
+            init_hash: None,
         };
         assert!(config.fault().unwrap().contains("not divisible"));
     }

@@ -1,8 +1,10 @@
 //! The built-in task: a decoder-only language model on text.
 
 mod config;
+mod inspect;
 mod model;
 mod outline;
+mod pretrained;
 mod sampling;
 
 use burn::tensor::backend::Backend;
@@ -10,9 +12,13 @@ use burn::tensor::{Int, Tensor, TensorData};
 use mattock_data::{Dataset, SampleOrder, Split, Stream, StreamConfig};
 
 pub use self::config::GptConfig;
+pub use self::inspect::{Inspected, inspect};
 pub use self::model::GptBlock;
+use self::pretrained::Pretrained;
+pub use self::pretrained::missing_hash;
 pub use self::sampling::{Generator, GeneratorError};
 use super::{Carry, Facts, Outline, Output, Pass, Source, Task, TaskError};
+use crate::params::Space;
 use crate::plan::Batch;
 use crate::shards;
 use mattock_kernels::Kernels;
@@ -21,6 +27,8 @@ use mattock_kernels::Kernels;
 pub struct Gpt {
     config: GptConfig,
     data: Dataset,
+    /// Where parameters come from that are not drawn.
+    pretrained: Option<Pretrained>,
 }
 
 /// Tokens of a micro-batch: rows of `context + 1`.
@@ -47,7 +55,14 @@ impl Task for Gpt {
             );
             return Err(TaskError::Table { table: "data", reason });
         }
-        Ok(Self { config, data })
+        let pretrained = |url| Pretrained::open(url, &config, data.tokenizer().vocab());
+        let pretrained = config
+            .init
+            .as_deref()
+            .map(pretrained)
+            .transpose()
+            .map_err(|error| TaskError::Table { table: "model", reason: format!("init: {error}") })?;
+        Ok(Self { config, data, pretrained })
     }
 
     fn outline(source: &Source<'_>) -> Result<Outline, TaskError> {
@@ -59,7 +74,13 @@ impl Task for Gpt {
     }
 
     fn blocks<B: Backend>(&self, seed: u64, device: &B::Device) -> Vec<GptBlock<B>> {
+        let seed = self.pretrained.is_none().then_some(seed);
         model::blocks(&self.config, self.data.tokenizer().vocab(), seed, device)
+    }
+
+    fn pretrained(&self, space: &Space) -> Result<Option<Vec<f32>>, TaskError> {
+        let load = |pretrained: &Pretrained| pretrained.load(space);
+        self.pretrained.as_ref().map(load).transpose().map_err(|error| TaskError::Other(error.to_string()))
     }
 
     fn prefix(&self, index: usize) -> String {

@@ -128,19 +128,15 @@ impl<B: Backend> Initial<'_, B> {
     }
 }
 
-/// The whole model with its initial parameters, a pure function of configuration and seed.
+/// The whole model with its initial parameters, a pure function of configuration and seed; without a seed, without values:
+/// parameters have names and shapes, and take no memory.
 pub(super) fn blocks<B: Backend>(
     config: &GptConfig,
     vocab: usize,
-    seed: u64,
+    seed: Option<u64>,
     device: &B::Device,
 ) -> Vec<GptBlock<B>> {
-    build(config, vocab, Initial { normal: Some(Normal::new(seed)), device })
-}
-
-/// The whole model without values: parameters have names and shapes, and take no memory.
-pub(super) fn hollow<B: Backend>(config: &GptConfig, vocab: usize, device: &B::Device) -> Vec<GptBlock<B>> {
-    build(config, vocab, Initial { normal: None, device })
+    build(config, vocab, Initial { normal: seed.map(Normal::new), device })
 }
 
 fn build<B: Backend>(config: &GptConfig, vocab: usize, mut initial: Initial<'_, B>) -> Vec<GptBlock<B>> {

@@ -28,7 +28,7 @@ pub(super) fn vocab(source: &Source<'_>) -> Result<usize, TaskError> {
 }
 
 pub(super) fn of(config: &GptConfig, vocab: usize) -> Outline {
-    let blocks = model::hollow::<Cpu>(config, vocab, &Default::default());
+    let blocks = model::blocks::<Cpu>(config, vocab, None, &Default::default());
     Outline {
         space: Space::of(&blocks, |index| config.prefix(index)),
         tokens_per_sample: config.context as u64,
@@ -70,14 +70,24 @@ mod tests {
     use crate::task::gpt::config::Family;
 
     fn config(tied: bool) -> GptConfig {
-        GptConfig { family: Family::Gpt, layers: 3, heads: 2, dim: 8, context: 100, tied, dropout: 0.0 }
+        GptConfig {
+            family: Family::Gpt,
+            layers: 3,
+            heads: 2,
+            dim: 8,
+            context: 100,
+            tied,
+            dropout: 0.0,
+            init: None,
+            init_hash: None,
+        }
     }
 
     #[test]
     fn shapes_without_values_are_those_of_the_model() {
         for tied in [false, true] {
             let config = config(tied);
-            let blocks = model::blocks::<Cpu>(&config, 300, 1, &Default::default());
+            let blocks = model::blocks::<Cpu>(&config, 300, Some(1), &Default::default());
             assert_eq!(of(&config, 300).space, Space::of(&blocks, |index| config.prefix(index)));
         }
     }

@@ -6,6 +6,7 @@ use mattock_data::{DataError, Tokenizer};
 use mattock_kernels::{Cpu, Kernels};
 
 use super::model::blocks;
+use super::pretrained::{Pretrained, PretrainedError};
 use super::{GptBlock, GptConfig};
 use crate::params::{Space, attach};
 use crate::task::{Carry, Pass, Sampling};
@@ -17,9 +18,22 @@ pub enum GeneratorError {
     /// Not a model of this family.
     #[error("config.json is not that of a GPT-2 model: {0}")]
     Config(String),
+    /// No weights of such a model.
+    #[error("{0}")]
+    Weights(String),
     /// No tokenizer that fits.
     #[error(transparent)]
     Tokenizer(#[from] DataError),
+    /// A tokenizer of another model.
+    #[error("{place}: the tokenizer has {tokens} tokens, the model {vocab}")]
+    Vocabulary {
+        /// The folder of both.
+        place: String,
+        /// The tokenizer's.
+        tokens: usize,
+        /// The model's.
+        vocab: usize,
+    },
 }
 
 /// A language model without its data: configuration and tokenizer, as they lie in a checkpoint.
@@ -40,8 +54,25 @@ impl Generator {
         Ok(Self { config, vocab, tokenizer: Tokenizer::from_json(tokenizer_json.to_vec())? })
     }
 
+    /// Reads a folder of weights in Hugging Face's layout that has a `tokenizer.json`; returns the parameters as well.
+    ///
+    /// # Errors
+    /// See [`GeneratorError`].
+    pub fn open(url: &str) -> Result<(Self, Vec<f32>), GeneratorError> {
+        let weights = |error: PretrainedError| GeneratorError::Weights(error.to_string());
+        let (pretrained, config, vocab) = Pretrained::open_any(url).map_err(weights)?;
+        let json = pretrained.tokenizer().map_err(weights)?;
+        let generator = Self { config, vocab, tokenizer: Tokenizer::from_json(json.into_bytes())? };
+        let tokens = generator.tokenizer.vocab();
+        if tokens > vocab {
+            return Err(GeneratorError::Vocabulary { place: url.to_owned(), tokens, vocab });
+        }
+        let parameters = pretrained.load(&generator.space()).map_err(weights)?;
+        Ok((generator, parameters))
+    }
+
     fn blocks(&self) -> Vec<GptBlock<Cpu>> {
-        blocks(&self.config, self.vocab, 0, &Default::default())
+        blocks(&self.config, self.vocab, None, &Default::default())
     }
 
     /// Where the model's parameters lie.
