@@ -30,7 +30,12 @@ pub(crate) struct ShardSum {
     bounds: Vec<u64>,
     nonfinite: bool,
     under_way: Option<UnderWay>,
+    /// Buffers of buckets that have landed, for the next of their length.
+    spare: Vec<(Accumulator, Wire)>,
 }
+
+/// Buffers that are kept: of two lengths, or of buckets that follow each other.
+const SPARE_MAX: usize = 2;
 
 /// A bucket whose words and bounds travel.
 struct UnderWay {
@@ -56,7 +61,14 @@ pub(crate) struct Target<'t> {
 
 impl ShardSum {
     pub(super) fn new(rounding: Rounding) -> Self {
-        Self { rounding, sums: Vec::new(), bounds: Vec::new(), nonfinite: false, under_way: None }
+        Self {
+            rounding,
+            sums: Vec::new(),
+            bounds: Vec::new(),
+            nonfinite: false,
+            under_way: None,
+            spare: Vec::new(),
+        }
     }
 
     /// Begins a step in which so many elements are this rank's own, of so many blocks in all.
@@ -79,8 +91,7 @@ impl ShardSum {
     ) -> Result<(), CollectiveError> {
         let Target { group, bucket, range, lens, own } = target;
         let blocks = blocks_of(range);
-        let mut accumulator = Accumulator::new(blocks.len(), self.rounding);
-        let mut wire = Wire::new(range.len(), self.rounding.bits());
+        let (mut accumulator, mut wire) = self.buffers(blocks.len());
         if let Some(gradient) = gradient {
             let dither = Dither::new(key, blocks.start);
             let eighths = &exponents.eighths()[blocks.clone()];
@@ -95,6 +106,23 @@ impl ShardSum {
         before.map_or(Ok(()), |before| self.land(group, own, before))
     }
 
+    /// Empty ones, for so many blocks.
+    fn buffers(&mut self, blocks: usize) -> (Accumulator, Wire) {
+        let fits = |(accumulator, _): &(Accumulator, Wire)| accumulator.bounds().len() == blocks;
+        match self.spare.iter().position(fits) {
+            Some(at) => {
+                let (mut accumulator, mut wire) = self.spare.swap_remove(at);
+                accumulator.reset();
+                wire.words_mut().fill(0);
+                (accumulator, wire)
+            }
+            None => {
+                let wire = Wire::new(blocks * BLOCK, self.rounding.bits());
+                (Accumulator::new(blocks, self.rounding), wire)
+            }
+        }
+    }
+
     /// Takes in what is still under way: the round is over.
     pub(crate) fn end_round(&mut self, group: &Group, own: &Stretches) -> Result<(), CollectiveError> {
         let last = self.under_way.take();
@@ -106,7 +134,7 @@ impl ShardSum {
         let UnderWay { bucket, blocks, accumulator, mut wire, bounds } = landing;
         let (bits, within) = (self.rounding.bits(), own.within(bucket));
         let first = own.ranges()[bucket].start / BLOCK - blocks.start;
-        let words = wire.wait()?.to_vec();
+        let words = wire.wait()?;
         let bounds = bounds.wait()?;
         let wide = wide_blocks(&bounds, &self.rounding);
         for (index, bound) in bounds.iter().enumerate() {
@@ -122,11 +150,27 @@ impl ShardSum {
                 sums.iter_mut().zip(block).for_each(|(sum, word)| *sum += i64::from(word));
             }
         }
-        if wide.is_empty() {
-            return Ok(());
+        if !wide.is_empty() {
+            self.land_wide(group, own, &blocks, &wide, (&accumulator, &wire))?;
         }
+        if self.spare.len() == SPARE_MAX {
+            self.spare.remove(0);
+        }
+        self.spare.push((accumulator, wire));
+        Ok(())
+    }
+
+    /// The second exchange: 64-bit sums and bounds of the blocks whose sums may have wrapped.
+    fn land_wide(
+        &mut self,
+        group: &Group,
+        own: &Stretches,
+        blocks: &Range<usize>,
+        wide: &[usize],
+        (accumulator, wire): (&Accumulator, &Wire),
+    ) -> Result<(), CollectiveError> {
         let mut payload = WideBlocks::default();
-        for &index in &wide {
+        for &index in wide {
             payload.push(&accumulator.wide_sums(index, wire.words()), accumulator.bounds()[index]);
         }
         let total = all_reduce::<Sum<i64>>(group, payload.into_words())?;

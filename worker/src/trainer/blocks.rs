@@ -30,14 +30,20 @@ pub(super) struct Gathers<'g> {
     pub(super) own: &'g Stretches,
     /// By bucket: how many elements each rank has.
     pub(super) lens: &'g [Vec<usize>],
+    /// Buffers of blocks that were used.
+    pub(super) spare: &'g mut Vec<Buffer<f32>>,
 }
 
+/// Buffers that are kept: as many as are in use at a time.
+const SPARE_MAX: usize = 2;
+
 impl Gathers<'_> {
-    fn begin(&self, bucket: usize) -> Pending<Buffer<f32>> {
+    fn begin(&mut self, bucket: usize) -> Pending<Buffer<f32>> {
         let own = &self.parameters[self.own.within(bucket)];
         let mut input = self.group.buffer(own.len());
         input.copy_from_slice(own);
-        self.group.all_gather_uneven(input.into(), &self.lens[bucket], Buffer::default())
+        let output = self.spare.pop().unwrap_or_default();
+        self.group.all_gather_uneven(input.into(), &self.lens[bucket], output)
     }
 }
 
@@ -88,6 +94,9 @@ impl<B: TrainBackend, T: Task> Round<'_, B, T> {
         if self.batch.is_some() {
             let module = self.blocks[block].take();
             self.blocks[block] = module.map(|module| attach(module, &parameters, self.device));
+        }
+        if self.gathers.spare.len() < SPARE_MAX {
+            self.gathers.spare.push(parameters);
         }
         Ok(())
     }

@@ -66,7 +66,7 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
         let Self {
             task, space, state, own, sharding, device, lengths, scratch, clock, sum, exponents, ..
         } = self;
-        let Some(Sharding { seat: Some(seat), .. }) = sharding else {
+        let Some(Sharding { seat: Some(seat), spare, .. }) = sharding else {
             unreachable!("a ring with sharded state begins with a regroup");
         };
         let mut blocks: Vec<Option<T::Block<B>>> =
@@ -75,7 +75,7 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
             task: *task,
             batch,
             device,
-            gathers: Gathers { group, parameters: &state.parameters, own, lens: &seat.lens },
+            gathers: Gathers { group, parameters: &state.parameters, own, lens: &seat.lens, spare },
             gate,
             clock,
             blocks: &mut blocks,

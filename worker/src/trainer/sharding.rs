@@ -42,6 +42,8 @@ pub(super) struct Sharding {
     replica: Vec<Buffer<f32>>,
     /// The own part of them, on its way.
     inputs: Vec<Arc<Buffer<f32>>>,
+    /// Buffers for parameters of single blocks.
+    pub(super) spare: Vec<Buffer<f32>>,
     /// The total of the last commit; empty before the first.
     pub(super) total: Vec<u32>,
 }
@@ -87,6 +89,7 @@ impl Sharding {
             own_hash: 0,
             replica: buckets.iter().map(|_| Buffer::default()).collect(),
             inputs: buckets.iter().map(|_| Arc::default()).collect(),
+            spare: Vec::new(),
             total: Vec::new(),
         }
     }
