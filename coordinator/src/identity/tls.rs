@@ -19,7 +19,7 @@ use super::{CONTROL_ALPN, ENROLL_ALPN, Identity};
 /// Of a control connection: one that goes both ways is all there is.
 const STREAMS_MAX: u32 = 1;
 /// What may arrive of a stream before it is read: this much memory any peer can take, a thousand of them at once.
-const WINDOW_BYTES: u32 = 128 << 10;
+const WINDOW_BYTES: u32 = 256 << 10;
 
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
