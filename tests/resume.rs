@@ -37,6 +37,21 @@ fn resumed_on_another_number_of_workers_it_ends_with_the_same_bits() {
 }
 
 #[test]
+fn what_was_saved_in_one_division_goes_on_in_any_other() {
+    let bench = Bench::new();
+    let whole = bench.train("whole", &["--workers", "1"]).done().hash();
+    for (saved, workers) in [("none", "2"), ("optimizer", "3"), ("full", "3")] {
+        let shard = |shard: &str| format!("parallel.shard={shard}");
+        bench.train(saved, &["--workers", workers, "--set", &shard(saved)]).done();
+        for (resumed, workers) in [("none", "3"), ("optimizer", "2"), ("full", "4")] {
+            let arguments = ["--workers", workers, "--resume=4", "--set", &shard(resumed)];
+            let run = bench.train(saved, &arguments).done();
+            assert_eq!(run.hash(), whole, "saved as {saved}, resumed as {resumed} on {workers}");
+        }
+    }
+}
+
+#[test]
 fn sums_of_fewer_bits_go_on_with_the_same_bits() {
     let bench = Bench::with(&RECIPE.replace("[checkpoint]", "[reduce]\nbits = 8\n\n[checkpoint]"));
     let whole = bench.train("whole", &["--workers", "1"]).done().hash();

@@ -147,7 +147,8 @@ fn state(lines: &mut Lines, sizes: &Sizes, shard: Shard) {
         Shard::Full => {
             // `Round::arrive` of `trainer/blocks.rs`: one block on the device, while the next one's are gathered.
             lines.device(Kind::Parameters, "the block that is computed", 4 * bucket);
-            lines.host(Kind::Parameters, "two blocks, gathered", 4 * pair);
+            // `Sharding::spare` keeps what was used for the next, beside the one that is on its way.
+            lines.host(Kind::Parameters, "three blocks, gathered", 4 * (pair + bucket));
             // `Gathers::begin`, twice.
             lines.host(Kind::Buffers, "own parameters, on their way", 2 * 4 * sizes.part);
         }
@@ -214,16 +215,17 @@ fn sums(lines: &mut Lines, sizes: &Sizes, sum: Sum, bits: Bits) {
 
 /// Sums that leave with every micro-batch: `ShardSum` of `sum/sharded.rs`.
 fn sums_of_rounds(lines: &mut Lines, sizes: &Sizes, bits: Bits) {
-    let &Sizes { all, own, part, pair, .. } = sizes;
+    let &Sizes { all, own, bucket, part, pair, .. } = sizes;
     let packed = |elements: u64| packed_bytes(elements as usize, bits) as u64;
     // `ShardSum::sums` and `bounds`.
     lines.host(Kind::Buffers, "own sums, in 64 bits", 8 * own);
     lines.host(Kind::Buffers, "bounds of sums", 8 * all / BLOCK as u64);
-    // `UnderWay`: a bucket travels, while the next one is rounded.
-    let words = if bits == Bits::B32 { 0 } else { 4 * pair };
-    lines.host(Kind::Buffers, "words of two blocks", words + packed(pair) + 8 * pair / BLOCK as u64);
-    // Its `Flight::output`, and the copy of it in `ShardSum::land`.
-    lines.host(Kind::Buffers, "words, as they arrive", 2 * packed(part));
+    // `UnderWay`: a bucket travels, while the next one is rounded; `ShardSum::spare` keeps two that have landed.
+    let four = pair + 2 * bucket;
+    let words = if bits == Bits::B32 { 0 } else { 4 * four };
+    lines.host(Kind::Buffers, "words of four blocks", words + packed(four) + 8 * four / BLOCK as u64);
+    // Their `Flight::output`.
+    lines.host(Kind::Buffers, "words, as they arrive", 4 * packed(part));
 }
 
 fn checkpoint(lines: &mut Lines, sizes: &Sizes, plan: &Plan) {

@@ -75,9 +75,9 @@ fn divided_state_is_a_part_and_a_copy() {
     assert_eq!(without.bytes(Kind::Optimizer), 8 * n / 4);
     assert_eq!(with.memory_bytes - without.memory_bytes, (12 + 4 + 4) * n / 4);
     assert_eq!((with.start_bytes, without.start_bytes), (16 * n + 2 * 16 * n / 4, 16 * n + 16 * n / 4));
-    // Of all parameters there are the block that is computed, and two that are gathered.
+    // Of all parameters there are the block that is computed, and three that are or were gathered.
     let full = Estimate::new(&outline, &plan(Shard::Full, false), 4);
-    assert_eq!(full.bytes(Kind::Parameters), n + 4 * n / 2 + 4 * n);
+    assert_eq!(full.bytes(Kind::Parameters), n + 4 * n / 2 + 3 * 4 * n / 2);
     assert_eq!(line(&full, "own sums, in 64 bits"), 8 * n / 4);
     assert_eq!(full.bytes(Kind::Activations), 2 * (2 * 100 + 1000));
 }
