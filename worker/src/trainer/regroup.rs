@@ -47,13 +47,13 @@ struct Told {
     total: usize,
 }
 
-const TOLD_WORDS: usize = 6;
+const TOLD_WORDS: usize = 5;
 
 impl Told {
     fn words(self) -> [i64; TOLD_WORDS] {
         let step = self.step.map_or(-1, u64::cast_signed);
         let flags = i64::from(self.copy) | i64::from(self.pending) << 1;
-        [step, self.rank.into(), self.world.into(), flags, self.total as i64, 0]
+        [step, self.rank.into(), self.world.into(), flags, self.total as i64]
     }
 
     fn of(words: &[i64]) -> Self {
