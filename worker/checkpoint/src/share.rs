@@ -9,8 +9,8 @@
 //! # Weights are divided between tensors
 //! Weights must open in any tool, so each share's file is a safetensors file of whole tensors, and an index joins them. The
 //! other ways were: parts of one multipart upload, which folders do not have, and for which S3 wants 5 MiB in a row where a
-//! shard has a few blocks; or ranges of one file, which S3 does not have. Where parameters are sharded, a block's are gathered
-//! in forward anyway, and its tensors' writers keep them then. Moments are of no use to other tools, and are divided anywhere.
+//! shard has a few blocks; or ranges of one file, which S3 does not have. Where parameters are sharded, they are
+//! gathered for it block by block, and a tensor's writer keeps it. Moments are of no use to other tools, and are divided anywhere.
 //!
 //! Deliberately absent: ranks, and the question who holds what. A share is a number; divisions are proposals.
 
