@@ -56,10 +56,11 @@ impl Task for Digits {
         Ok(Self { model: source.model()?, data: source.data()? })
     }
 
-    fn blocks<B: Backend>(&self, seed: u64, device: &B::Device) -> Vec<Classifier<B>> {
+    fn blocks<B: Backend>(&self, seed: u64, device: &B::Device) -> impl Iterator<Item = Classifier<B>> {
         B::seed(device, seed);
         let hidden = LinearConfig::new(PIXELS, self.model.hidden).init(device);
-        vec![Classifier { hidden, output: LinearConfig::new(self.model.hidden, 10).init(device) }]
+        let output = LinearConfig::new(self.model.hidden, 10).init(device);
+        std::iter::once(Classifier { hidden, output })
     }
 
     fn samples(&self) -> u64 {

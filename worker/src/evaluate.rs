@@ -11,12 +11,11 @@ use crate::task::{Task, TaskError};
 /// The model with these parameters, without a graph.
 pub(crate) fn model<B: Backend, T: Task>(
     task: &T,
-    seed: u64,
     space: &Space,
     parameters: &[f32],
     device: &B::Device,
 ) -> Vec<T::Block<B>> {
-    let blocks = task.blocks::<B>(seed, device).into_iter().zip(space.buckets());
+    let blocks = task.shapes::<B>(device).zip(space.buckets());
     blocks.map(|(block, range)| attach(block, &parameters[range.clone()], device)).collect()
 }
 
@@ -28,7 +27,7 @@ pub(crate) fn held_out<B: Kernels, T: Task>(
     parameters: &[f32],
     device: &B::Device,
 ) -> Result<Option<f64>, TaskError> {
-    let blocks = model::<B, T>(task, plan.seed, space, parameters, device);
+    let blocks = model::<B, T>(task, space, parameters, device);
     let mut total = 0.0;
     let mut samples = 0;
     for (size, batch) in task.held_out(plan.batch.micro as usize)? {

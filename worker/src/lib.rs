@@ -5,6 +5,7 @@
 //!
 //! Deliberately absent here: the recipe's text, launching, and anything about other workers but their sums.
 
+mod beginning;
 pub mod bits;
 mod commit;
 mod control;
@@ -15,6 +16,7 @@ mod gradients;
 pub mod host;
 mod journal;
 pub mod lease;
+mod origin;
 mod params;
 mod partition;
 pub mod phases;

@@ -1,10 +1,9 @@
 //! The training state: all that one step hands to the next.
 
-use burn::module::Module;
-use burn::tensor::backend::Backend;
 use mattock_exact::{Exponents, range_hash, state_hash};
 
-use crate::params::{Space, values};
+use crate::origin;
+use crate::params::Space;
 use crate::partition::Stretches;
 use crate::task::{Task, TaskError};
 
@@ -29,22 +28,10 @@ impl State {
     ///
     /// # Errors
     /// Where the task has parameters to start from, and they cannot be read.
-    pub fn initial<T: Task>(task: &T, seed: u64) -> Result<(Space, Self), TaskError> {
-        let blocks = task.blocks::<mattock_kernels::Cpu>(seed, &Default::default());
-        let space = Space::of(&blocks, |index| task.prefix(index));
-        let parameters = match task.pretrained(&space)? {
-            Some(parameters) if parameters.len() == space.len() => parameters,
-            Some(parameters) => {
-                let (given, wanted) = (parameters.len(), space.len());
-                return Err(TaskError::Other(format!(
-                    "the task starts from {given} parameters where the model has {wanted}, padding included"
-                )));
-            }
-            None => drawn(blocks, &space),
-        };
-        // Zeros take no memory before they are written.
-        let state = Self { parameters, ..Self::blank(0, space.len()) };
-        Ok((space, state))
+    pub fn initial<T: Task>(task: &T, space: &Space, seed: u64) -> Result<Self, TaskError> {
+        let all = Stretches::new(space.buckets().to_vec());
+        let state = origin::initial(task, seed, space, &[&all])?.pop();
+        Ok(state.unwrap_or_else(|| Self::blank(0, space.len())))
     }
 
     /// Zeros for so many elements, and no exponents.
@@ -76,15 +63,4 @@ impl State {
     pub fn hash(&self) -> u64 {
         state_hash(&self.parameters, &self.first, &self.second, &self.exponents)
     }
-}
-
-/// What blocks were made with, over the whole flat space.
-fn drawn<B: Backend, M: Module<B>>(blocks: Vec<M>, space: &Space) -> Vec<f32> {
-    let mut parameters = vec![0.0; space.len()];
-    // Each is given up once it is copied.
-    for (block, range) in blocks.into_iter().zip(space.buckets()) {
-        let values = values(&block);
-        parameters[range.start..range.start + values.len()].copy_from_slice(&values);
-    }
-    parameters
 }

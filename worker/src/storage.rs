@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mattock_checkpoint::{
-    Files, Layout, LoadError, Location, Outcome, Retention, RunFacts, SaveError, Share, Slices, Snapshot,
-    TensorMeta, Tuning, Which, Writer, holder_of, load,
+    Files, Layout, Location, Outcome, Retention, RunFacts, SaveError, Share, Slices, Snapshot, TensorMeta,
+    Tuning, Writer, holder_of,
 };
-use mattock_exact::{BLOCK, Exponents};
+use mattock_exact::BLOCK;
 
 use crate::params::Space;
 use crate::plan::Plan;
@@ -67,50 +67,6 @@ pub fn layout(space: &Space) -> Result<Layout, StorageError> {
     Layout::new(tensors.collect(), space.len()).map_err(|error| StorageError::Layout(error.to_string()))
 }
 
-/// The state from which a run starts, and what was passed over to find it.
-pub(crate) fn start(
-    settings: &Settings,
-    space: &Space,
-    initial: State,
-) -> Result<(State, Vec<String>), StorageError> {
-    match settings.start {
-        Start::Fresh => Ok((initial, Vec::new())),
-        Start::Newest => read(settings, space, Which::Newest),
-        Start::NewestIfAny => match read(settings, space, Which::Newest) {
-            Err(StorageError::Load(LoadError::None { .. })) => Ok((initial, Vec::new())),
-            read => read,
-        },
-        Start::Step(step) => read(settings, space, Which::Step(step)),
-    }
-}
-
-/// The state from which a run goes on whose workers are all gone: that of the newest checkpoint up to this step, or the one
-/// it started from.
-pub(crate) fn restore(
-    settings: &Settings,
-    space: &Space,
-    initial: State,
-    up_to: u64,
-) -> Result<(State, Vec<String>), StorageError> {
-    match read(settings, space, Which::UpTo(up_to)) {
-        Err(StorageError::Load(LoadError::None { .. })) => start(settings, space, initial),
-        read => read,
-    }
-}
-
-fn read(settings: &Settings, space: &Space, which: Which) -> Result<(State, Vec<String>), StorageError> {
-    let location = Location::parse(&settings.checkpoints)?;
-    let (loaded, skipped) = load(&location, which, &layout(space)?)?;
-    let state = State {
-        step: loaded.head.manifest.step,
-        parameters: loaded.params,
-        first: loaded.m,
-        second: loaded.v,
-        exponents: Exponents::from_eighths(loaded.exponents),
-    };
-    Ok((state, skipped.iter().map(|skipped| format!("passed over {skipped}")).collect()))
-}
-
 /// Writes a checkpoint of step 0, the state before any training; returns its address.
 ///
 /// # Errors
@@ -122,7 +78,8 @@ pub fn save_initial<T: Task>(
     run: &str,
     recipe: &str,
 ) -> Result<String, StorageError> {
-    let (space, state) = State::initial(task, plan.seed)?;
+    let space = Space::of_task(task);
+    let state = State::initial(task, &space, plan.seed)?;
     let settings = Settings { checkpoints: checkpoints.to_owned(), start: Start::Fresh };
     let mut saver = Saver::new(plan, &settings, &space, &task.facts(), run, recipe)?;
     saver.open()?;
@@ -166,7 +123,7 @@ pub(crate) struct Part {
     /// Ranges of whole tensors, and their parameters.
     pub(crate) weights: (Vec<Range<usize>>, Vec<f32>),
     /// Other ranges, and both moments of them.
-    pub(crate) moments: (Vec<Range<usize>>, [Vec<f32>; 2]),
+    pub(crate) moments: (Vec<Range<usize>>, [Arc<Vec<f32>>; 2]),
 }
 
 /// What the ranks of a ring must know of each other before each writes a share.
@@ -259,7 +216,8 @@ impl Saver {
         let cut = |array: &[f32], ranges: &[Range<usize>]| -> Vec<f32> {
             ranges.iter().flat_map(|range| &array[range.clone()]).copied().collect()
         };
-        let both = [&state.first, &state.second].map(|array| array[moments.clone()].to_vec());
+        let both =
+            [&state.first, &state.second].map(|array| Arc::new(array[moments.clone()].to_vec()));
         let part = Part {
             step: state.step,
             exponents: state.exponents.eighths().to_vec(),
@@ -290,7 +248,7 @@ impl Saver {
     fn submit(&mut self, part: Part, state_hash: u64, share: Share) -> Result<(), StorageError> {
         let Some(writer) = &mut self.writer else { return Ok(()) };
         let slices = |ranges: &[Range<usize>], values| {
-            Slices::new(ranges, Arc::new(values)).map_err(|error| StorageError::Layout(error.to_string()))
+            Slices::new(ranges, values).map_err(|error| StorageError::Layout(error.to_string()))
         };
         let (weights, parameters) = part.weights;
         let (moments, [first, second]) = part.moments;
@@ -299,7 +257,7 @@ impl Saver {
             state_hash,
             layout: Arc::clone(&self.layout),
             share,
-            params: slices(&weights, parameters)?,
+            params: slices(&weights, Arc::new(parameters))?,
             m: slices(&moments, first)?,
             v: slices(&moments, second)?,
             exponents: Arc::new(part.exponents),

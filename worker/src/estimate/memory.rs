@@ -4,6 +4,7 @@ use mattock_exact::{BLOCK, packed_bytes};
 use serde::Serialize;
 
 use super::has_exponents;
+use crate::params::Space;
 use crate::partition::ShardMap;
 use crate::plan::{Bits, Plan, Shard, Sum};
 use crate::task::Outline;
@@ -82,11 +83,15 @@ impl Lines {
     }
 }
 
-/// What a rank has of divided state, with gradients; nothing where it has all.
-pub(super) fn divided(lines: &[Line], shard: Shard) -> u64 {
+/// What a rank has of the state, with gradients.
+pub(super) fn state(lines: &[Line]) -> u64 {
     let held = [OWN, MOMENTS, COPY, GRADIENT, COPIED_GRADIENT];
-    let lines = lines.iter().filter(|line| shard != Shard::None && held.contains(&line.what));
-    lines.map(|line| line.bytes).sum()
+    lines.iter().filter(|line| held.contains(&line.what)).map(|line| line.bytes).sum()
+}
+
+/// Elements of the largest block.
+pub(super) fn largest(space: &Space) -> u64 {
+    space.buckets().iter().map(|bucket| bucket.len() as u64).max().unwrap_or(0)
 }
 
 /// The memory of the rank that has most.
@@ -96,7 +101,7 @@ pub(super) fn fullest(outline: &Outline, plan: &Plan, world: u32) -> Vec<Line> {
     let totals = map.totals();
     let divided = plan.parallel.shard != Shard::None;
     let length = |bucket: usize| buckets.get(bucket).map_or(0, |range| range.len() as u64);
-    let bucket = (0..buckets.len()).map(length).max().unwrap_or(0);
+    let bucket = largest(&outline.space);
     let pair = (0..buckets.len()).map(|at| length(at) + length(at + 1)).max().unwrap_or(0);
     let all = outline.space.len() as u64;
     let of_rank = |rank: u32| {
@@ -116,8 +121,8 @@ pub(super) fn fullest(outline: &Outline, plan: &Plan, world: u32) -> Vec<Line> {
 
 fn lines(sizes: &Sizes, outline: &Outline, plan: &Plan) -> Vec<Line> {
     let mut lines = Lines(Vec::new());
-    state(&mut lines, sizes, plan.parallel.shard);
-    gradients(&mut lines, sizes);
+    parameters(&mut lines, sizes, plan.parallel.shard);
+    gradients(&mut lines, sizes, plan.parallel.shard);
     activations(&mut lines, outline, plan);
     match (plan.parallel.shard, plan.reduce.sum) {
         (Shard::Full, _) => sums_of_rounds(&mut lines, sizes, plan.reduce.bits),
@@ -128,7 +133,7 @@ fn lines(sizes: &Sizes, outline: &Outline, plan: &Plan) -> Vec<Line> {
 }
 
 /// Parameters and moments.
-fn state(lines: &mut Lines, sizes: &Sizes, shard: Shard) {
+fn parameters(lines: &mut Lines, sizes: &Sizes, shard: Shard) {
     let &Sizes { all, own, before, bucket, pair, .. } = sizes;
     // `State::parameters`, `first` and `second` of `Trainer::state`.
     lines.host(Kind::Parameters, OWN, 4 * own);
@@ -155,13 +160,15 @@ fn state(lines: &mut Lines, sizes: &Sizes, shard: Shard) {
     }
 }
 
-fn gradients(lines: &mut Lines, sizes: &Sizes) {
-    // `Trainer::gradient`.
-    lines.host(Kind::Gradients, GRADIENT, 4 * sizes.own);
-    // `Copied::gradient`, and the copy that `Trainer::hand_on` sends.
+fn gradients(lines: &mut Lines, sizes: &Sizes, shard: Shard) {
+    // `Trainer::gradient`; `ShardSum::finish` decodes in the place of its sums.
+    if shard != Shard::Full {
+        lines.host(Kind::Gradients, GRADIENT, 4 * sizes.own);
+    }
+    // `Copied::gradient`, and two buckets that `Trainer::hand_on` sends and receives.
     lines.host(Kind::Gradients, COPIED_GRADIENT, 4 * sizes.before);
     if sizes.before > 0 {
-        lines.host(Kind::Buffers, "own gradient, on its way", 4 * sizes.own);
+        lines.host(Kind::Buffers, "gradients of two blocks, on their way", 4 * 4 * sizes.part);
     }
     // Burn's, until `collect_gradients` of `params/visit.rs` has them in `Trainer::scratch`: a graph is a block.
     lines.device(Kind::Gradients, "the largest block's", 4 * sizes.bucket);

@@ -72,9 +72,8 @@ impl Estimate {
             tokens_per_step: outline.tokens_per_sample * u64::from(plan.batch.size),
             micro_batches,
             memory_bytes: memory.iter().map(|line| line.bytes).sum(),
-            // `Trainer::new` draws a model on the device, and is given all of `State`: from `State::initial`, or `storage::read`.
-            // Where state is divided, `Trainer::regroup` makes the shard, the copy and their gradients beside it.
-            start_bytes: 16 * elements + memory::divided(&memory, plan.parallel.shard),
+            // `Beginnings`: all of `State`, or where that is divided what `Trainer::regroup` makes of it, with a block as it is drawn.
+            start_bytes: memory::state(&memory) + 8 * memory::largest(space),
             memory,
             wire: Wire::new(outline, plan, workers),
             flops: passes * parameters as f64 * (tokens * micro_batches) as f64,

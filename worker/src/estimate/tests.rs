@@ -60,7 +60,8 @@ fn undivided_state_is_the_same_for_any_number_of_workers() {
         assert_eq!(line(&estimate, "sums, as they leave") + line(&estimate, "sums, as they arrive"), 8 * n);
         assert_eq!(line(&estimate, "bounds of sums"), 8 * n / 256);
         assert_eq!(estimate.checkpoint_bytes, 12 * n + 2 * n / 256);
-        assert_eq!(estimate.start_bytes, 16 * n);
+        // With a gradient, and a block as it is drawn.
+        assert_eq!(estimate.start_bytes, 16 * n + 8 * n / 2);
     }
 }
 
@@ -73,8 +74,8 @@ fn divided_state_is_a_part_and_a_copy() {
     assert_eq!(with.bytes(Kind::Parameters), n + 4 * n + 4 * n);
     let without = Estimate::new(&outline, &plan(Shard::Optimizer, false), 4);
     assert_eq!(without.bytes(Kind::Optimizer), 8 * n / 4);
-    assert_eq!(with.memory_bytes - without.memory_bytes, (12 + 4 + 4) * n / 4);
-    assert_eq!((with.start_bytes, without.start_bytes), (16 * n + 2 * 16 * n / 4, 16 * n + 16 * n / 4));
+    assert_eq!(with.memory_bytes - without.memory_bytes, (12 + 4) * n / 4 + 4 * 4 * n / 8);
+    assert_eq!((with.start_bytes, without.start_bytes), ((2 * 16 + 16) * n / 4, (16 + 16) * n / 4));
     // Of all parameters there are the block that is computed, and three that are or were gathered.
     let full = Estimate::new(&outline, &plan(Shard::Full, false), 4);
     assert_eq!(full.bytes(Kind::Parameters), n + 4 * n / 2 + 3 * 4 * n / 2);
@@ -134,8 +135,8 @@ fn the_way_out_fits_and_the_plan_did_not() {
     let other = Plan { parallel, batch: Batch { micro: way_out.micro, ..plan.batch }, ..plan.clone() };
     assert_eq!(Estimate::new(&outline, &other, way_out.workers).peak_bytes(), way_out.bytes);
     assert!(way_out.bytes <= limit && way_out.bytes < whole);
-    // Nothing is below the model and all state, with which everybody begins.
-    assert_eq!(way(&outline, &plan, 2, 16 * outline.space.len() as u64), None);
+    // Nobody does without three blocks' parameters.
+    assert_eq!(way(&outline, &plan, 2, 3 * 4 * 8 * 4096), None);
 }
 
 #[test]

@@ -14,6 +14,8 @@ use burn::module::Module;
 use burn::tensor::backend::Backend;
 use mattock_exact::BLOCK;
 
+use crate::task::Task;
+
 pub(crate) use self::visit::{attach, collect_gradients, release, values};
 
 /// One parameter tensor.
@@ -53,12 +55,15 @@ pub struct Space {
 
 impl Space {
     /// Lays out the blocks of a model in their order; `prefix` names each.
-    pub fn of<B: Backend, M: Module<B>>(blocks: &[M], prefix: impl Fn(usize) -> String) -> Self {
+    pub fn of<B: Backend, M: Module<B>>(
+        blocks: impl IntoIterator<Item = M>,
+        prefix: impl Fn(usize) -> String,
+    ) -> Self {
         let mut space = Self::default();
-        for (index, block) in blocks.iter().enumerate() {
+        for (index, block) in blocks.into_iter().enumerate() {
             let start = space.len();
             let mut offset = start;
-            for (name, shape) in visit::shapes(block, &prefix(index)) {
+            for (name, shape) in visit::shapes(&block, &prefix(index)) {
                 let parameter = Parameter { name, shape, offset };
                 offset += parameter.len();
                 space.parameters.push(parameter);
@@ -66,6 +71,12 @@ impl Space {
             space.buckets.push(start..start + (offset - start).next_multiple_of(BLOCK));
         }
         space
+    }
+
+    /// That of a task's model.
+    pub fn of_task<T: Task>(task: &T) -> Self {
+        let device = Default::default();
+        Self::of(task.shapes::<mattock_kernels::Cpu>(&device), |index| task.prefix(index))
     }
 
     /// One vector a block, of these lengths.

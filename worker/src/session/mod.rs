@@ -26,11 +26,12 @@ use mattock_coordinator::{Client, ClientError, JoinError, Passport};
 use mattock_kernels::{Cpu, Device, DeviceChoice, DeviceError};
 
 use self::training::Training;
+use crate::beginning::{Beginning, Beginnings};
 use crate::control::Control;
-use crate::plan::Plan;
+use crate::params::Space;
+use crate::plan::{Plan, Shard};
 use crate::settings::Settings;
-use crate::state::State;
-use crate::storage::{self, StorageError};
+use crate::storage::StorageError;
 use crate::succession::Succession;
 use crate::task::{Source, Task, TaskError};
 use crate::trainer::{StepError, Trainer};
@@ -231,6 +232,17 @@ fn data_identity(identity: &Identity) -> mattock_collectives::Identity {
     }
 }
 
+fn beginnings<'a, T: Task>(
+    settings: &'a Settings,
+    task: &'a T,
+    plan: &'a Plan,
+    space: &'a Space,
+    flawed: Option<u64>,
+) -> Beginnings<'a, T> {
+    let divided = plan.parallel.shard != Shard::None;
+    Beginnings { settings, task, space, seed: plan.seed, divided, flawed }
+}
+
 /// A joined worker.
 struct Worker<'a> {
     cache: &'a Path,
@@ -259,32 +271,33 @@ impl Worker<'_> {
             progress: &|text| tracing::info!("{text}"),
         };
         let task = T::open(&source)?;
-        let (space, initial) = State::initial(&task, plan.seed)?;
-        let state = match self.under_way {
+        let space = Space::of_task(&task);
+        let beginning = match self.under_way {
             // Others will give it theirs.
-            true => State::blank(0, space.len()),
-            false => self.told(storage::start(&settings, &space, initial)?),
+            true => Beginning::Nothing,
+            false => self.told(beginnings(&settings, &task, &plan, &space, None).start()?),
         };
         match self.device {
             Device::Cpu => {
-                let trainer = Trainer::new(&task, &plan, space, state, Default::default());
+                let trainer = Trainer::new(&task, &plan, space, beginning, Default::default());
                 Training::<Autodiff<Cpu>, T>::new(self, &task, &plan, &settings, trainer).run()
             }
             #[cfg(feature = "cuda")]
             Device::Cuda(index) => {
-                let trainer = Trainer::new(&task, &plan, space, state, mattock_kernels::cuda_device(index));
+                let device = mattock_kernels::cuda_device(index);
+                let trainer = Trainer::new(&task, &plan, space, beginning, device);
                 type Backend = Autodiff<mattock_kernels::Cuda>;
                 Training::<Backend, T>::new(self, &task, &plan, &settings, trainer).run()
             }
         }
     }
 
-    /// A state that was loaded, once the coordinator was told what was passed over to find it.
-    fn told(&self, (state, notices): (State, Vec<String>)) -> State {
+    /// What was found in storage, once the coordinator was told what was passed over to find it.
+    fn told(&self, (beginning, notices): (Beginning, Vec<String>)) -> Beginning {
         for text in notices {
             self.control.report(FromWorker::Notice { text });
         }
-        state
+        beginning
     }
 
     /// Tells the coordinator of a failure, and waits until it has ended the run; its reason is the better one.

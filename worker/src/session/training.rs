@@ -18,12 +18,11 @@ use mattock_coordinator::membership::Instruction;
 use mattock_coordinator::protocol::{Break, Finish, Formation, FromWorker, StepReport};
 use mattock_kernels::TrainBackend;
 
-use super::{End, Milestone, SessionError, Worker};
+use super::{End, Milestone, SessionError, Worker, beginnings};
 use crate::commit::CommitError;
 use crate::plan::Plan;
 use crate::settings::Settings;
-use crate::state::State;
-use crate::storage::{self, Saver};
+use crate::storage::Saver;
 use crate::task::{Facts, Task};
 use crate::trainer::{StepError, Trainer};
 
@@ -47,6 +46,8 @@ pub(super) struct Training<'a, B: TrainBackend, T: Task> {
     facts: Facts,
     /// Whether the trainer's state is that of some step, all of it.
     whole: bool,
+    /// The step of a checkpoint that this run does not believe.
+    flawed: Option<u64>,
     saver: Option<Saver>,
     finish: Option<Finish>,
 }
@@ -77,7 +78,9 @@ impl<E: Into<SessionError>> From<E> for Interruption {
             // Who of them is wrong the coordinator can tell: it knows all hashes.
             SessionError::Step(
                 ref
-                error @ (StepError::Commit(CommitError::OtherState { .. }) | StepError::ShardsLost { .. }),
+                error @ (StepError::Commit(CommitError::OtherState { .. })
+                | StepError::ShardsLost { .. }
+                | StepError::Flawed { .. }),
             ) => Self::Broken { lost_rank: None, text: error.to_string() },
             error => Self::Fatal(error),
         }
@@ -93,7 +96,7 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
         trainer: Trainer<'a, B, T>,
     ) -> Self {
         let (whole, facts) = (!worker.under_way, task.facts());
-        Self { worker, task, plan, settings, trainer, facts, whole, saver: None, finish: None }
+        Self { worker, task, plan, settings, trainer, facts, whole, flawed: None, saver: None, finish: None }
     }
 
     /// Follows the coordinator until the run is over, or goes on without this worker.
@@ -131,8 +134,9 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
 
     /// Loads the state from storage, for nobody has it any more.
     fn restore(&mut self, up_to: u64) -> Result<(), SessionError> {
-        let (space, initial) = State::initial(self.task, self.plan.seed)?;
-        let restored = storage::restore(self.settings, &space, initial, up_to)?;
+        let space = self.trainer.space();
+        let beginnings = beginnings(self.settings, self.task, self.plan, space, self.flawed);
+        let restored = beginnings.restore(up_to)?;
         self.trainer.replace(self.worker.told(restored));
         self.whole = true;
         self.finish = None;
@@ -309,12 +313,25 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
         }
         self.finish = None;
         let regrouped = self.trainer.regroup(&seat.group, step, self.whole, gate);
-        if let Err(StepError::ShardsLost { .. }) = regrouped {
-            self.whole = false;
-            gate.ready(None);
+        match &regrouped {
+            Err(StepError::ShardsLost { .. }) => {
+                self.whole = false;
+                gate.ready(None);
+            }
+            Err(StepError::Flawed { step, what }) => {
+                self.whole = false;
+                self.flawed = Some(*step);
+                gate.ready(None);
+                if let Some(what) = what {
+                    let text = format!("passed over {what}");
+                    self.worker.control.report(FromWorker::Notice { text });
+                }
+            }
+            Ok(()) | Err(_) => {}
         }
         regrouped.map_err(wrapped)?;
         self.whole = true;
+        self.flawed = None;
         Ok(())
     }
 

@@ -110,7 +110,8 @@ impl GradientSum {
         }
     }
 
-    /// Waits for all buckets and decodes the mean over micro-batches into `gradient`, which covers what is this rank's own.
+    /// Waits for all buckets and decodes the mean over micro-batches into `gradient`, which covers what is this rank's own;
+    /// sharded sums keep it themselves: see [`decoded`](Self::decoded).
     pub(crate) fn finish(
         &mut self,
         group: &Group,
@@ -121,8 +122,23 @@ impl GradientSum {
         match self {
             Self::Exact(sum) => sum.finish(group, exponents, own, gradient),
             Self::Exact64(sum) => sum.finish(group, exponents, own, gradient),
-            Self::Sharded(sum) => Ok(sum.finish(exponents, own, gradient)),
+            Self::Sharded(sum) => Ok(sum.finish(exponents, own)),
             Self::Plain(sum) => sum.finish(exponents, own, gradient),
+        }
+    }
+
+    /// The gradient that [`finish`](Self::finish) has decoded, where that is not the caller's.
+    pub(crate) fn decoded(&self) -> Option<&[f32]> {
+        match self {
+            Self::Sharded(sum) => Some(sum.gradient()),
+            Self::Exact(_) | Self::Exact64(_) | Self::Plain(_) => None,
+        }
+    }
+
+    /// Gives up memory that the next step would make again.
+    pub(crate) fn rest(&mut self) {
+        if let Self::Sharded(sum) = self {
+            sum.rest();
         }
     }
 }

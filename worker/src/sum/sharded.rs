@@ -187,14 +187,35 @@ impl ShardSum {
         self.nonfinite
     }
 
-    /// Decodes the mean over micro-batches of what is this rank's own.
-    pub(super) fn finish(&self, exponents: &Exponents, own: &Stretches, gradient: &mut [f32]) -> Summed {
+    /// Decodes the mean over micro-batches of what is this rank's own, in the memory of the sums: see [`Self::gradient`].
+    pub(super) fn finish(&mut self, exponents: &Exponents, own: &Stretches) -> Summed {
+        let (mut sums, mut gradient) = ([0i64; BLOCK], [0f32; BLOCK]);
         for (bucket, range) in own.ranges().iter().enumerate() {
-            let (eighths, within) = (&exponents.eighths()[blocks_of(range)], own.within(bucket));
-            decode_wide(&self.sums[within.clone()], eighths, &self.rounding, &mut gradient[within]);
+            let eighths = &exponents.eighths()[blocks_of(range)];
+            let starts = own.within(bucket).step_by(BLOCK);
+            for (start, eighths) in starts.zip(eighths.chunks(1)) {
+                // A gradient takes half of a sum's place, so it never lies where a sum is that is still to be read.
+                sums.copy_from_slice(&self.sums[start..start + BLOCK]);
+                decode_wide(&sums, eighths, &self.rounding, &mut gradient);
+                floats_mut(&mut self.sums)[start..start + BLOCK].copy_from_slice(&gradient);
+            }
         }
         let wide_from = u64::from(self.rounding.wide_from());
         let wide_blocks = self.bounds.iter().filter(|&&bound| bound >= wide_from).count();
         Summed { exponents: exponents.next(&self.bounds), wide_blocks }
     }
+
+    /// What was decoded last, until the next step begins.
+    pub(super) fn gradient(&self) -> &[f32] {
+        &bytemuck::cast_slice(&self.sums)[..self.sums.len()]
+    }
+
+    /// Gives up all memory, until the next step begins.
+    pub(super) fn rest(&mut self) {
+        (self.sums, self.bounds, self.spare) = Default::default();
+    }
+}
+
+fn floats_mut(sums: &mut [i64]) -> &mut [f32] {
+    bytemuck::cast_slice_mut(sums)
 }

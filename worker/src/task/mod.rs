@@ -115,8 +115,15 @@ pub trait Task: Sized + Send + Sync + 'static {
     /// Opens what the recipe's tables describe, building the dataset where it is not there yet.
     fn open(source: &Source<'_>) -> Result<Self, TaskError>;
 
-    /// The model with its initial parameters, a pure function of `seed`.
-    fn blocks<B: Backend>(&self, seed: u64, device: &B::Device) -> Vec<Self::Block<B>>;
+    /// The model's blocks with their initial parameters, a pure function of `seed`: one after the other, so that nobody has to
+    /// hold all of them at once.
+    fn blocks<B: Backend>(&self, seed: u64, device: &B::Device) -> impl Iterator<Item = Self::Block<B>>;
+
+    /// The same blocks, for whoever looks at their shapes and puts in other values. A task that can make them without drawing
+    /// any says so here.
+    fn shapes<B: Backend>(&self, device: &B::Device) -> impl Iterator<Item = Self::Block<B>> {
+        self.blocks(0, device)
+    }
 
     /// The shapes of what would be opened, for who plans a run. A task that knows them without its data says so here, and draws
     /// no parameters for it.
@@ -125,8 +132,7 @@ pub trait Task: Sized + Send + Sync + 'static {
     /// As [`Task::open`].
     fn outline(source: &Source<'_>) -> Result<Outline, TaskError> {
         let task = Self::open(source)?;
-        let blocks = task.blocks::<mattock_kernels::Cpu>(0, &Default::default());
-        let space = Space::of(&blocks, |index| task.prefix(index));
+        let space = Space::of_task(&task);
         Ok(Outline { space, tokens_per_sample: task.tokens_per_sample(), activations: None })
     }
 

@@ -12,7 +12,7 @@
 //! 1. All ranks make the same exchanges in the same order, also those that have no micro-batch.
 //! 2. At most two blocks' parameters are there at a time.
 
-use burn::tensor::ElementConversion;
+use burn::tensor::{ElementConversion, Tensor};
 use mattock_collectives::{Buffer, CollectiveError, Group, Pending};
 use mattock_kernels::TrainBackend;
 
@@ -64,9 +64,8 @@ pub(super) struct Round<'r, B: TrainBackend, T: Task> {
 struct Kept<B: TrainBackend> {
     /// The inputs of all blocks but the first.
     inputs: Vec<Carry<B>>,
-    loss: f32,
-    /// Of the last block, which still has its parameters, with the leaves that were its input.
-    gradients: B::Gradients,
+    /// Of the last block, which still has its parameters.
+    loss: Tensor<B, 1>,
 }
 
 /// Receives a bucket's gradient, the last block's first; nothing where this rank has no micro-batch.
@@ -82,6 +81,13 @@ impl<B: TrainBackend, T: Task> Round<'_, B, T> {
     ) -> Result<Option<f32>, StepError> {
         let kept = self.forward()?;
         self.backward(kept, lengths, scratch, sink)
+    }
+
+    /// Runs it forward only; returns the loss.
+    pub(super) fn evaluate(mut self) -> Result<Option<f32>, StepError> {
+        let kept = self.forward()?;
+        self.leave(self.blocks.len() - 1);
+        Ok(kept.map(|kept| value(&kept.loss)))
     }
 
     /// Waits for a block's parameters, and puts them in if they are used.
@@ -121,14 +127,15 @@ impl<B: TrainBackend, T: Task> Round<'_, B, T> {
             match self.task.forward(module, input.take(), batch, *pass) {
                 Output::Next(output) => {
                     let leaves = output.into_leaves();
-                    inputs.push(leaves.clone());
+                    if matches!(pass, Pass::Train(_)) {
+                        inputs.push(leaves.clone());
+                    }
                     input = Some(leaves);
                     self.leave(block);
                 }
                 Output::Loss(loss) => {
                     assert_eq!(block + 1, count, "only the last block of a task returns the loss");
-                    let value = loss.clone().inner().into_scalar().elem::<f32>();
-                    return Ok(Some(Kept { inputs, loss: value, gradients: loss.backward() }));
+                    return Ok(Some(Kept { inputs, loss }));
                 }
             }
         }
@@ -143,9 +150,9 @@ impl<B: TrainBackend, T: Task> Round<'_, B, T> {
         scratch: &mut Vec<f32>,
         sink: &mut Sink<'_>,
     ) -> Result<Option<f32>, StepError> {
-        let loss = kept.as_ref().map(|kept| kept.loss);
+        let loss = kept.as_ref().map(|kept| value(&kept.loss));
         let (mut inputs, mut gradients) = match kept {
-            Some(kept) => (kept.inputs, Some(kept.gradients)),
+            Some(Kept { inputs, loss }) => (inputs, Some(loss.backward())),
             None => (Vec::new(), None),
         };
         // The leaves of the block above, whose gradients are those of this block's output.
@@ -202,4 +209,8 @@ impl<B: TrainBackend, T: Task> Round<'_, B, T> {
             Output::Loss(_) => None,
         }
     }
+}
+
+fn value<B: TrainBackend>(loss: &Tensor<B, 1>) -> f32 {
+    loss.clone().inner().into_scalar().elem()
 }

@@ -32,9 +32,11 @@ use mattock_exact::{BLOCK, Exponents, block_maxima, chunk_squares, exponent_hash
 use mattock_kernels::TrainBackend;
 
 use self::sharding::Sharding;
+use crate::beginning::Beginning;
 use crate::commit::{Ballot, CommitError, Verdict};
 use crate::gate::{Gate, Recalled};
 use crate::gradients;
+use crate::origin::{Origin, OriginError};
 use crate::params::{Space, attach, release};
 use crate::partition::Stretches;
 use crate::phases::{Clock, Phase};
@@ -90,6 +92,17 @@ pub enum StepError {
         /// How many parameters nobody has.
         elements: usize,
     },
+    /// The checkpoint that the ranks of a ring start from is not whole, as some of them found when they read their parts.
+    #[error("the checkpoint of step {step} is not whole: the one before it is used")]
+    Flawed {
+        /// Of the checkpoint.
+        step: u64,
+        /// What this rank found, if it was this one.
+        what: Option<String>,
+    },
+    /// The state that the ranks of a ring start from cannot be read.
+    #[error(transparent)]
+    Origin(#[from] OriginError),
 }
 
 /// What a step did.
@@ -121,6 +134,8 @@ pub struct Trainer<'a, B: TrainBackend, T: Task> {
     /// Over what is this rank's own of it.
     state: State,
     own: Stretches,
+    /// Where all of the state lies, while none of it was read.
+    origin: Option<Origin>,
     /// Of the state, where a rank has all of it.
     state_hash: u64,
     sharding: Option<Sharding>,
@@ -138,47 +153,48 @@ pub struct Trainer<'a, B: TrainBackend, T: Task> {
     exponents: Exponents,
     /// What the sums of a step say that this rank has contributed to the commit of, and has not written.
     pending: Option<Summed>,
+    /// This rank's part of the mean gradient, where sums do not keep it themselves.
     gradient: Vec<f32>,
     scratch: Vec<f32>,
     clock: Clock,
 }
 
 impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
-    /// Starts from `state`, whatever wrote it.
-    pub fn new(task: &'a T, plan: &'a Plan, space: Space, state: State, device: B::Device) -> Self {
-        let mut blocks = task.blocks::<B>(plan.seed, &device);
-        if plan.parallel.shard == Shard::Full {
-            blocks = blocks.into_iter().map(release).collect();
-        }
+    /// Starts from what the worker has.
+    pub(crate) fn new(
+        task: &'a T,
+        plan: &'a Plan,
+        space: Space,
+        beginning: Beginning,
+        device: B::Device,
+    ) -> Self {
+        // Values are put in before each step, or for each block.
+        let blocks = task.shapes::<B>(&device).map(release).collect();
         let lengths: Vec<usize> = space.buckets().iter().map(ExactSizeIterator::len).collect();
-        let sum = GradientSum::new(plan, &space);
-        let gradient = vec![0.0; space.len()];
-        let (own, state_hash) = (Stretches::new(space.buckets().to_vec()), state.hash());
-        let sharding = match plan.parallel.shard {
-            Shard::None => None,
-            Shard::Optimizer | Shard::Full => Some(Sharding::new(plan.parallel, space.buckets())),
-        };
-        Self {
+        let mut trainer = Self {
             task,
             plan,
-            state_hash,
-            state,
-            own,
-            sharding,
+            state_hash: 0,
+            state: State::blank(0, 0),
+            own: Stretches::default(),
+            origin: None,
+            sharding: None,
             device,
             blocks,
             lengths,
-            sum,
+            sum: GradientSum::new(plan, &space),
             counted: BTreeMap::new(),
             clean: false,
             maxima: None,
             exponents: Exponents::default(),
             pending: None,
-            gradient,
+            gradient: Vec::new(),
             scratch: Vec::new(),
             clock: Clock::start(),
             space,
-        }
+        };
+        trainer.replace(beginning);
+        trainer
     }
 
     /// The state after the last step; where it is sharded, this rank's part of it.
@@ -225,16 +241,30 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
         self.clean = false;
     }
 
-    /// Takes another state, from storage: all of it.
-    pub fn replace(&mut self, state: State) {
+    /// Takes another state in place of what it has. Where state is divided, no array is made before it is known of which part.
+    pub(crate) fn replace(&mut self, beginning: Beginning) {
         self.forget();
-        self.state_hash = state.hash();
-        self.state = state;
-        self.own = Stretches::new(self.space.buckets().to_vec());
-        self.gradient = vec![0.0; self.space.len()];
-        if let Some(sharding) = &mut self.sharding {
-            *sharding = Sharding::new(self.plan.parallel, self.space.buckets());
-        }
+        let divided = self.plan.parallel.shard != Shard::None;
+        self.sharding = divided.then(|| Sharding::new(self.plan.parallel, self.space.buckets()));
+        self.origin = None;
+        self.state = match beginning {
+            Beginning::Whole(state) => state,
+            Beginning::Nothing => State::blank(0, if divided { 0 } else { self.space.len() }),
+            Beginning::At { step, exponents, origin } => {
+                self.origin = Some(origin);
+                State { exponents, ..State::blank(step, 0) }
+            }
+        };
+        let all = self.state.parameters.len() == self.space.len();
+        let held = self.space.buckets().iter().map(|bucket| if all { bucket.clone() } else { 0..0 });
+        self.own = Stretches::new(held.collect());
+        self.gradient = self.gradients();
+        self.state_hash = self.state.hash();
+    }
+
+    /// Room for a gradient of what this rank holds, where it needs any.
+    fn gradients(&self) -> Vec<f32> {
+        vec![0.0; if self.sum.decoded().is_some() { 0 } else { self.own.len() }]
     }
 
     /// The ring is over: time goes to what comes between rings.
@@ -282,6 +312,11 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
         self.hand_on(group)?;
         self.pending = Some(summed);
         Ok(self.commit(group, self.ballot(stop))?)
+    }
+
+    /// This rank's part of the mean gradient of the step that was summed last.
+    fn gradient(&self) -> &[f32] {
+        self.sum.decoded().unwrap_or(&self.gradient)
     }
 
     /// Puts the parameters into the model's blocks, as leaves of new graphs.
@@ -436,7 +471,7 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
             return Ok((verdict, norm(shards.squares), hash));
         }
         let buckets = 0..self.own.ranges().len();
-        let squares = buckets.flat_map(|bucket| chunk_squares(&self.gradient[self.own.within(bucket)]));
+        let squares = buckets.flat_map(|bucket| chunk_squares(&self.gradient()[self.own.within(bucket)]));
         Ok((verdict, norm(squares), self.state_hash))
     }
 
@@ -464,7 +499,8 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
 
     /// Writes the state after an update; returns its hash, where this rank has all of it.
     fn update(&mut self, lr: f64, grad_norm: f64, exponents: Exponents) -> Option<u64> {
-        let Self { state, own, space, gradient, sharding, plan, .. } = self;
+        let Self { state, own, space, gradient, sum, sharding, plan, .. } = self;
+        let gradient = sum.decoded().unwrap_or(gradient);
         state.step += 1;
         state.exponents = exponents;
         let update = Update { optimizer: &plan.optimizer, step: state.step, lr, grad_norm };

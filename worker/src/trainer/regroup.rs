@@ -14,7 +14,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 
-use mattock_collectives::{Buffer, CollectiveError, Group, Pending, Rank};
+use mattock_collectives::{Buffer, CollectiveError, Group, Pending, Rank, Sum};
 use mattock_exact::{BLOCK, Exponents};
 use mattock_kernels::TrainBackend;
 
@@ -23,6 +23,7 @@ use super::transfer::{PIECE, UNDER_WAY, spread_small};
 use super::{StepError, Trainer};
 use crate::commit::Ballot;
 use crate::gate::Gate;
+use crate::origin::OriginError;
 use crate::partition::{Lost, Move, ShardMap, Stretches, plan};
 use crate::phases::Phase;
 use crate::state::State;
@@ -43,6 +44,8 @@ struct Told {
     copy: bool,
     /// Whether it can write the next step, given the total.
     pending: bool,
+    /// Whether it has all of it where it lies, and has read nothing yet.
+    at_origin: bool,
     /// Words of the total of its last commit.
     total: usize,
 }
@@ -52,7 +55,7 @@ const TOLD_WORDS: usize = 5;
 impl Told {
     fn words(self) -> [i64; TOLD_WORDS] {
         let step = self.step.map_or(-1, u64::cast_signed);
-        let flags = i64::from(self.copy) | i64::from(self.pending) << 1;
+        let flags = i64::from(self.copy) | i64::from(self.pending) << 1 | i64::from(self.at_origin) << 2;
         [step, self.rank.into(), self.world.into(), flags, self.total as i64]
     }
 
@@ -63,6 +66,7 @@ impl Told {
             world: (words[2] as u32).max(1),
             copy: words[3] & 1 != 0,
             pending: words[3] & 2 != 0,
+            at_origin: words[3] & 4 != 0,
             total: words[4] as usize,
         }
     }
@@ -95,6 +99,7 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
     ) -> Result<(), StepError> {
         gate.wait();
         self.clock.enter(Phase::Transfer);
+        self.take_back();
         let mut told = self.tell_all(group, has_state)?;
         self.catch_up(group, step, &mut told, gate)?;
         let current = |told: &Told| told.step == Some(step);
@@ -109,12 +114,14 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
             false => self.spread_exponents(group, Rank(source as u32))?,
         };
         let outdated = !current(&told[seat.rank as usize]);
-        let (held, mut state) = self.taken_over(seat.map.parts(seat.rank), step, outdated);
-        let mut copy = seat.before().filter(|_| buddies).map(|before| {
-            let (held, state) = self.taken_over(seat.map.parts(before), step, outdated);
-            Copied { gradient: vec![0.0; held.len()], held, state, hash: 0 }
-        });
-        self.carry_out(group, &moves, &mut |range, arrays| {
+        let before = seat.before().filter(|_| buddies);
+        let taken = self.take_over(&seat, before, &moves, (step, outdated));
+        let at_origin = told.iter().any(|told| current(told) && told.at_origin);
+        let Taken { own: (held, mut state), mut copy, gifts } = match at_origin {
+            true => self.agreed(group, step, taken)?,
+            false => taken?,
+        };
+        self.carry_out(group, &moves, &gifts, &mut |range, arrays| {
             place(&held, &mut state, &range, arrays);
             if let Some(copy) = &mut copy {
                 place(&copy.held, &mut copy.state, &range, arrays);
@@ -139,6 +146,7 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
             world: seat.map_or(1, |seat| seat.map.world()),
             copy: sharding.is_some_and(|sharding| sharding.copy.is_some()),
             pending: self.pending.is_some(),
+            at_origin: self.origin.is_some(),
             total: sharding.map_or(0, |sharding| sharding.total.len()),
         };
         let words = own.words().to_vec();
@@ -193,9 +201,56 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
         Ok(Exponents::from_eighths(eighths.into_iter().map(|eighths| eighths as i16).collect()))
     }
 
-    /// Arrays over these ranges, with what this rank has of them.
-    fn taken_over(&self, ranges: Vec<Range<usize>>, step: u64, outdated: bool) -> (Stretches, State) {
-        let held = Stretches::new(ranges);
+    /// What this rank will hold, filled with what it has of that; and what it gives to others, where that must be read first.
+    fn take_over(
+        &self,
+        seat: &Seat,
+        before: Option<u32>,
+        moves: &[Move],
+        (step, outdated): (u64, bool),
+    ) -> Result<Taken, OriginError> {
+        let own = Stretches::new(seat.map.parts(seat.rank));
+        let copied = before.map(|before| Stretches::new(seat.map.parts(before))).unwrap_or_default();
+        let mut gifts = Stretches::default();
+        let states = match &self.origin {
+            Some(origin) if !outdated => {
+                let given = moves.iter().filter(|step| step.from == seat.rank);
+                gifts = Stretches::new(given.map(|step| step.range.clone()).collect());
+                origin.read(self.task, &self.space, &[&own, &copied, &gifts])?
+            }
+            _ => [&own, &copied, &gifts].map(|part| self.in_memory(part, step, outdated)).into(),
+        };
+        let [state, copy, given] = states.try_into().unwrap_or_else(|_| unreachable!("a state for each part"));
+        let copy = before.map(|_| {
+            let gradient = vec![0.0; copied.len()];
+            Copied { gradient, held: copied, state: copy, hash: 0 }
+        });
+        Ok(Taken { own: (own, state), copy, gifts: (gifts, given) })
+    }
+
+    /// What was taken over, if all ranks have what they need; a flaw that some found is every rank's error.
+    fn agreed(
+        &self,
+        group: &Group,
+        step: u64,
+        taken: Result<Taken, OriginError>,
+    ) -> Result<Taken, StepError> {
+        let (taken, what) = match taken {
+            Ok(taken) => (Some(taken), None),
+            Err(OriginError::Flawed(what)) => (None, Some(what)),
+            // Without this rank the others will try again.
+            Err(error) => return Err(error.into()),
+        };
+        let flaws = Arc::new(Buffer::from(vec![i64::from(taken.is_none())]));
+        let flaws = group.all_reduce_now::<Sum<i64>>(flaws, Buffer::default())?;
+        match taken {
+            Some(taken) if flaws.first() == Some(&0) => Ok(taken),
+            _ => Err(StepError::Flawed { step, what }),
+        }
+    }
+
+    /// Arrays over a part, with what this rank has of it.
+    fn in_memory(&self, held: &Stretches, step: u64, outdated: bool) -> State {
         let mut state = State::blank(step, held.len());
         if !outdated {
             let copy = self.sharding.as_ref().and_then(|sharding| sharding.copy.as_ref());
@@ -206,11 +261,17 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
                 }
             }
         }
-        (held, state)
+        state
     }
 
     /// Sends and receives what moves, piece by piece: parameters, first and second moments in one buffer.
-    fn carry_out(&self, group: &Group, moves: &[Move], keep: &mut Keep<'_>) -> Result<(), CollectiveError> {
+    fn carry_out(
+        &self,
+        group: &Group,
+        moves: &[Move],
+        gifts: &(Stretches, State),
+        keep: &mut Keep<'_>,
+    ) -> Result<(), CollectiveError> {
         let own = group.ring().rank().0;
         let mut under_way: VecDeque<(Range<usize>, Piece)> = VecDeque::new();
         let mut land = |(range, piece): (Range<usize>, Piece)| {
@@ -231,7 +292,7 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
                     land(oldest)?;
                 }
                 let piece = match *from == own {
-                    true => Piece::Going(group.broadcast(Arc::new(Buffer::from(self.packed(&range))))),
+                    true => Piece::Going(group.broadcast(Arc::new(Buffer::from(self.packed(&range, gifts))))),
                     false => {
                         let output = Buffer::zeroed(3 * range.len());
                         Piece::Coming(group.receive_broadcast(Rank(*from), output), to.contains(&own))
@@ -243,13 +304,13 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
         under_way.into_iter().try_for_each(land)
     }
 
-    /// The three arrays over a range that this rank has, from its shard and its copy of another.
-    fn packed(&self, range: &Range<usize>) -> Vec<f32> {
+    /// The three arrays over a range that this rank has: from its shard and its copy of another, or from what it has read.
+    fn packed(&self, range: &Range<usize>, (given, read): &(Stretches, State)) -> Vec<f32> {
         let held = Stretches::new(vec![range.clone()]);
         let copy = self.sharding.as_ref().and_then(|sharding| sharding.copy.as_ref());
         let others = copy.map(|copy| (&copy.held, &copy.state));
         let mut packed = vec![0.0; 3 * range.len()];
-        for (from, state) in std::iter::once((&self.own, &self.state)).chain(others) {
+        for (from, state) in [(&self.own, &self.state), (given, read)].into_iter().chain(others) {
             for (array, from_array) in packed.chunks_exact_mut(range.len()).zip(state.arrays()) {
                 held.copy_from(array, from, from_array);
             }
@@ -259,8 +320,8 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
 
     /// Takes its place among the shards of a ring.
     fn sit(&mut self, seat: Seat, held: Stretches, state: State, copy: Option<Copied>) {
-        self.gradient = vec![0.0; held.len()];
-        (self.own, self.state, self.pending) = (held, state, None);
+        (self.own, self.state, self.pending, self.origin) = (held, state, None, None);
+        self.gradient = self.gradients();
         let Some(sharding) = &mut self.sharding else { return };
         sharding.own_hash = self.state.part_hash(&self.own);
         sharding.copy = copy.map(|copy| Copied { hash: copy.state.part_hash(&copy.held), ..copy });
@@ -276,9 +337,17 @@ fn moves(buckets: &[Range<usize>], told: &[Told], step: u64, buddies: bool) -> R
         false => Vec::new(),
     });
     let copy = buddies && world > 1;
-    let wanted = |rank| Told { step: None, rank, world, copy, pending: false, total: 0 };
+    let wanted = |rank| Told { step: None, rank, world, copy, pending: false, at_origin: false, total: 0 };
     let want = (0..world).map(|rank| wanted(rank).ranges(buckets));
     plan(&have.collect::<Vec<_>>(), &want.collect::<Vec<_>>())
+}
+
+/// What a rank goes into a ring with.
+struct Taken {
+    own: (Stretches, State),
+    copy: Option<Copied>,
+    /// What others get of a state of which this rank has read nothing yet.
+    gifts: (Stretches, State),
 }
 
 enum Piece {

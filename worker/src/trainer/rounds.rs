@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use mattock_collectives::{Buffer, Group, Max, Rank};
+use mattock_collectives::{Buffer, Group, Max, Rank, Sum};
 use mattock_exact::{BLOCK, block_maxima};
 use mattock_kernels::TrainBackend;
 
@@ -100,6 +100,66 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
             }
             (None, _) => unreachable!("sums are sharded where parameters are"),
         };
+        self.blocks = blocks.into_iter().flatten().collect();
+        loss
+    }
+
+    /// Mean loss over all held-out samples, which the ranks of the group divide among themselves; `None` where there are none, or
+    /// where a rank cannot read them, which is that rank's error. All ranks call this together.
+    ///
+    /// # Errors
+    /// [`StepError`].
+    pub(crate) fn held_out(&mut self, group: &Group, gate: &Gate) -> Result<Option<f64>, StepError> {
+        let read = self.task.held_out(self.plan.batch.micro as usize);
+        let count = read.as_ref().map_or(-1, |batches| batches.len() as i64);
+        gate.wait();
+        let least = Arc::new(Buffer::from(vec![-count]));
+        let least = -group.all_reduce_now::<Max<i64>>(least, Buffer::default())?.first().copied().unwrap_or(1);
+        let batches = read?;
+        if least <= 0 {
+            return Ok(None);
+        }
+        let (rank, world) = (group.ring().rank().0 as usize, group.ring().world_size().get() as usize);
+        let sizes: Vec<usize> = batches.iter().map(|(size, _)| *size).collect();
+        let mut losses = vec![0i64; sizes.len()];
+        let mut own = batches.into_iter().enumerate().skip(rank).step_by(world);
+        for _ in 0..sizes.len().div_ceil(world) {
+            let (index, batch) = own.next().map(|(index, (_, batch))| (index, batch)).unzip();
+            let loss = self.evaluate(group, gate, batch)?;
+            if let (Some(index), Some(loss)) = (index, loss) {
+                losses[index] = loss.to_bits().into();
+            }
+        }
+        gate.wait();
+        let losses = group.all_reduce_now::<Sum<i64>>(Arc::new(Buffer::from(losses)), Buffer::default())?;
+        let losses = losses.iter().map(|&bits| f64::from(f32::from_bits(bits as u32)));
+        let total: f64 = losses.zip(&sizes).map(|(loss, &size)| loss * size as f64).sum();
+        Ok(Some(total / sizes.iter().sum::<usize>() as f64))
+    }
+
+    /// The loss of a batch, or none, while the others have one each.
+    fn evaluate(
+        &mut self,
+        group: &Group,
+        gate: &Gate,
+        batch: Option<T::Batch>,
+    ) -> Result<Option<f32>, StepError> {
+        let Self { task, state, own, sharding, device, clock, .. } = self;
+        let Some(Sharding { seat: Some(seat), spare, .. }) = sharding else {
+            unreachable!("a ring with sharded state begins with a regroup");
+        };
+        let mut blocks: Vec<Option<T::Block<B>>> =
+            std::mem::take(&mut self.blocks).into_iter().map(Some).collect();
+        let round = Round {
+            task: *task,
+            batch: batch.map(|batch| (batch, Pass::Evaluate)),
+            device,
+            gathers: Gathers { group, parameters: &state.parameters, own, lens: &seat.lens, spare },
+            gate,
+            clock,
+            blocks: &mut blocks,
+        };
+        let loss = round.evaluate();
         self.blocks = blocks.into_iter().flatten().collect();
         loss
     }

@@ -46,6 +46,8 @@ pub(super) struct Sharding {
     pub(super) spare: Vec<Buffer<f32>>,
     /// The total of the last commit; empty before the first.
     pub(super) total: Vec<u32>,
+    /// Moments that are being written to storage.
+    lent: Option<[Arc<Vec<f32>>; 2]>,
 }
 
 /// A rank's place among shards.
@@ -62,6 +64,13 @@ pub(super) struct Copied {
     pub(super) state: State,
     pub(super) gradient: Vec<f32>,
     pub(super) hash: u64,
+}
+
+impl Copied {
+    /// A bucket of the other rank's gradient.
+    fn take_in(&mut self, bucket: usize, gradient: &[f32]) {
+        self.gradient[self.held.within(bucket)].copy_from_slice(gradient);
+    }
 }
 
 impl Seat {
@@ -91,6 +100,7 @@ impl Sharding {
             inputs: buckets.iter().map(|_| Arc::default()).collect(),
             spare: Vec::new(),
             total: Vec::new(),
+            lent: None,
         }
     }
 }
@@ -166,7 +176,14 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
 
     /// What this rank writes to storage: the parameters of these elements, and its own moments. All ranks of the group call
     /// this together.
-    pub(crate) fn part(&self, group: &Group, weights: &[Range<usize>]) -> Result<Part, CollectiveError> {
+    ///
+    /// For the `last` checkpoint of a ring nothing is copied: moments are lent until it is written.
+    pub(crate) fn part(
+        &mut self,
+        group: &Group,
+        weights: &[Range<usize>],
+        last: bool,
+    ) -> Result<Part, CollectiveError> {
         let mut parameters = Vec::with_capacity(weights.iter().map(ExactSizeIterator::len).sum());
         let wanted = Stretches::new(weights.to_vec());
         if let Some(Sharding { seat: Some(seat), .. }) = &self.sharding {
@@ -177,12 +194,48 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
                 }
             }
         }
+        let moments = match last {
+            true => self.lend(),
+            false => [&self.state.first, &self.state.second].map(|moments| Arc::new(moments.clone())),
+        };
         Ok(Part {
             step: self.state.step,
             exponents: self.state.exponents.eighths().to_vec(),
             weights: (weights.to_vec(), parameters),
-            moments: (self.own.ranges().to_vec(), [self.state.first.clone(), self.state.second.clone()]),
+            moments: (self.own.ranges().to_vec(), moments),
         })
+    }
+
+    /// The moments themselves, which this rank does without until it takes them back.
+    fn lend(&mut self) -> [Arc<Vec<f32>>; 2] {
+        self.take_back();
+        let State { first, second, .. } = &mut self.state;
+        let lent = [first, second].map(|moments| Arc::new(std::mem::take(moments)));
+        if let Some(sharding) = &mut self.sharding {
+            sharding.lent = Some(lent.clone());
+        }
+        lent
+    }
+
+    /// Has its moments again; copies, where they are being written still.
+    pub(super) fn take_back(&mut self) {
+        let lent = self.sharding.as_mut().and_then(|sharding| sharding.lent.take());
+        if let Some(lent) = lent {
+            let [first, second] = lent.map(Arc::unwrap_or_clone);
+            (self.state.first, self.state.second) = (first, second);
+        }
+    }
+
+    /// Gives up what only steps need, where the next ring makes it again.
+    pub(crate) fn rest(&mut self) {
+        let Some(sharding) = &mut self.sharding else { return };
+        self.sum.rest();
+        (self.gradient, self.scratch) = Default::default();
+        if let Some(copy) = &mut sharding.copy {
+            copy.gradient = Vec::new();
+        }
+        sharding.spare.clear();
+        sharding.inputs.iter_mut().for_each(|input| *input = Arc::default());
     }
 
     fn gather_bucket(
@@ -204,12 +257,23 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
 
     /// Gives this rank's part of the gradient to its buddy, and receives that of the rank whose buddy it is.
     pub(super) fn hand_on(&mut self, group: &Group) -> Result<(), CollectiveError> {
+        let Self { sum, gradient, own, .. } = self;
+        let gradient = sum.decoded().unwrap_or(gradient);
         let Some(Sharding { seat: Some(seat), copy: Some(copy), .. }) = &mut self.sharding else {
             return Ok(());
         };
-        let own = Arc::new(Buffer::from(self.gradient.clone()));
-        let gradient = std::mem::take(&mut copy.gradient);
-        copy.gradient = group.shift(own, &seat.map.totals(), gradient.into()).wait()?.into_vec();
+        // Bucket by bucket, for what travels is a copy; the next one leaves while one arrives.
+        let mut before = None;
+        for bucket in 0..seat.lens.len() {
+            let own = Arc::new(Buffer::from(gradient[own.within(bucket)].to_vec()));
+            let next = (bucket, group.shift(own, &seat.lens[bucket], Buffer::default()));
+            if let Some((bucket, shift)) = before.replace(next) {
+                copy.take_in(bucket, &shift.wait()?);
+            }
+        }
+        if let Some((bucket, shift)) = before {
+            copy.take_in(bucket, &shift.wait()?);
+        }
         Ok(())
     }
 
@@ -219,7 +283,7 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
         let (mut squares, mut chunks) = (Vec::new(), 0);
         for (bucket, range) in self.space.buckets().iter().enumerate() {
             let first = chunks + (self.own.ranges()[bucket].start - range.start).div_ceil(CHUNK);
-            squares.extend((first..).zip(chunk_squares(&self.gradient[self.own.within(bucket)])));
+            squares.extend((first..).zip(chunk_squares(&self.gradient()[self.own.within(bucket)])));
             chunks += range.len().div_ceil(CHUNK);
         }
         ballot.shard(&ShardVote {

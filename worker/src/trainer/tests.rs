@@ -11,11 +11,15 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Tensor, TensorData, activation};
 use mattock_collectives::{Group, GroupConfig, Rank, WorldSize, memory};
 use mattock_data::keys::Stream;
+use mattock_exact::Exponents;
 use mattock_kernels::{Cpu, Kernels};
 
 use super::{StepError, Trainer};
+use crate::beginning::Beginning;
 use crate::commit::CommitError;
 use crate::gate::{Gate, Recalled};
+use crate::origin::Origin;
+use crate::params::Space;
 use crate::plan::{self, AdamW, Batch, Bits, NonFinite, Plan, Reduce, Schedule, Sum};
 use crate::state::State;
 use crate::task::{Carry, Facts, Output, Pass, Source, Task, TaskError};
@@ -40,14 +44,14 @@ impl Task for Toy {
         Ok(Self)
     }
 
-    fn blocks<B: Backend>(&self, seed: u64, device: &B::Device) -> Vec<ToyBlock<B>> {
+    fn blocks<B: Backend>(&self, seed: u64, device: &B::Device) -> impl Iterator<Item = ToyBlock<B>> {
         let mut stream = Stream::new(seed);
         let mut draw = |count| (0..count).map(|_| (stream.uniform() - 0.5) as f32).collect::<Vec<f32>>();
         let mut block = || ToyBlock {
             weight: Param::from_data(TensorData::new(draw(WIDTH * WIDTH), [WIDTH, WIDTH]), device),
             bias: Param::from_data(TensorData::new(draw(WIDTH), [WIDTH]), device),
         };
-        vec![block(), block()]
+        [block(), block()].into_iter()
     }
 
     fn prefix(&self, index: usize) -> String {
@@ -64,6 +68,11 @@ impl Task for Toy {
             (0..WIDTH).map(move |_| stream.uniform() as f32).collect::<Vec<f32>>()
         };
         Ok((samples.iter().flat_map(row).collect(), samples.len()))
+    }
+
+    fn held_out(&self, size: usize) -> Result<Vec<(usize, Self::Batch)>, TaskError> {
+        let samples: Vec<u64> = (2000..2000 + 3 * size as u64 + 1).collect();
+        samples.chunks(size).map(|samples| Ok((samples.len(), self.batch(samples)?))).collect()
     }
 
     fn forward<B: Kernels>(
@@ -133,14 +142,21 @@ fn plan(micro: u32, sum: Sum) -> Plan {
 type Trained = (Vec<f64>, Vec<f32>, State);
 
 fn trainer(plan: &Plan) -> Trainer<'_, Autodiff<Cpu>, Toy> {
-    let (space, state) = State::initial(&Toy, plan.seed).unwrap();
-    Trainer::new(&Toy, plan, space, state, Default::default())
+    let space = Space::of_task(&Toy);
+    let beginning = match plan.parallel.shard {
+        plan::Shard::None => Beginning::Whole(State::initial(&Toy, &space, plan.seed).unwrap()),
+        plan::Shard::Optimizer | plan::Shard::Full => {
+            let origin = Origin::Initial { seed: plan.seed };
+            Beginning::At { step: 0, exponents: Exponents::default(), origin }
+        }
+    };
+    Trainer::new(&Toy, plan, space, beginning, Default::default())
 }
 
 fn rank(group: &Group, plan: &Plan, steps: u64, assigned: &[u32]) -> Trained {
     let (mut trainer, gate) = (trainer(plan), Gate::default());
     let losses = (0..steps).map(|_| trainer.step(group, assigned, &gate, false).unwrap().loss).collect();
-    (losses, trainer.gradient.clone(), trainer.state.clone())
+    (losses, trainer.gradient().to_vec(), trainer.state.clone())
 }
 
 fn groups(world: u32) -> Vec<Group> {
@@ -333,7 +349,7 @@ fn ranks_that_start_from_different_states_write_nothing() {
                 if rank == 1 {
                     let mut state = trainer.state.clone();
                     state.second[5] = f32::from_bits(state.second[5].to_bits() ^ 1);
-                    trainer.replace(state);
+                    trainer.replace(Beginning::Whole(state));
                 }
                 let before = trainer.state.clone();
                 let error = trainer.step(&group, &SHARES[rank], &gate, false).unwrap_err();

@@ -14,10 +14,11 @@ use mattock_kernels::TrainBackend;
 use super::{Interruption, Seat, Training, wrapped};
 use crate::evaluate::held_out;
 use crate::phases::Phase;
+use crate::plan::Shard;
 use crate::session::{SessionError, Worker};
 use crate::storage::{Readiness, Saver, StorageError};
 use crate::task::Task;
-use crate::trainer::StepDone;
+use crate::trainer::{StepDone, StepError};
 
 impl<B: TrainBackend, T: Task> Training<'_, B, T> {
     /// Makes sure that this rank writes, if it can: rank 0 must.
@@ -52,7 +53,7 @@ impl<B: TrainBackend, T: Task> Training<'_, B, T> {
                     format!("the checkpoint of step {step} was left out: an earlier one waits to be written");
                 self.tell_from(seat, text);
             } else {
-                self.save(seat, ready)?;
+                self.save(seat, ready, false)?;
             }
         }
         if let Some(saver) = &mut self.saver {
@@ -75,7 +76,7 @@ impl<B: TrainBackend, T: Task> Training<'_, B, T> {
     }
 
     /// Hands this rank's share to its writer; returns the hash of the state.
-    fn save(&mut self, seat: &Seat, ready: Readiness) -> Result<u64, Interruption> {
+    fn save(&mut self, seat: &Seat, ready: Readiness, last: bool) -> Result<u64, Interruption> {
         let broken = |error: CollectiveError| wrapped(error.into());
         let state_hash = self.trainer.state_hash(&seat.group).map_err(broken)?;
         let (rank, world) = (seat.rank, seat.group.ring().world_size().get());
@@ -94,7 +95,7 @@ impl<B: TrainBackend, T: Task> Training<'_, B, T> {
                 saver.save(&whole, state_hash, share)?;
             }
         } else {
-            let part = self.trainer.part(&seat.group, &saver.weights(share)).map_err(broken)?;
+            let part = self.trainer.part(&seat.group, &saver.weights(share), last).map_err(broken)?;
             saver.save_part(part, state_hash, share)?;
         }
         Ok(state_hash)
@@ -150,17 +151,11 @@ impl<B: TrainBackend, T: Task> Training<'_, B, T> {
             return Ok(finish);
         }
         let completed = step >= self.plan.steps;
-        let state_hash = self.save(seat, ready)?;
-        let parameters = self.trainer.parameters(&seat.group, rank == 0 && completed);
-        let parameters = parameters.map_err(|error| wrapped(error.into()))?;
-        let mut held_out_loss = Ok(None);
+        self.trainer.rest();
+        let state_hash = self.save(seat, ready, true)?;
+        let held_out_loss = if completed { self.held_out(seat)? } else { Ok(None) };
         let outcomes = match self.saver.take() {
             Some(saver) if rank == 0 => {
-                let (space, device) = (self.trainer.space(), self.trainer.device());
-                if completed {
-                    held_out_loss =
-                        held_out::<B::InnerBackend, T>(self.task, self.plan, space, &parameters, device);
-                }
                 let over = || self.worker.control.is_over(seat.formation.generation);
                 // Who has a part of the state only cannot write it alone.
                 let whole = (!self.trainer.is_sharded()).then(|| self.trainer.state());
@@ -178,11 +173,30 @@ impl<B: TrainBackend, T: Task> Training<'_, B, T> {
             completed,
             state_hash,
             // What cannot be evaluated is saved all the same.
-            held_out_loss: held_out_loss.map_err(SessionError::from)?,
+            held_out_loss: held_out_loss?,
             unigram_loss: self.facts.unigram_loss,
             parameters: self.trainer.space().parameter_count() as u64,
         };
         self.finish = Some(finish.clone());
         Ok(finish)
+    }
+
+    /// The loss on held-out samples, on rank 0; what its own fault is comes apart from what ends the ring.
+    fn held_out(&mut self, seat: &Seat) -> Result<Result<Option<f64>, SessionError>, Interruption> {
+        let gate = self.worker.control.gate();
+        if self.plan.parallel.shard == Shard::Full {
+            return match self.trainer.held_out(&seat.group, gate) {
+                Err(StepError::Samples(error)) => Ok(Err(error.into())),
+                loss => Ok(Ok(loss.map_err(wrapped)?.filter(|_| seat.rank == 0))),
+            };
+        }
+        let parameters = self.trainer.parameters(&seat.group, seat.rank == 0);
+        let parameters = parameters.map_err(|error| wrapped(error.into()))?;
+        if seat.rank != 0 {
+            return Ok(Ok(None));
+        }
+        let (space, device) = (self.trainer.space(), self.trainer.device());
+        let loss = held_out::<B::InnerBackend, T>(self.task, self.plan, space, &parameters, device);
+        Ok(loss.map_err(SessionError::from))
     }
 }

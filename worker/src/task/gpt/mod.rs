@@ -73,9 +73,13 @@ impl Task for Gpt {
         Ok(outline::of(&config, outline::vocab(source)?))
     }
 
-    fn blocks<B: Backend>(&self, seed: u64, device: &B::Device) -> Vec<GptBlock<B>> {
+    fn blocks<B: Backend>(&self, seed: u64, device: &B::Device) -> impl Iterator<Item = GptBlock<B>> {
         let seed = self.pretrained.is_none().then_some(seed);
         model::blocks(&self.config, self.data.tokenizer().vocab(), seed, device)
+    }
+
+    fn shapes<B: Backend>(&self, device: &B::Device) -> impl Iterator<Item = GptBlock<B>> {
+        model::blocks(&self.config, self.data.tokenizer().vocab(), None, device)
     }
 
     fn pretrained(&self, space: &Space) -> Result<Option<Vec<f32>>, TaskError> {

@@ -96,6 +96,36 @@ struct Initial<'a, B: Backend> {
 }
 
 impl<B: Backend> Initial<'_, B> {
+    /// The next block of the model.
+    fn block(&mut self, config: &GptConfig, vocab: usize, index: usize) -> GptBlock<B> {
+        let GptConfig { layers, heads, dim, context, tied, dropout, .. } = *config;
+        // GPT-2 scales what is added to the residual stream by the number of additions.
+        let residual_std = INITIAL_STD / ((2 * layers) as f64).sqrt();
+        if index == 0 {
+            let (wte, wpe) = (self.table(vocab, dim), self.table(context, dim));
+            return GptBlock::Embed(Embed { wte, wpe, dropout, tied });
+        }
+        if index > layers {
+            let lm_head = (!tied).then(|| self.table(vocab, dim));
+            return GptBlock::Head(Head { ln_f: self.norm(dim), lm_head });
+        }
+        GptBlock::Layer(Layer {
+            ln_1: self.norm(dim),
+            attn: Attention {
+                c_attn: self.linear(dim, 3 * dim, INITIAL_STD),
+                c_proj: self.linear(dim, dim, residual_std),
+                heads,
+            },
+            ln_2: self.norm(dim),
+            mlp: Mlp {
+                c_fc: self.linear(dim, 4 * dim, INITIAL_STD),
+                c_proj: self.linear(4 * dim, dim, residual_std),
+            },
+            index: index - 1,
+            dropout,
+        })
+    }
+
     fn matrix(&mut self, rows: usize, columns: usize, std: f64) -> Param<Tensor<B, 2>> {
         let Some(normal) = &mut self.normal else { return self.hollow([rows, columns]) };
         let values: Vec<f32> = (0..rows * columns).map(|_| (normal.draw() * std) as f32).collect();
@@ -135,41 +165,9 @@ pub(super) fn blocks<B: Backend>(
     vocab: usize,
     seed: Option<u64>,
     device: &B::Device,
-) -> Vec<GptBlock<B>> {
-    build(config, vocab, Initial { normal: seed.map(Normal::new), device })
-}
-
-fn build<B: Backend>(config: &GptConfig, vocab: usize, mut initial: Initial<'_, B>) -> Vec<GptBlock<B>> {
-    let GptConfig { layers, heads, dim, context, tied, dropout, .. } = *config;
-    // GPT-2 scales what is added to the residual stream by the number of additions.
-    let residual_std = INITIAL_STD / ((2 * layers) as f64).sqrt();
-    let mut blocks = Vec::with_capacity(layers + 2);
-    blocks.push(GptBlock::Embed(Embed {
-        wte: initial.table(vocab, dim),
-        wpe: initial.table(context, dim),
-        dropout,
-        tied,
-    }));
-    blocks.extend((0..layers).map(|index| {
-        GptBlock::Layer(Layer {
-            ln_1: initial.norm(dim),
-            attn: Attention {
-                c_attn: initial.linear(dim, 3 * dim, INITIAL_STD),
-                c_proj: initial.linear(dim, dim, residual_std),
-                heads,
-            },
-            ln_2: initial.norm(dim),
-            mlp: Mlp {
-                c_fc: initial.linear(dim, 4 * dim, INITIAL_STD),
-                c_proj: initial.linear(4 * dim, dim, residual_std),
-            },
-            index,
-            dropout,
-        })
-    }));
-    let lm_head = (!tied).then(|| initial.table(vocab, dim));
-    blocks.push(GptBlock::Head(Head { ln_f: initial.norm(dim), lm_head }));
-    blocks
+) -> impl Iterator<Item = GptBlock<B>> {
+    let mut initial = Initial { normal: seed.map(Normal::new), device };
+    (0..config.layers + 2).map(move |index| initial.block(config, vocab, index))
 }
 
 /// Inputs and targets of a micro-batch, `[batch, time]` each.

@@ -28,9 +28,10 @@ pub(super) fn vocab(source: &Source<'_>) -> Result<usize, TaskError> {
 }
 
 pub(super) fn of(config: &GptConfig, vocab: usize) -> Outline {
-    let blocks = model::blocks::<Cpu>(config, vocab, None, &Default::default());
+    let device = Default::default();
+    let blocks = model::blocks::<Cpu>(config, vocab, None, &device);
     Outline {
-        space: Space::of(&blocks, |index| config.prefix(index)),
+        space: Space::of(blocks, |index| config.prefix(index)),
         tokens_per_sample: config.context as u64,
         activations: Some(activations(config, vocab)),
     }
@@ -87,8 +88,9 @@ mod tests {
     fn shapes_without_values_are_those_of_the_model() {
         for tied in [false, true] {
             let config = config(tied);
-            let blocks = model::blocks::<Cpu>(&config, 300, Some(1), &Default::default());
-            assert_eq!(of(&config, 300).space, Space::of(&blocks, |index| config.prefix(index)));
+            let device = Default::default();
+            let blocks = model::blocks::<Cpu>(&config, 300, Some(1), &device);
+            assert_eq!(of(&config, 300).space, Space::of(blocks, |index| config.prefix(index)));
         }
     }
 

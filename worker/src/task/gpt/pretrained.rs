@@ -150,8 +150,9 @@ impl Pretrained {
 
 /// Where the parameters of such a model lie.
 pub(super) fn space(config: &GptConfig, vocab: usize) -> Space {
-    let blocks = blocks::<Cpu>(config, vocab, None, &Default::default());
-    Space::of(&blocks, |index| config.prefix(index))
+    let device = Default::default();
+    let blocks = blocks::<Cpu>(config, vocab, None, &device);
+    Space::of(blocks, |index| config.prefix(index))
 }
 
 /// Which of our parameters a name stands for; none for what attention keeps beside its weights, a mask.

@@ -72,12 +72,12 @@ impl Generator {
     }
 
     fn blocks(&self) -> Vec<GptBlock<Cpu>> {
-        blocks(&self.config, self.vocab, None, &Default::default())
+        blocks(&self.config, self.vocab, None, &Default::default()).collect()
     }
 
     /// Where the model's parameters lie.
     pub fn space(&self) -> Space {
-        Space::of(&self.blocks(), |index| self.config.prefix(index))
+        Space::of(self.blocks(), |index| self.config.prefix(index))
     }
 
     /// Continues `prompt` by as many tokens as asked for; returns prompt and continuation.

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::estimate::Estimate;
+use crate::evaluate::held_out;
 use crate::plan::{Parallel, Shard};
 use crate::task::Outline;
 
@@ -34,11 +35,10 @@ fn ring<'a, R: Send>(
             let act = &act;
             scope.spawn(move || {
                 let has_state = member.is_some();
-                let mut trainer = member.unwrap_or_else(|| trainer(plan));
-                if !has_state {
-                    // Whatever it held before.
-                    trainer.state.parameters.fill(f32::NAN);
-                }
+                let mut trainer = member.unwrap_or_else(|| {
+                    let space = Space::of_task(&Toy);
+                    Trainer::new(&Toy, plan, space, Beginning::Nothing, Default::default())
+                });
                 let done = act(rank, &group, &mut trainer, has_state);
                 (trainer, done)
             })
@@ -104,6 +104,45 @@ fn sharding_leaves_no_trace() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn held_out_loss_is_that_of_one_who_has_all() {
+    let plan = sharded(Shard::Full, true);
+    let (reference, device) = (reference(&plan, 2), Default::default());
+    let space = Space::of_task(&Toy);
+    let loss = held_out::<Cpu, Toy>(&Toy, &plan, &space, &reference.parameters, &device).unwrap().unwrap();
+    for world in [1, 2, 3, 5] {
+        let members = train_on(&plan, fresh(&plan, world), 0, 2).into_iter().map(Some).collect();
+        let act = |_: usize, group: &Group, trainer: &mut Toys<'_>, _: bool| {
+            trainer.rest();
+            trainer.held_out(group, &Gate::default()).unwrap()
+        };
+        for (_, told) in ring(&plan, members, act) {
+            assert_eq!(told, Some(loss), "on {world}");
+        }
+    }
+}
+
+#[test]
+fn lent_moments_come_back() {
+    for shard in SHARDS {
+        let plan = sharded(shard, true);
+        let members = train_on(&plan, fresh(&plan, 3), 0, 2).into_iter().map(Some).collect();
+        let act = |_: usize, group: &Group, trainer: &mut Toys<'_>, _: bool| {
+            let before = trainer.state.clone();
+            trainer.rest();
+            let part = trainer.part(group, &[], true).unwrap();
+            assert!(trainer.state.first.is_empty() && trainer.state.second.is_empty());
+            assert!(*part.moments.1[0] == before.first && *part.moments.1[1] == before.second);
+            // Once while they are still being written.
+            trainer.take_back();
+            assert!(trainer.state == before);
+        };
+        let members = ring(&plan, members, act).into_iter().map(|(trainer, ())| Some(trainer)).collect();
+        let (state, _) = whole(&plan, train_on(&plan, members, 2, 4));
+        assert!(state == reference(&plan, 4), "{shard:?}");
     }
 }
 
@@ -207,8 +246,8 @@ fn holders_of_a_shard_that_differ_write_nothing() {
     ring(&plan, members, act);
 }
 
-/// What a rank has of parameters, moments, a copy of another's shard, and gradients, in bytes.
-fn held(trainer: &Toys<'_>) -> [u64; 5] {
+/// What a rank has of parameters, moments, a copy of another's shard, gradients, and sums that become one, in bytes.
+fn held(trainer: &Toys<'_>) -> [u64; 6] {
     let copy = trainer.sharding.as_ref().and_then(|sharding| sharding.copy.as_ref());
     let bytes = |array: &[f32]| size_of_val(array) as u64;
     let State { parameters, first, second, .. } = &trainer.state;
@@ -219,17 +258,19 @@ fn held(trainer: &Toys<'_>) -> [u64; 5] {
         copy.map_or(0, |copy| copied(copy).iter().sum()),
         bytes(&trainer.gradient),
         copy.map_or(0, |copy| bytes(&copy.gradient)),
+        trainer.sum.decoded().map_or(0, |gradient| 2 * bytes(gradient)),
     ]
 }
 
 #[test]
 fn an_estimate_says_what_a_trainer_holds() {
-    const LINES: [&str; 5] = [
+    const LINES: [&str; 6] = [
         "own parameters",
         "own first and second moments",
         "copy of another worker's shard",
         "own gradient, decoded",
         "another worker's gradient",
+        "own sums, in 64 bits",
     ];
     for shard in [Shard::None, Shard::Optimizer, Shard::Full] {
         for (buddies, world) in [(false, 1), (false, 3), (true, 1), (true, 2), (true, 3), (true, 5)] {
