@@ -216,8 +216,7 @@ impl Saver {
         let cut = |array: &[f32], ranges: &[Range<usize>]| -> Vec<f32> {
             ranges.iter().flat_map(|range| &array[range.clone()]).copied().collect()
         };
-        let both =
-            [&state.first, &state.second].map(|array| Arc::new(array[moments.clone()].to_vec()));
+        let both = [&state.first, &state.second].map(|array| Arc::new(array[moments.clone()].to_vec()));
         let part = Part {
             step: state.step,
             exponents: state.exponents.eighths().to_vec(),

@@ -77,8 +77,7 @@ impl<E: Into<SessionError>> From<E> for Interruption {
             )) => Self::Broken { lost_rank: Some(peer.0), text: error.to_string() },
             // Who of them is wrong the coordinator can tell: it knows all hashes.
             SessionError::Step(
-                ref
-                error @ (StepError::Commit(CommitError::OtherState { .. })
+                ref error @ (StepError::Commit(CommitError::OtherState { .. })
                 | StepError::ShardsLost { .. }
                 | StepError::Flawed { .. }),
             ) => Self::Broken { lost_rank: None, text: error.to_string() },

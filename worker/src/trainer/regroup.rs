@@ -220,7 +220,8 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
             }
             _ => [&own, &copied, &gifts].map(|part| self.in_memory(part, step, outdated)).into(),
         };
-        let [state, copy, given] = states.try_into().unwrap_or_else(|_| unreachable!("a state for each part"));
+        let [state, copy, given] =
+            states.try_into().unwrap_or_else(|_| unreachable!("a state for each part"));
         let copy = before.map(|_| {
             let gradient = vec![0.0; copied.len()];
             Copied { gradient, held: copied, state: copy, hash: 0 }

@@ -114,7 +114,8 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
         let count = read.as_ref().map_or(-1, |batches| batches.len() as i64);
         gate.wait();
         let least = Arc::new(Buffer::from(vec![-count]));
-        let least = -group.all_reduce_now::<Max<i64>>(least, Buffer::default())?.first().copied().unwrap_or(1);
+        let least =
+            -group.all_reduce_now::<Max<i64>>(least, Buffer::default())?.first().copied().unwrap_or(1);
         let batches = read?;
         if least <= 0 {
             return Ok(None);
