@@ -138,6 +138,7 @@ impl<'a> Report<'a> {
             "estimate": self.estimate,
             "memory_by_kind": kinds,
             "activations_known": self.knows_activations,
+            "peak_bytes": self.estimate.peak_bytes(),
             "wire_bytes": self.estimate.wire.total(),
             "seconds": self.times,
             "memory_limit": self.args.memory,
@@ -179,12 +180,9 @@ impl<'a> Report<'a> {
             }
         }
         writeln!(out, "  {:<36} {:>11}", "in a step", size(estimate.memory_bytes))?;
-        writeln!(
-            out,
-            "  {:<36} {:>11}   the model and all state, also where it is divided then",
-            "at the start",
-            size(estimate.start_bytes)
-        )
+        let at_the_end = "with the last checkpoint, and the held-out loss";
+        writeln!(out, "  {:<36} {:>11}", "at the start", size(estimate.start_bytes))?;
+        writeln!(out, "  {:<36} {:>11}   {at_the_end}", "at the end", size(estimate.end_bytes))
     }
 
     fn print_step(&self, out: &mut impl Write) -> io::Result<()> {
@@ -223,12 +221,7 @@ impl<'a> Report<'a> {
         }
         writeln!(out, "\ndoes not fit: a worker needs {}, and has {}", size(peak), size(memory))?;
         let Some(way) = &self.way else {
-            let start = if self.estimate.start_bytes > memory {
-                ": each worker begins with the model and all state, whatever is divided then"
-            } else {
-                ""
-            };
-            return writeln!(out, "nothing that this program can divide further would{start}");
+            return writeln!(out, "nothing that this program can divide further would");
         };
         let mut text = format!("would fit, in {}: --workers {}", size(way.bytes), way.workers);
         if way.shard != self.plan.parallel.shard {

@@ -1,5 +1,7 @@
 //! What a worker has of a run's state before its first ring, or after all who had it are gone.
 
+use std::sync::Arc;
+
 use mattock_checkpoint::{LoadError, Location, Which, load_ranges};
 use mattock_exact::Exponents;
 
@@ -95,13 +97,10 @@ impl<T: Task> Beginnings<'_, T> {
         let (step, exponents) = (loaded.head.manifest.step, Exponents::from_eighths(loaded.exponents));
         let beginning = match self.divided {
             true => Beginning::At { step, exponents, origin: Origin::Stored { location, step } },
-            false => Beginning::Whole(State {
-                step,
-                parameters: loaded.params,
-                first: loaded.m,
-                second: loaded.v,
-                exponents,
-            }),
+            false => {
+                let [parameters, first, second] = [loaded.params, loaded.m, loaded.v].map(Arc::new);
+                Beginning::Whole(State { step, parameters, first, second, exponents })
+            }
         };
         Ok((beginning, skipped.iter().map(|skipped| format!("passed over {skipped}")).collect()))
     }

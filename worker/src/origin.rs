@@ -3,6 +3,8 @@
 //! A worker of a run whose state is divided says at its start which state it can bring, and reads nothing of it before it knows
 //! its place in a ring. So no worker needs memory for all of a state, not even at the start.
 
+use std::sync::Arc;
+
 use mattock_checkpoint::{LoadError, Location, Which, load_ranges};
 use mattock_kernels::Cpu;
 
@@ -63,7 +65,7 @@ impl Origin {
                         gone @ LoadError::NoStep { .. } => OriginError::Flawed(gone.to_string()),
                         error => OriginError::Storage(error.into()),
                     })?;
-                    let (parameters, first, second) = (loaded.params, loaded.m, loaded.v);
+                    let [parameters, first, second] = [loaded.params, loaded.m, loaded.v].map(Arc::new);
                     Ok(State { parameters, first, second, ..State::blank(*step, 0) })
                 };
                 parts.iter().map(read).collect()
@@ -85,7 +87,8 @@ pub(crate) fn initial<T: Task>(
         for (part, state) in parts.iter().zip(&mut states) {
             for (range, at) in part.overlaps(start..start + values.len()) {
                 let from = range.start - start..range.end - start;
-                state.parameters[at..at + range.len()].copy_from_slice(&values[from]);
+                let [parameters, ..] = state.arrays_mut();
+                parameters[at..at + range.len()].copy_from_slice(&values[from]);
             }
         }
     };

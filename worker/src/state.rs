@@ -1,5 +1,7 @@
 //! The training state: all that one step hands to the next.
 
+use std::sync::Arc;
+
 use mattock_exact::{Exponents, range_hash, state_hash};
 
 use crate::origin;
@@ -9,16 +11,18 @@ use crate::task::{Task, TaskError};
 
 /// Parameters, moments and exponents after `step` steps, each over the whole flat space; or, within a trainer whose state is
 /// sharded, parameters and moments over what a rank holds of it.
+///
+/// A clone shares the arrays; whoever writes to one that is shared gets a copy.
 #[derive(Debug, Clone, PartialEq)]
 pub struct State {
     /// Steps done.
     pub step: u64,
     /// Parameters.
-    pub parameters: Vec<f32>,
+    pub parameters: Arc<Vec<f32>>,
     /// First moments of AdamW.
-    pub first: Vec<f32>,
+    pub first: Arc<Vec<f32>>,
     /// Second moments of AdamW.
-    pub second: Vec<f32>,
+    pub second: Arc<Vec<f32>>,
     /// An exponent per 256 elements; empty until the first step has measured them, and for plain sums.
     pub exponents: Exponents,
 }
@@ -36,16 +40,16 @@ impl State {
 
     /// Zeros for so many elements, and no exponents.
     pub(crate) fn blank(step: u64, elements: usize) -> Self {
-        let zeros = || vec![0.0; elements];
+        let zeros = || Arc::new(vec![0.0; elements]);
         Self { step, parameters: zeros(), first: zeros(), second: zeros(), exponents: Exponents::default() }
     }
 
-    /// The arrays over what is held of the flat space.
+    /// The arrays over what is held of the flat space, to be written.
     pub(crate) fn arrays_mut(&mut self) -> [&mut Vec<f32>; 3] {
-        [&mut self.parameters, &mut self.first, &mut self.second]
+        [&mut self.parameters, &mut self.first, &mut self.second].map(Arc::make_mut)
     }
 
-    pub(crate) fn arrays(&self) -> [&Vec<f32>; 3] {
+    pub(crate) fn arrays(&self) -> [&[f32]; 3] {
         [&self.parameters, &self.first, &self.second]
     }
 

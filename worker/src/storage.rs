@@ -3,6 +3,7 @@
 use std::num::NonZeroU32;
 use std::ops::Range;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use mattock_checkpoint::{
@@ -16,6 +17,7 @@ use crate::plan::Plan;
 use crate::settings::{Settings, Start};
 use crate::state::State;
 use crate::task::{Facts, Task, TaskError};
+use crate::trainer::Loan;
 
 /// How long the last checkpoint may take, once training is over.
 const LAST_CHECKPOINT_LIMIT: Duration = Duration::from_secs(600);
@@ -49,6 +51,9 @@ pub enum StorageError {
         /// The step.
         step: u64,
     },
+    /// The system refuses a thread.
+    #[error("cannot start a thread to copy the state for a checkpoint: {0}")]
+    Thread(std::io::Error),
     /// Our own tensors do not fit together: a bug.
     #[error("a checkpoint of this model cannot be laid out: {0}; this is a bug")]
     Layout(String),
@@ -84,7 +89,7 @@ pub fn save_initial<T: Task>(
     let mut saver = Saver::new(plan, &settings, &space, &task.facts(), run, recipe)?;
     saver.open()?;
     let state_hash = state.hash();
-    saver.save(&state, state_hash, Share::WHOLE)?;
+    saver.save(state.clone(), state_hash, Share::WHOLE, None)?;
     let saved =
         saver.finish(state.step, Some(&state), state_hash, || false)?.into_iter().find_map(|outcome| {
             match outcome {
@@ -109,6 +114,7 @@ pub(crate) struct Saver {
     files: Arc<Files>,
     run: Arc<RunFacts>,
     newest: Option<(u64, Share)>,
+    copying: Option<Copying>,
     /// The store refuses what this worker writes.
     refused: bool,
     /// The place was looked for, and is not the run's here.
@@ -116,14 +122,22 @@ pub(crate) struct Saver {
 }
 
 /// What a rank writes of a state.
+#[derive(Clone)]
 pub(crate) struct Part {
     pub(crate) step: u64,
     /// Of all blocks, in eighths.
     pub(crate) exponents: Vec<i16>,
     /// Ranges of whole tensors, and their parameters.
-    pub(crate) weights: (Vec<Range<usize>>, Vec<f32>),
+    pub(crate) weights: (Vec<Range<usize>>, Arc<Vec<f32>>),
     /// Other ranges, and both moments of them.
     pub(crate) moments: (Vec<Range<usize>>, [Arc<Vec<f32>>; 2]),
+}
+
+/// A part that another thread copies out of the state, while training computes the next step.
+struct Copying {
+    thread: JoinHandle<Part>,
+    state_hash: u64,
+    share: Share,
 }
 
 /// What the ranks of a ring must know of each other before each writes a share.
@@ -167,6 +181,7 @@ impl Saver {
             files: Arc::new(files),
             run: Arc::new(run),
             newest: None,
+            copying: None,
             refused: false,
             unseen: false,
         })
@@ -198,44 +213,89 @@ impl Saver {
     }
 
     /// What this rank has to say before a checkpoint.
-    pub(crate) fn readiness(&self) -> Readiness {
+    pub(crate) fn readiness(&mut self) -> Readiness {
+        // One that cannot be written is told of where it was to be saved.
+        self.refused |= self.settle().is_err();
         let busy = self.writer.as_ref().is_some_and(|writer| !writer.is_free());
         Readiness { busy: busy.into(), blind: (self.writer.is_none() || self.refused).into() }
     }
 
-    /// Copies a share of the state and hands it to the writer; one that was saved already is not saved again.
-    pub(crate) fn save(&mut self, state: &State, state_hash: u64, share: Share) -> Result<(), StorageError> {
-        if self.newest.replace((state.step, share)) == Some((state.step, share)) {
-            return Ok(());
-        }
-        if self.writer.is_none() {
-            return Ok(());
-        }
+    /// Hands a share of a state of which this rank has all to the writer; one that was saved already is not saved again. Where
+    /// training goes on it has lent the state, and a copy is made.
+    pub(crate) fn save(
+        &mut self,
+        state: State,
+        state_hash: u64,
+        share: Share,
+        loan: Option<Loan>,
+    ) -> Result<(), StorageError> {
         let moments = share.of_elements(self.layout.elements(), BLOCK);
         let weights = self.weights(share);
-        let cut = |array: &[f32], ranges: &[Range<usize>]| -> Vec<f32> {
-            ranges.iter().flat_map(|range| &array[range.clone()]).copied().collect()
+        let all = 0..self.layout.elements();
+        let cut = move || {
+            let cut = |array: &Arc<Vec<f32>>, ranges: &[Range<usize>]| match ranges {
+                [range] if loan.is_none() && *range == all => Arc::clone(array),
+                ranges => Arc::new(ranges.iter().flat_map(|range| &array[range.clone()]).copied().collect()),
+            };
+            Part {
+                step: state.step,
+                exponents: state.exponents.eighths().to_vec(),
+                weights: (weights.clone(), cut(&state.parameters, &weights)),
+                moments: (
+                    vec![moments.clone()],
+                    [&state.first, &state.second].map(|array| cut(array, std::slice::from_ref(&moments))),
+                ),
+            }
         };
-        let both = [&state.first, &state.second].map(|array| Arc::new(array[moments.clone()].to_vec()));
-        let part = Part {
-            step: state.step,
-            exponents: state.exponents.eighths().to_vec(),
-            weights: (weights.clone(), cut(&state.parameters, &weights)),
-            moments: (vec![moments], both),
-        };
-        self.submit(part, state_hash, share)
+        self.save_as(state.step, state_hash, share, cut)
     }
 
-    /// Hands over a share of a state of which this rank has a part.
+    /// Hands over a share of a state of which this rank has a part; a copy of its moments where training goes on, which has lent
+    /// them.
     pub(crate) fn save_part(
         &mut self,
         part: Part,
         state_hash: u64,
         share: Share,
+        loan: Option<Loan>,
     ) -> Result<(), StorageError> {
-        if self.newest.replace((part.step, share)) == Some((part.step, share)) {
+        let step = part.step;
+        let copied = move || match loan {
+            Some(loan) => {
+                let (ranges, moments) = &part.moments;
+                let moments = moments.each_ref().map(|moments| Arc::new(moments.to_vec()));
+                let part = Part { moments: (ranges.clone(), moments), ..part };
+                drop(loan);
+                part
+            }
+            None => part,
+        };
+        self.save_as(step, state_hash, share, copied)
+    }
+
+    /// Has a part made by another thread, and later written.
+    fn save_as(
+        &mut self,
+        step: u64,
+        state_hash: u64,
+        share: Share,
+        make: impl FnOnce() -> Part + Send + 'static,
+    ) -> Result<(), StorageError> {
+        if self.newest.replace((step, share)) == Some((step, share)) || self.writer.is_none() {
             return Ok(());
         }
+        self.settle()?;
+        let thread = std::thread::Builder::new().name("checkpoint copy".to_owned()).spawn(make);
+        let thread = thread.map_err(StorageError::Thread)?;
+        self.copying = Some(Copying { thread, state_hash, share });
+        Ok(())
+    }
+
+    /// Hands what was copied to the writer.
+    fn settle(&mut self) -> Result<(), StorageError> {
+        let Some(Copying { thread, state_hash, share }) = self.copying.take() else { return Ok(()) };
+        let copied = thread.join();
+        let part = copied.map_err(|_| StorageError::Layout("the copy of a state panicked".to_owned()))?;
         self.submit(part, state_hash, share)
     }
 
@@ -256,7 +316,7 @@ impl Saver {
             state_hash,
             layout: Arc::clone(&self.layout),
             share,
-            params: slices(&weights, Arc::new(parameters))?,
+            params: slices(&weights, parameters)?,
             m: slices(&moments, first)?,
             v: slices(&moments, second)?,
             exponents: Arc::new(part.exponents),
@@ -267,18 +327,24 @@ impl Saver {
     }
 
     /// What became of checkpoints since the last call.
-    pub(crate) fn outcomes(&mut self) -> Vec<Outcome> {
+    pub(crate) fn outcomes(&mut self) -> Result<Vec<Outcome>, StorageError> {
+        if self.copying.as_ref().is_some_and(|copying| copying.thread.is_finished()) {
+            self.settle()?;
+        }
         let outcomes = self.writer.as_mut().map(Writer::poll_outcomes).unwrap_or_default();
         let refusal = |outcome: &Outcome| match outcome {
             Outcome::Failed { error: SaveError::Store(error), .. } => !error.is_transient(),
             _ => false,
         };
         self.refused |= outcomes.iter().any(refusal);
-        outcomes
+        Ok(outcomes)
     }
 
     /// Waits for what this worker itself has under way.
-    pub(crate) fn leave(self) -> Vec<Outcome> {
+    pub(crate) fn leave(mut self) -> Vec<Outcome> {
+        if let Err(error) = self.settle() {
+            tracing::warn!("a checkpoint was not written: {error}");
+        }
         self.writer.map(|writer| writer.leave(LAST_CHECKPOINT_LIMIT)).unwrap_or_default()
     }
 
@@ -292,12 +358,14 @@ impl Saver {
         is_over: impl Fn() -> bool,
     ) -> Result<Vec<Outcome>, StorageError> {
         let mut outcomes = Vec::new();
+        self.settle()?;
         if !self.newest.is_some_and(|(_, share)| share.is_whole())
-            && !self.await_others(step, is_over, &mut outcomes)
+            && !self.await_others(step, is_over, &mut outcomes)?
         {
             let Some(state) = state else { return Err(StorageError::Incomplete { step }) };
             tracing::warn!(step, "the shares of others did not come: writing all of it");
-            self.save(state, state_hash, Share::WHOLE)?;
+            self.save(state.clone(), state_hash, Share::WHOLE, None)?;
+            self.settle()?;
         }
         if let Some(writer) = self.writer {
             outcomes.extend(writer.finish(LAST_CHECKPOINT_LIMIT)?);
@@ -306,15 +374,20 @@ impl Saver {
     }
 
     /// Whether the checkpoint of this step got complete.
-    fn await_others(&mut self, step: u64, is_over: impl Fn() -> bool, outcomes: &mut Vec<Outcome>) -> bool {
+    fn await_others(
+        &mut self,
+        step: u64,
+        is_over: impl Fn() -> bool,
+        outcomes: &mut Vec<Outcome>,
+    ) -> Result<bool, StorageError> {
         let until = Instant::now() + LAST_CHECKPOINT_LIMIT;
         let mut others_until = until;
         while Instant::now() < others_until.min(until) && !is_over() {
-            for outcome in self.outcomes() {
+            for outcome in self.outcomes()? {
                 match &outcome {
                     Outcome::Saved(saved) if saved.step == step => {
                         outcomes.push(outcome);
-                        return true;
+                        return Ok(true);
                     }
                     Outcome::Written { step: written, took, .. } if *written == step => {
                         others_until = Instant::now() + OTHERS_LIMIT.max(*took * 2);
@@ -323,7 +396,7 @@ impl Saver {
                     Outcome::Failed { step: failed, .. } | Outcome::Incomplete { step: failed, .. }
                         if *failed == step =>
                     {
-                        return false;
+                        return Ok(false);
                     }
                     _ => {}
                 }
@@ -331,6 +404,6 @@ impl Saver {
             }
             std::thread::sleep(LOOK);
         }
-        false
+        Ok(false)
     }
 }

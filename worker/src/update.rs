@@ -27,6 +27,7 @@ impl Update<'_> {
             Some(limit) if grad_norm > limit => limit / grad_norm,
             Some(_) | None => 1.0,
         };
+        let [parameters, first, second] = state.arrays_mut();
         let mut hash = 0u64;
         for (range, decays) in space.decay_ranges() {
             let weight_decay = if decays { optimizer.weight_decay } else { 0.0 };
@@ -35,9 +36,9 @@ impl Update<'_> {
             for (part, start) in held.overlaps(range) {
                 let within = start..start + part.len();
                 hash = hash.wrapping_add(adamw(
-                    &mut state.parameters[within.clone()],
-                    &mut state.first[within.clone()],
-                    &mut state.second[within.clone()],
+                    &mut parameters[within.clone()],
+                    &mut first[within.clone()],
+                    &mut second[within.clone()],
                     &gradient[within],
                     &numbers,
                     part.start as u64,

@@ -94,8 +94,9 @@ pub(super) fn largest(space: &Space) -> u64 {
     space.buckets().iter().map(|bucket| bucket.len() as u64).max().unwrap_or(0)
 }
 
-/// The memory of the rank that has most.
-pub(super) fn fullest(outline: &Outline, plan: &Plan, world: u32) -> Vec<Line> {
+/// Of the rank that has most: its memory in a step, and how much it has at the end, while the last checkpoint is written and the
+/// held-out loss measured.
+pub(super) fn fullest(outline: &Outline, plan: &Plan, world: u32) -> (Vec<Line>, u64) {
     let buckets = outline.space.buckets();
     let map = ShardMap::new(buckets, world);
     let totals = map.totals();
@@ -115,8 +116,8 @@ pub(super) fn fullest(outline: &Outline, plan: &Plan, world: u32) -> Vec<Line> {
     };
     // All ranks of undivided state are alike.
     let ranks = if divided { world } else { 1 };
-    let lines = (0..ranks).map(|rank| lines(&of_rank(rank), outline, plan));
-    lines.max_by_key(|lines| lines.iter().map(|line| line.bytes).sum::<u64>()).unwrap_or_default()
+    let of_rank = (0..ranks).map(of_rank).map(|sizes| (lines(&sizes, outline, plan), end(&sizes, plan)));
+    of_rank.max_by_key(|(lines, _)| lines.iter().map(|line| line.bytes).sum::<u64>()).unwrap_or_default()
 }
 
 fn lines(sizes: &Sizes, outline: &Outline, plan: &Plan) -> Vec<Line> {
@@ -128,8 +129,33 @@ fn lines(sizes: &Sizes, outline: &Outline, plan: &Plan) -> Vec<Line> {
         (Shard::Full, _) => sums_of_rounds(&mut lines, sizes, plan.reduce.bits),
         (_, sum) => sums(&mut lines, sizes, sum, plan.reduce.bits),
     }
-    checkpoint(&mut lines, sizes, plan);
+    exponents(&mut lines, sizes, plan);
+    if plan.checkpoint.every > 0 {
+        checkpoint(&mut lines, sizes, plan);
+    }
     lines.0
+}
+
+/// State, what the last checkpoint is written from beside it, and what evaluation needs: see `Trainer::rest`.
+fn end(sizes: &Sizes, plan: &Plan) -> u64 {
+    let &Sizes { all, own, before, bucket, world, .. } = sizes;
+    let share = all.div_ceil(world);
+    let (kept, copy, evaluated) = match plan.parallel.shard {
+        Shard::None => {
+            let mut lines = Lines(Vec::new());
+            gradients(&mut lines, sizes, Shard::None);
+            sums(&mut lines, sizes, plan.reduce.sum, plan.reduce.bits);
+            (lines.0.iter().map(|line| line.bytes).sum(), 12 * share, 4 * all)
+        }
+        // Moments are lent to the writer; parameters are gathered in whole tensors.
+        Shard::Optimizer => {
+            let mut lines = Lines(Vec::new());
+            sums(&mut lines, sizes, plan.reduce.sum, plan.reduce.bits);
+            (lines.0.iter().map(|line| line.bytes).sum(), 4 * share, 8 * all)
+        }
+        Shard::Full => (0, 4 * share, 8 * bucket),
+    };
+    12 * (own + before) + kept + copy + evaluated + plan.checkpoint.memory.min(copy)
 }
 
 /// Parameters and moments.
@@ -235,12 +261,15 @@ fn sums_of_rounds(lines: &mut Lines, sizes: &Sizes, bits: Bits) {
     lines.host(Kind::Buffers, "words, as they arrive", 4 * packed(part));
 }
 
+/// `State::exponents` and `Trainer::exponents`.
+fn exponents(lines: &mut Lines, sizes: &Sizes, plan: &Plan) {
+    if has_exponents(plan) {
+        lines.host(Kind::Buffers, "block exponents", 2 * 2 * sizes.all / BLOCK as u64);
+    }
+}
+
 fn checkpoint(lines: &mut Lines, sizes: &Sizes, plan: &Plan) {
     let &Sizes { all, own, world, .. } = sizes;
-    // `State::exponents` and `Trainer::exponents`.
-    if has_exponents(plan) {
-        lines.host(Kind::Buffers, "block exponents", 2 * 2 * all / BLOCK as u64);
-    }
     // The snapshot that `Saver::save` hands over, or the `Part` of `Trainer::part`; then what uploads hold.
     let copy = match plan.parallel.shard {
         Shard::None => 12 * all.div_ceil(world),

@@ -42,9 +42,10 @@ pub struct Estimate {
     pub memory: Vec<Line>,
     /// The sum of these.
     pub memory_bytes: u64,
-    /// What it needs before the first step, from a checkpoint or without: the model and all state, also where that is divided
-    /// then, and what is kept of it.
+    /// What it needs before the first step, from a checkpoint or without: the state, or its part of that.
     pub start_bytes: u64,
+    /// What it needs after the last step, while the last checkpoint is written and the held-out loss measured.
+    pub end_bytes: u64,
     /// What a rank sends in a step, as if each were on a host of its own.
     pub wire: Wire,
     /// Floating-point operations of the busiest worker in a step.
@@ -58,7 +59,7 @@ impl Estimate {
     pub fn new(outline: &Outline, plan: &Plan, workers: u32) -> Self {
         let workers = workers.max(1);
         let space = &outline.space;
-        let memory = memory::fullest(outline, plan, workers);
+        let (memory, end_bytes) = memory::fullest(outline, plan, workers);
         let (elements, parameters) = (space.len() as u64, space.parameter_count() as u64);
         let micro_batches = u64::from(plan.batch.micro_batches().div_ceil(workers));
         let tokens = outline.tokens_per_sample * u64::from(plan.batch.micro);
@@ -74,6 +75,7 @@ impl Estimate {
             memory_bytes: memory.iter().map(|line| line.bytes).sum(),
             // `Beginnings`: all of `State`, or where that is divided what `Trainer::regroup` makes of it, with a block as it is drawn.
             start_bytes: memory::state(&memory) + 8 * memory::largest(space),
+            end_bytes,
             memory,
             wire: Wire::new(outline, plan, workers),
             flops: passes * parameters as f64 * (tokens * micro_batches) as f64,
@@ -83,7 +85,7 @@ impl Estimate {
 
     /// The most memory that a worker needs at any time of a run.
     pub fn peak_bytes(&self) -> u64 {
-        self.memory_bytes.max(self.start_bytes)
+        self.memory_bytes.max(self.start_bytes).max(self.end_bytes)
     }
 
     /// The memory of one kind.

@@ -24,7 +24,8 @@ mod tests;
 mod transfer;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use mattock_collectives::{Buffer, CollectiveError, Group, Rank, SaturatingSum};
 use mattock_data::keys::MicroBatchKey;
@@ -126,6 +127,12 @@ pub struct StepDone {
     pub wide_blocks: usize,
 }
 
+/// For how long a state that is being read is not written; then the reader keeps the old arrays, and writing makes new ones.
+const LOAN_LIMIT: Duration = Duration::from_secs(1);
+
+/// Dropped when a state that was lent is no longer read.
+pub(crate) struct Loan(#[allow(dead_code, reason = "it is dropped")] mpsc::Sender<()>);
+
 /// A worker's half of the training: state, model on the device, and sums.
 pub struct Trainer<'a, B: TrainBackend, T: Task> {
     task: &'a T,
@@ -156,6 +163,8 @@ pub struct Trainer<'a, B: TrainBackend, T: Task> {
     /// This rank's part of the mean gradient, where sums do not keep it themselves.
     gradient: Vec<f32>,
     scratch: Vec<f32>,
+    /// Ends when the state is no longer read by another thread.
+    lent: Option<mpsc::Receiver<()>>,
     clock: Clock,
 }
 
@@ -190,6 +199,7 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
             pending: None,
             gradient: Vec::new(),
             scratch: Vec::new(),
+            lent: None,
             clock: Clock::start(),
             space,
         };
@@ -265,6 +275,23 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
     /// Room for a gradient of what this rank holds, where it needs any.
     fn gradients(&self) -> Vec<f32> {
         vec![0.0; if self.sum.decoded().is_some() { 0 } else { self.own.len() }]
+    }
+
+    /// The state, for somebody who reads it while the next step is computed, and drops what comes with it when that is done: until
+    /// then, or for long enough, the state is not written, so that nothing is copied for it.
+    pub(crate) fn lend(&mut self) -> (State, Loan) {
+        let (loan, back) = mpsc::channel();
+        self.lent = Some(back);
+        (self.state.clone(), Loan(loan))
+    }
+
+    /// Waits until the state is no longer read.
+    fn reclaim(&mut self) {
+        if let Some(back) = self.lent.take() {
+            self.clock.enter(Phase::Checkpoint);
+            // Nothing is ever sent: it ends when the other side is dropped.
+            let _: Result<(), _> = back.recv_timeout(LOAN_LIMIT);
+        }
     }
 
     /// The ring is over: time goes to what comes between rings.
@@ -478,6 +505,7 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
     /// Writes the step that this rank contributed to the commit of, if the total allows it.
     fn write_pending(&mut self, total: Ballot, gate: &Gate) -> Result<StepDone, StepError> {
         let (verdict, grad_norm, hash_before) = self.decide(&total)?;
+        self.reclaim();
         gate.commit(self.state.step + 1)?;
         self.clock.enter(Phase::Update);
         let Some(Summed { exponents, wide_blocks }) = self.pending.take() else {

@@ -99,7 +99,6 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
     ) -> Result<(), StepError> {
         gate.wait();
         self.clock.enter(Phase::Transfer);
-        self.take_back();
         let mut told = self.tell_all(group, has_state)?;
         self.catch_up(group, step, &mut told, gate)?;
         let current = |told: &Told| told.step == Some(step);

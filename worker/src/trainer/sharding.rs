@@ -19,6 +19,7 @@ use mattock_kernels::TrainBackend;
 use super::Trainer;
 use crate::commit::{Ballot, ShardVote};
 use crate::gate::Gate;
+use crate::params::release;
 use crate::partition::{ShardMap, Stretches};
 use crate::phases::Phase;
 use crate::plan::{Parallel, Shard};
@@ -46,8 +47,6 @@ pub(super) struct Sharding {
     pub(super) spare: Vec<Buffer<f32>>,
     /// The total of the last commit; empty before the first.
     pub(super) total: Vec<u32>,
-    /// Moments that are being written to storage.
-    lent: Option<[Arc<Vec<f32>>; 2]>,
 }
 
 /// A rank's place among shards.
@@ -100,7 +99,6 @@ impl Sharding {
             inputs: buckets.iter().map(|_| Arc::default()).collect(),
             spare: Vec::new(),
             total: Vec::new(),
-            lent: None,
         }
     }
 }
@@ -174,16 +172,9 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
         Ok(Cow::Owned(all))
     }
 
-    /// What this rank writes to storage: the parameters of these elements, and its own moments. All ranks of the group call
-    /// this together.
-    ///
-    /// For the `last` checkpoint of a ring nothing is copied: moments are lent until it is written.
-    pub(crate) fn part(
-        &mut self,
-        group: &Group,
-        weights: &[Range<usize>],
-        last: bool,
-    ) -> Result<Part, CollectiveError> {
+    /// What this rank writes to storage: the parameters of these elements, and its own moments, which it shares. All ranks of the
+    /// group call this together.
+    pub(crate) fn part(&self, group: &Group, weights: &[Range<usize>]) -> Result<Part, CollectiveError> {
         let mut parameters = Vec::with_capacity(weights.iter().map(ExactSizeIterator::len).sum());
         let wanted = Stretches::new(weights.to_vec());
         if let Some(Sharding { seat: Some(seat), .. }) = &self.sharding {
@@ -194,40 +185,20 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
                 }
             }
         }
-        let moments = match last {
-            true => self.lend(),
-            false => [&self.state.first, &self.state.second].map(|moments| Arc::new(moments.clone())),
-        };
         Ok(Part {
             step: self.state.step,
             exponents: self.state.exponents.eighths().to_vec(),
-            weights: (weights.to_vec(), parameters),
-            moments: (self.own.ranges().to_vec(), moments),
+            weights: (weights.to_vec(), Arc::new(parameters)),
+            moments: (
+                self.own.ranges().to_vec(),
+                [Arc::clone(&self.state.first), Arc::clone(&self.state.second)],
+            ),
         })
     }
 
-    /// The moments themselves, which this rank does without until it takes them back.
-    fn lend(&mut self) -> [Arc<Vec<f32>>; 2] {
-        self.take_back();
-        let State { first, second, .. } = &mut self.state;
-        let lent = [first, second].map(|moments| Arc::new(std::mem::take(moments)));
-        if let Some(sharding) = &mut self.sharding {
-            sharding.lent = Some(lent.clone());
-        }
-        lent
-    }
-
-    /// Has its moments again; copies, where they are being written still.
-    pub(super) fn take_back(&mut self) {
-        let lent = self.sharding.as_mut().and_then(|sharding| sharding.lent.take());
-        if let Some(lent) = lent {
-            let [first, second] = lent.map(Arc::unwrap_or_clone);
-            (self.state.first, self.state.second) = (first, second);
-        }
-    }
-
-    /// Gives up what only steps need, where the next ring makes it again.
+    /// Gives up what only steps need, where the next step or ring makes it again.
     pub(crate) fn rest(&mut self) {
+        self.blocks = std::mem::take(&mut self.blocks).into_iter().map(release).collect();
         let Some(sharding) = &mut self.sharding else { return };
         self.sum.rest();
         (self.gradient, self.scratch) = Default::default();
@@ -235,6 +206,7 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
             copy.gradient = Vec::new();
         }
         sharding.spare.clear();
+        sharding.replica.iter_mut().for_each(|bucket| *bucket = Buffer::default());
         sharding.inputs.iter_mut().for_each(|input| *input = Arc::default());
     }
 

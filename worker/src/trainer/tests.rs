@@ -318,12 +318,9 @@ fn a_rank_without_the_state_gets_it() {
                         trainer.step(alone, &[0, 1, 2, 3, 4, 5], &gate, false).unwrap();
                     }
                     // Whatever it held before.
-                    trainer
-                        .state
-                        .parameters
-                        .iter_mut()
-                        .filter(|_| !knows)
-                        .for_each(|value| *value = f32::NAN);
+                    if !knows {
+                        trainer.state.arrays_mut()[0].fill(f32::NAN);
+                    }
                     trainer.receive_state(&group, Rank(1), before, !knows).unwrap();
                     for _ in before..5 {
                         let share = if knows { [1, 2, 4] } else { [0, 3, 5] };
@@ -348,7 +345,7 @@ fn ranks_that_start_from_different_states_write_nothing() {
                 let (mut trainer, gate) = (trainer(plan), Gate::default());
                 if rank == 1 {
                     let mut state = trainer.state.clone();
-                    state.second[5] = f32::from_bits(state.second[5].to_bits() ^ 1);
+                    state.arrays_mut()[2][5] = f32::from_bits(state.second[5].to_bits() ^ 1);
                     trainer.replace(Beginning::Whole(state));
                 }
                 let before = trainer.state.clone();

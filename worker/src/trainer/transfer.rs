@@ -40,7 +40,7 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
         if outdated {
             self.forget();
         }
-        for array in [&mut self.state.parameters, &mut self.state.first, &mut self.state.second] {
+        for array in self.state.arrays_mut() {
             match sends {
                 true => send(group, array)?,
                 false => receive(group, root, array, outdated)?,

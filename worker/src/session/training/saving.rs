@@ -57,15 +57,15 @@ impl<B: TrainBackend, T: Task> Training<'_, B, T> {
             }
         }
         if let Some(saver) = &mut self.saver {
-            let outcomes = saver.outcomes();
+            let outcomes = saver.outcomes().map_err(SessionError::from)?;
             self.tell_outcomes(outcomes);
         }
         Ok(())
     }
 
     /// What all ranks of a ring say together; one that is `done` writes no more.
-    fn agree(&self, group: &Group, done: bool) -> Result<Readiness, Interruption> {
-        let Readiness { busy, blind } = match &self.saver {
+    fn agree(&mut self, group: &Group, done: bool) -> Result<Readiness, Interruption> {
+        let Readiness { busy, blind } = match &mut self.saver {
             Some(saver) if !done => saver.readiness(),
             _ => Readiness { busy: 0, blind: 1 },
         };
@@ -87,16 +87,18 @@ impl<B: TrainBackend, T: Task> Training<'_, B, T> {
         let Some(saver) = &mut self.saver else { return Ok(state_hash) };
         if !self.trainer.is_sharded() {
             if rank == 0 || !share.is_whole() {
-                saver.save(self.trainer.state(), state_hash, share)?;
+                let (state, loan) = self.trainer.lend();
+                saver.save(state, state_hash, share, (!last).then_some(loan))?;
             }
         } else if share.is_whole() {
             // All bring it together, for each has a part.
             if let Some(whole) = self.trainer.whole_state(&seat.group, rank == 0).map_err(broken)? {
-                saver.save(&whole, state_hash, share)?;
+                saver.save(whole, state_hash, share, None)?;
             }
         } else {
-            let part = self.trainer.part(&seat.group, &saver.weights(share), last).map_err(broken)?;
-            saver.save_part(part, state_hash, share)?;
+            let part = self.trainer.part(&seat.group, &saver.weights(share)).map_err(broken)?;
+            let (_, loan) = self.trainer.lend();
+            saver.save_part(part, state_hash, share, (!last).then_some(loan))?;
         }
         Ok(state_hash)
     }
