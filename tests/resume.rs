@@ -124,7 +124,7 @@ fn a_corrupt_checkpoint_is_passed_over_for_the_one_before_and_the_run_says_so() 
         fs::write(&pieces[0], bytes).unwrap();
         let resumed = bench.train(&out, &["--workers", workers, "--resume", "--set", &shard]).done();
         assert_eq!(resumed.hash(), whole, "{out}: resumed at step 4");
-        assert_eq!(resumed.steps()[0]["step"], 5, "{out}");
+        assert!(resumed.errors.contains("resumed after 4"), "{out}: {}", resumed.errors);
         let said = |line: &str| line.contains("passed over") && line.contains("corrupt");
         assert!(resumed.errors.lines().any(said), "no word of the corrupt checkpoint:\n{}", resumed.errors);
     }
