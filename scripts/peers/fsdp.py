@@ -4,7 +4,9 @@
     torchrun --standalone --nproc-per-node N fsdp.py --mode bare|ddp|fsdp [--dim N --layers N --heads N --context N --steps N]
 
 One sequence of random bytes per process and step. Rank 0 prints one JSON object: seconds of each step, parameters, and the largest
-peak of resident memory among the processes, in MiB. `bare` has no model: what the runtime itself takes. Needs torch.
+peak of resident memory among the processes, in MiB. `bare` has no model: what the runtime itself takes. With --save FOLDER it saves
+checkpoints there by torch.distributed.checkpoint after the steps, --saves times in each way, each the slowest rank's: `sync` tells
+seconds of dcp.save; `async` how long async_save blocks the loop, how long it takes until all is there, and the steps meanwhile. Needs torch.
 """
 import argparse
 import json
@@ -69,16 +71,53 @@ def train(args):
     model = wrapped(args.mode, Model(args))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     generator = torch.Generator().manual_seed(dist.get_rank())
-    seconds = []
-    for _ in range(args.steps):
+
+    def step():
         begun = time.perf_counter()
         rows = torch.randint(VOCABULARY, (1, args.context + 1), generator=generator)
         optimizer.zero_grad()
         model(rows).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        seconds.append(time.perf_counter() - begun)
-    return seconds, sum(parameter.numel() for parameter in model.parameters())
+        return time.perf_counter() - begun
+
+    seconds = [step() for _ in range(args.steps)]
+    result = {"seconds": seconds, "parameters": sum(parameter.numel() for parameter in model.parameters())}
+    if args.save:
+        result |= save(args, model, optimizer, step)
+    return result
+
+
+def save(args, model, optimizer, step):
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import get_state_dict
+
+    # What saves in the background must not share the training's exchanges.
+    background = dist.new_group(backend="gloo")
+    state = lambda: dict(zip(("model", "optimizer"), get_state_dict(model, optimizer)))
+    found = {"sync": [], "async": []}
+    for number in range(args.saves):
+        dist.barrier()
+        begun = time.perf_counter()
+        dcp.save(state(), checkpoint_id=f"{args.save}/sync-{number}")
+        found["sync"].append(slowest(time.perf_counter() - begun))
+        step()
+        dist.barrier()
+        begun = time.perf_counter()
+        saving = dcp.async_save(state(), checkpoint_id=f"{args.save}/async-{number}", process_group=background)
+        stall, steps = time.perf_counter() - begun, []
+        while slowest(not saving.done()):
+            steps.append(step())
+        saving.result()
+        found["async"].append({"stall": slowest(stall), "durable": slowest(time.perf_counter() - begun), "steps": steps})
+    return found
+
+
+def slowest(value):
+    """The largest of all ranks."""
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return max(values)
 
 
 def main():
@@ -86,16 +125,18 @@ def main():
     parser.add_argument("--mode", choices=["bare", "ddp", "fsdp"], required=True)
     for name, default in [("dim", 768), ("layers", 14), ("heads", 12), ("context", 128), ("steps", 6)]:
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--save")
+    parser.add_argument("--saves", type=int, default=3)
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     dist.init_process_group("gloo")
     dist.all_reduce(torch.ones(1))
-    seconds, parameters = ([], 0) if args.mode == "bare" else train(args)
+    result = {} if args.mode == "bare" else train(args)
     peaks = [None] * dist.get_world_size()
     dist.all_gather_object(peaks, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     if dist.get_rank() == 0:
-        print(json.dumps({"seconds": seconds, "parameters": parameters, "peak_mib": max(peaks), "torch": torch.__version__}))
+        print(json.dumps(result | {"peak_mib": max(peaks), "torch": torch.__version__}))
     dist.destroy_process_group()
 
 

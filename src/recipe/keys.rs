@@ -34,6 +34,12 @@ pub(super) const KEYS: &[Key] = &[
     required("name", "names the run and its folder", &["run_name"]),
     optional("seed", "0", "root of all randomness", &["random_seed"]),
     required("model.family", "selects the task, such as \"gpt\"", &["type", "architecture"]),
+    optional(
+        "model.recompute",
+        "false",
+        "whether activations are computed again to save memory; always where shard is \"full\"",
+        &["gradient_checkpointing", "activation_checkpointing", "checkpointing"],
+    ),
     required("batch.size", "sequences per step", &["batch_size", "global_batch_size"]),
     required("batch.micro", "sequences per micro-batch", &["micro_batch_size"]),
     optional("optimizer.name", "\"adamw\"", "the only one so far", &["type"]),

@@ -31,6 +31,11 @@ pub(super) fn check(tree: &mut Table, file: &Path) -> Result<Plan, RecipeError> 
     let steps = reader.whole("train.steps", 1, i64::MAX)?.unsigned_abs();
     let batch = reader.batch()?;
     let reduce = reader.reduce(batch.micro_batches())?;
+    let parallel = reader.parallel(reduce.sum)?;
+    let recompute = reader.recompute(parallel.shard)?;
+    let mut model = to_json(reader.tree, "model")?;
+    // All but this is the task's.
+    model.remove("recompute");
     Ok(Plan {
         name,
         seed: reader.whole("seed", 0, i64::MAX)?.unsigned_abs(),
@@ -39,9 +44,10 @@ pub(super) fn check(tree: &mut Table, file: &Path) -> Result<Plan, RecipeError> 
         steps,
         reduce,
         checkpoint: reader.checkpoint()?,
-        parallel: reader.parallel(reduce.sum)?,
+        parallel,
         elastic: reader.elastic()?,
-        model: to_json(reader.tree, "model")?,
+        model,
+        recompute,
         data: to_json(reader.tree, "data")?,
     })
 }
@@ -217,6 +223,23 @@ impl Reader<'_> {
             return Err(self.refuse("parallel.shard", problem));
         }
         Ok(Parallel { shard, buddies: self.flag("parallel.buddies")? })
+    }
+
+    /// What is divided as a whole is always computed again.
+    fn recompute(&mut self, shard: Shard) -> Result<bool, RecipeError> {
+        let key = "model.recompute";
+        if shard == Shard::Full && self.tree.get(key).is_none() {
+            self.refuse_value_for_section(key)?;
+            self.tree.insert(key, Node::Value(Value::Boolean(true), Origin::Default));
+        }
+        match self.flag(key)? {
+            false if shard == Shard::Full => {
+                let problem = "is false, but with parallel.shard = \"full\" a block's parameters are given up after use, and the \
+                    block is computed again on the way back: remove it, or write shard = \"optimizer\"";
+                Err(self.refuse(key, problem))
+            }
+            recompute => Ok(recompute),
+        }
     }
 
     fn memory(&mut self) -> Result<u64, RecipeError> {

@@ -24,6 +24,9 @@ pub struct Plan {
     pub model: Table,
     /// The task's `[data]` table; paths are absolute.
     pub data: Table,
+    /// Whether a block's activations are given up after forward, and computed again on the way back: it costs time, saves memory, and
+    /// leaves no trace in the result.
+    pub recompute: bool,
     /// Shape of a step.
     pub batch: Batch,
     /// The optimizer and its schedule.

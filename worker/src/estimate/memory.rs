@@ -206,10 +206,10 @@ fn activations(lines: &mut Lines, outline: &Outline, plan: &Plan) {
     let outputs: u64 = blocks.iter().map(|block| block.output).sum();
     let kept = blocks.iter().map(|block| block.kept);
     let samples = u64::from(plan.batch.micro);
-    // `gradients.rs` keeps every block's graph; `Kept::inputs` of `trainer/blocks.rs` just inputs, and one graph at a time.
-    let (what, kept) = match plan.parallel.shard {
-        Shard::Full => ("inputs of all blocks, the rest of one", kept.max().unwrap_or(0)),
-        Shard::None | Shard::Optimizer => ("of all blocks", kept.sum()),
+    // `gradients.rs` keeps every block's graph, or like `Kept::inputs` of `trainer/blocks.rs` just inputs, and one graph at a time.
+    let (what, kept) = match plan.recompute || plan.parallel.shard == Shard::Full {
+        true => ("inputs of all blocks, the rest of one", kept.max().unwrap_or(0)),
+        false => ("of all blocks", kept.sum()),
     };
     lines.device(Kind::Activations, what, (outputs + kept) * samples);
 }

@@ -64,7 +64,8 @@ impl Estimate {
         let micro_batches = u64::from(plan.batch.micro_batches().div_ceil(workers));
         let tokens = outline.tokens_per_sample * u64::from(plan.batch.micro);
         // Two operations a parameter and token forward, twice as many backward; where blocks are given up, forward again.
-        let passes = if plan.parallel.shard == Shard::Full { 8.0 } else { 6.0 };
+        let again = plan.recompute || plan.parallel.shard == Shard::Full;
+        let passes = if again { 8.0 } else { 6.0 };
         // `checkpoint/src/format`: f32 of each parameter and its two moments, and an i16 per block of 256.
         let exponents = if has_exponents(plan) { 2 * elements / BLOCK as u64 } else { 0 };
         Self {

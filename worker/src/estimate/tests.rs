@@ -17,6 +17,7 @@ fn plan(shard: Shard, buddies: bool) -> Plan {
         seed: 5,
         model: plan::Table::new(),
         data: plan::Table::new(),
+        recompute: false,
         batch: Batch { size: 12, micro: 2 },
         optimizer: AdamW {
             lr: 0.01,

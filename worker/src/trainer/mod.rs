@@ -458,9 +458,10 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
         mut sink: impl FnMut(usize, &[f32], &mut GradientSum, &Exponents),
     ) -> f32 {
         let pass = Pass::Train(self.key_of(index));
-        let Self { task, blocks, lengths, scratch, clock, sum, exponents, .. } = self;
+        let Self { task, plan, blocks, lengths, scratch, clock, sum, exponents, .. } = self;
+        let model = gradients::Model { task: *task, blocks, lengths, recompute: plan.recompute };
         clock.enter(Phase::Compute);
-        gradients::micro_batch::<B, T>(*task, blocks, lengths, batch, pass, scratch, |bucket, gradient| {
+        model.micro_batch(batch, pass, scratch, |bucket, gradient| {
             clock.enter(Phase::Round);
             sink(bucket, gradient, sum, exponents);
             clock.enter(Phase::Compute);

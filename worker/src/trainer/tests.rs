@@ -111,6 +111,7 @@ fn plan(micro: u32, sum: Sum) -> Plan {
         seed: 5,
         model: plan::Table::new(),
         data: plan::Table::new(),
+        recompute: false,
         batch: Batch { size: 12, micro },
         optimizer: AdamW {
             lr: 0.01,
@@ -193,6 +194,15 @@ fn any_world_size_and_both_accumulators_give_the_same_state() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn what_is_computed_again_has_the_same_bits() {
+    let reference = train(&plan(2, Sum::Exact), 1, 5).remove(0);
+    let again = Plan { recompute: true, ..plan(2, Sum::Exact) };
+    for world in [1, 3] {
+        assert!(train(&again, world, 5).remove(0) == reference, "on {world}");
     }
 }
 
