@@ -5,12 +5,12 @@
 //! `output` is `gradient` itself. A block's graph is kept until its backward ran; or given up at once, and made again from the
 //! block's input, which gives the same bits: the same kernels over the same values, random numbers from the same key.
 
-use burn::tensor::backend::Backend;
+use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{ElementConversion, Tensor};
 
 use mattock_kernels::{Kernels, TrainBackend};
 
-use crate::params::collect_gradients;
+use crate::params::{collect_gradients, release, without_graph};
 use crate::task::{Carry, Output, Pass, Task};
 
 /// What a model of blocks runs one micro-batch through.
@@ -19,9 +19,13 @@ pub(crate) struct Model<'m, B: TrainBackend, T: Task> {
     pub(crate) blocks: &'m [T::Block<B>],
     /// The buckets' lengths.
     pub(crate) lengths: &'m [usize],
-    /// Whether a block's graph is given up after forward, and made again on the way back.
-    pub(crate) recompute: bool,
+    /// The same blocks without a graph and without parameters, where activations are computed again: nothing is kept in forward
+    /// then, and a block's graph made on the way back. (Burn keeps a graph until it ran backward, also where nobody has it any more.)
+    pub(crate) inner: Option<&'m mut Inner<B, T>>,
 }
+
+/// Blocks without a graph; one is taken while it has parameters.
+pub(crate) type Inner<B, T> = [Option<<T as Task>::Block<<B as AutodiffBackend>::InnerBackend>>];
 
 /// One block's part of the pass.
 struct Graph<B: Backend> {
@@ -37,21 +41,22 @@ impl<B: TrainBackend, T: Task> Model<'_, B, T> {
     /// `scratch` is reused between calls. `sink` receives (block, gradient), the last block first; the gradient is padded with
     /// zeros to the bucket's length. Returns the mean loss.
     pub(crate) fn micro_batch(
-        &self,
+        &mut self,
         batch: &T::Batch,
         pass: Pass,
         scratch: &mut Vec<f32>,
         mut sink: impl FnMut(usize, &[f32]),
     ) -> f32 {
-        let (graphs, loss) = self.forward(batch, pass);
+        let (graphs, loss) = match self.inner.take() {
+            Some(inner) => self.forward_without_graphs(inner, batch, pass),
+            None => self.forward(batch, pass),
+        };
         let value = loss.clone().inner().into_scalar().elem::<f32>();
         let mut gradients = Some(loss.backward());
         let mut above: Option<Carry<B>> = None;
-        for (index, Graph { mut input, output }) in graphs.into_iter().enumerate().rev() {
+        for (index, Graph { input, output }) in graphs.into_iter().enumerate().rev() {
             if index + 1 < self.blocks.len() {
                 let output = output.or_else(|| {
-                    // Those that it got are leaves of a graph that is gone.
-                    input = input.take().map(Carry::into_leaves);
                     match self.task.forward(&self.blocks[index], input.clone(), batch, pass) {
                         Output::Next(output) => Some(output),
                         Output::Loss(_) => None,
@@ -80,8 +85,7 @@ impl<B: TrainBackend, T: Task> Model<'_, B, T> {
             match self.task.forward(block, input.clone(), batch, pass) {
                 Output::Next(output) => {
                     let leaves = output.clone().into_leaves();
-                    let output = (!self.recompute).then_some(output);
-                    graphs.push(Graph { input: input.replace(leaves), output });
+                    graphs.push(Graph { input: input.replace(leaves), output: Some(output) });
                 }
                 Output::Loss(loss) => {
                     graphs.push(Graph { input, output: None });
@@ -92,6 +96,32 @@ impl<B: TrainBackend, T: Task> Model<'_, B, T> {
             }
         }
         unreachable!("the last block of a task returns the loss")
+    }
+}
+
+impl<B: TrainBackend, T: Task> Model<'_, B, T> {
+    fn forward_without_graphs(
+        &self,
+        inner: &mut Inner<B, T>,
+        batch: &T::Batch,
+        pass: Pass,
+    ) -> (Vec<Graph<B>>, Tensor<B, 1>) {
+        let mut graphs = Vec::with_capacity(self.blocks.len());
+        let mut values: Option<Carry<B::InnerBackend>> = None;
+        for (block, inner) in self.blocks.iter().zip(inner) {
+            let input = values.clone().map(Carry::leaves_of);
+            graphs.push(Graph { input: input.clone(), output: None });
+            if graphs.len() == self.blocks.len() {
+                let Output::Loss(loss) = self.task.forward(block, input, batch, pass) else { break };
+                return (graphs, loss);
+            }
+            let Some(module) = inner.take().map(|inner| without_graph(block, inner)) else { break };
+            let output = self.task.forward(&module, values.take(), batch, pass);
+            *inner = Some(release(module));
+            let Output::Next(output) = output else { break };
+            values = Some(output);
+        }
+        unreachable!("the last block of a task, and no other, returns the loss")
     }
 }
 

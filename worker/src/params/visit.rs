@@ -1,8 +1,11 @@
 //! Walks over Burn modules: shapes out, values in and out, gradients out, always in declaration order.
 
+use std::collections::VecDeque;
+
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::ops::FloatTensor;
+use burn::tensor::{Tensor, TensorData, TensorPrimitive};
 
 /// Names and shapes of a module's float parameters.
 pub(super) fn shapes<B: Backend, M: Module<B>>(module: &M, prefix: &str) -> Vec<(String, Vec<usize>)> {
@@ -30,6 +33,16 @@ pub(crate) fn attach<B: Backend, M: Module<B>>(module: M, flat: &[f32], device: 
 /// The module without its parameters' values: what they were is given up, shapes and names stay.
 pub(crate) fn release<B: Backend, M: Module<B>>(module: M) -> M {
     module.map(&mut Release)
+}
+
+/// The parameters of a module with a graph in one without, which shares them.
+pub(crate) fn without_graph<B: AutodiffBackend, M: Module<B>, I: Module<B::InnerBackend>>(
+    module: &M,
+    inner: I,
+) -> I {
+    let mut inners = Inners::<B> { tensors: VecDeque::new() };
+    module.visit(&mut inners);
+    inner.map(&mut inners)
 }
 
 /// Writes the gradients of a module's parameters into `out`, one after the other; zeros where there is none.
@@ -97,6 +110,31 @@ impl<B: Backend> ModuleMapper<B> for Release {
             move |device: &B::Device, _: bool| Tensor::zeros(shape.clone(), device)
         };
         Param::uninitialized(param.id, zeros, device, true, shape)
+    }
+}
+
+/// Tensors on their way from one module to another of the same shapes.
+struct Inners<B: AutodiffBackend> {
+    tensors: VecDeque<FloatTensor<B::InnerBackend>>,
+}
+
+impl<B: AutodiffBackend> ModuleVisitor<B> for Inners<B> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+        self.tensors.push_back(param.val().inner().into_primitive().tensor());
+    }
+}
+
+impl<B: AutodiffBackend> ModuleMapper<B::InnerBackend> for Inners<B> {
+    fn map_float<const D: usize>(
+        &mut self,
+        param: Param<Tensor<B::InnerBackend, D>>,
+    ) -> Param<Tensor<B::InnerBackend, D>> {
+        match self.tensors.pop_front() {
+            Some(tensor) => {
+                Param::initialized(param.id, Tensor::from_primitive(TensorPrimitive::Float(tensor)))
+            }
+            None => unreachable!("both are the same block of a task"),
+        }
     }
 }
 

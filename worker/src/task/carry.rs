@@ -56,6 +56,12 @@ impl<B: AutodiffBackend> Carry<B> {
         Self { tensors: self.tensors.into_iter().map(leaf).collect() }
     }
 
+    /// Values without a graph as leaves of one.
+    pub(crate) fn leaves_of(values: Carry<B::InnerBackend>) -> Self {
+        let leaf = |tensor| B::float_set_require_grad(B::from_inner(tensor), true);
+        Self { tensors: values.tensors.into_iter().map(leaf).collect() }
+    }
+
     /// The gradients of these leaves; `None` for a leaf that the loss does not depend on.
     pub(crate) fn gradients(&self, gradients: &mut B::Gradients) -> CarryGradients<B> {
         CarryGradients(self.tensors.iter().map(|tensor| B::grad_remove(tensor, gradients)).collect())

@@ -18,6 +18,7 @@ use mattock_kernels::TrainBackend;
 
 use super::StepError;
 use crate::gate::Gate;
+use crate::gradients::Inner;
 use crate::params::{attach, collect_gradients, release};
 use crate::partition::Stretches;
 use crate::phases::{Clock, Phase};
@@ -58,15 +59,24 @@ pub(super) struct Round<'r, B: TrainBackend, T: Task> {
     pub(super) clock: &'r mut Clock,
     /// By block; taken while it has parameters.
     pub(super) blocks: &'r mut [Option<T::Block<B>>],
+    /// The same, for what keeps no graph. (Burn keeps one until it ran backward, also where nobody has it any more.)
+    pub(super) inner: &'r mut Inner<B, T>,
 }
 
 /// What forward leaves for backward.
 struct Kept<B: TrainBackend> {
-    /// The inputs of all blocks but the first.
-    inputs: Vec<Carry<B>>,
-    /// Of the last block, which still has its parameters.
+    /// The inputs of all blocks but the first and the last.
+    inputs: Vec<Carry<B::InnerBackend>>,
+    /// What the last block got, as leaves of its graph, and the loss that it returned; it still has its parameters.
+    last: Option<Carry<B>>,
     loss: Tensor<B, 1>,
 }
+
+/// The parameters of the last block, which come, and what goes into it.
+type LastInput<B> =
+    (Pending<Buffer<f32>>, Option<Carry<<B as burn::tensor::backend::AutodiffBackend>::InnerBackend>>);
+
+const LAST: &str = "the last block of a task, and no other, returns the loss";
 
 /// Receives a bucket's gradient, the last block's first; nothing where this rank has no micro-batch.
 pub(super) type Sink<'s> = dyn FnMut(usize, Option<&[f32]>) -> Result<(), CollectiveError> + 's;
@@ -85,26 +95,80 @@ impl<B: TrainBackend, T: Task> Round<'_, B, T> {
 
     /// Runs it forward only; returns the loss.
     pub(super) fn evaluate(mut self) -> Result<Option<f32>, StepError> {
-        let kept = self.forward()?;
-        self.leave(self.blocks.len() - 1);
-        Ok(kept.map(|kept| value(&kept.loss)))
+        let (coming, input) = self.below_the_last(&mut |_| {})?;
+        match self.without_graph(self.blocks.len() - 1, coming, input)? {
+            Some(Output::Loss(loss)) => Ok(Some(loss.into_scalar().elem())),
+            Some(Output::Next(_)) => unreachable!("{LAST}"),
+            None => Ok(None),
+        }
     }
 
-    /// Waits for a block's parameters, and puts them in if they are used.
-    fn arrive(&mut self, block: usize, pending: Pending<Buffer<f32>>) -> Result<(), StepError> {
+    /// Waits for a block's parameters.
+    fn arrived(&mut self, pending: Pending<Buffer<f32>>) -> Result<Buffer<f32>, StepError> {
         self.gate.wait();
         self.clock.enter(Phase::Exchange);
         let parameters = pending.wait()?;
         self.gate.proceed()?;
         self.clock.enter(Phase::Compute);
+        Ok(parameters)
+    }
+
+    fn used(&mut self, parameters: Buffer<f32>) {
+        if self.gathers.spare.len() < SPARE_MAX {
+            self.gathers.spare.push(parameters);
+        }
+    }
+
+    /// Waits for a block's parameters, and puts them in if they are used.
+    fn arrive(&mut self, block: usize, pending: Pending<Buffer<f32>>) -> Result<(), StepError> {
+        let parameters = self.arrived(pending)?;
         if self.batch.is_some() {
             let module = self.blocks[block].take();
             self.blocks[block] = module.map(|module| attach(module, &parameters, self.device));
         }
-        if self.gathers.spare.len() < SPARE_MAX {
-            self.gathers.spare.push(parameters);
-        }
+        self.used(parameters);
         Ok(())
+    }
+
+    /// Waits for a block's parameters, and runs it without a graph, if this rank has a micro-batch.
+    fn without_graph(
+        &mut self,
+        block: usize,
+        pending: Pending<Buffer<f32>>,
+        input: Option<Carry<B::InnerBackend>>,
+    ) -> Result<Option<Output<B::InnerBackend>>, StepError> {
+        let parameters = self.arrived(pending)?;
+        let mut output = None;
+        if let (Some((batch, pass)), inner) = (&self.batch, &mut self.inner[block])
+            && let Some(module) = inner.take()
+        {
+            let module = attach(module, &parameters, self.device);
+            output = Some(self.task.forward(&module, input, batch, *pass));
+            *inner = Some(release(module));
+        }
+        self.used(parameters);
+        Ok(output)
+    }
+
+    /// Runs all blocks but the last without a graph; `keep` gets their outputs. Returns the last block's parameters, which come, and
+    /// its input.
+    fn below_the_last(
+        &mut self,
+        keep: &mut dyn FnMut(&Carry<B::InnerBackend>),
+    ) -> Result<LastInput<B>, StepError> {
+        let mut input = None;
+        let mut coming = self.gathers.begin(0);
+        for block in 0..self.blocks.len() - 1 {
+            let next = self.gathers.begin(block + 1);
+            let pending = std::mem::replace(&mut coming, next);
+            input = match self.without_graph(block, pending, input)? {
+                Some(Output::Next(output)) => Some(output),
+                Some(Output::Loss(_)) => unreachable!("{LAST}"),
+                None => None,
+            };
+            input.iter().for_each(&mut *keep);
+        }
+        Ok((coming, input))
     }
 
     /// Gives a block's parameters up.
@@ -114,33 +178,18 @@ impl<B: TrainBackend, T: Task> Round<'_, B, T> {
     }
 
     fn forward(&mut self) -> Result<Option<Kept<B>>, StepError> {
-        let count = self.blocks.len();
-        let (mut inputs, mut input) = (Vec::with_capacity(count), None::<Carry<B>>);
-        let mut coming = Some(self.gathers.begin(0));
-        for block in 0..count {
-            if let Some(pending) = coming.take() {
-                let next = (block + 1 < count).then(|| self.gathers.begin(block + 1));
-                self.arrive(block, pending)?;
-                coming = next;
-            }
-            let (Some((batch, pass)), Some(module)) = (&self.batch, &self.blocks[block]) else { continue };
-            match self.task.forward(module, input.take(), batch, *pass) {
-                Output::Next(output) => {
-                    let leaves = output.into_leaves();
-                    if matches!(pass, Pass::Train(_)) {
-                        inputs.push(leaves.clone());
-                    }
-                    input = Some(leaves);
-                    self.leave(block);
-                }
-                Output::Loss(loss) => {
-                    assert_eq!(block + 1, count, "only the last block of a task returns the loss");
-                    return Ok(Some(Kept { inputs, loss }));
-                }
-            }
+        let mut inputs = Vec::with_capacity(self.blocks.len());
+        let (coming, input) = self.below_the_last(&mut |output| inputs.push(output.clone()))?;
+        // That of the last block becomes the leaves of its graph.
+        inputs.pop();
+        let last = self.blocks.len() - 1;
+        self.arrive(last, coming)?;
+        let (Some((batch, pass)), Some(module)) = (&self.batch, &self.blocks[last]) else { return Ok(None) };
+        let input = input.map(Carry::leaves_of);
+        match self.task.forward(module, input.clone(), batch, *pass) {
+            Output::Loss(loss) => Ok(Some(Kept { inputs, last: input, loss })),
+            Output::Next(_) => unreachable!("{LAST}"),
         }
-        assert!(self.batch.is_none(), "the last block of a task returns the loss");
-        Ok(None)
     }
 
     fn backward(
@@ -151,19 +200,19 @@ impl<B: TrainBackend, T: Task> Round<'_, B, T> {
         sink: &mut Sink<'_>,
     ) -> Result<Option<f32>, StepError> {
         let loss = kept.as_ref().map(|kept| value(&kept.loss));
-        let (mut inputs, mut gradients) = match kept {
-            Some(Kept { inputs, loss }) => (inputs, Some(loss.backward())),
-            None => (Vec::new(), None),
+        let (mut inputs, mut last, mut gradients) = match kept {
+            Some(Kept { inputs, last, loss }) => (inputs, last, Some(loss.backward())),
+            None => (Vec::new(), None, None),
         };
         // The leaves of the block above, whose gradients are those of this block's output.
         let mut above: Option<Carry<B>> = None;
         let mut coming: Option<Pending<Buffer<f32>>> = None;
         for block in (0..self.blocks.len()).rev() {
             let next = block.checked_sub(1).map(|next| self.gathers.begin(next));
-            // The last block's are those that the loss came from; another's first graph is gone.
+            // The last block's are those that the loss came from.
             let leaves = match coming {
-                None => inputs.pop(),
-                Some(_) => inputs.pop().map(Carry::into_leaves),
+                None => last.take(),
+                Some(_) => inputs.pop().map(Carry::leaves_of),
             };
             if let Some(pending) = coming.take() {
                 self.arrive(block, pending)?;

@@ -148,6 +148,8 @@ pub struct Trainer<'a, B: TrainBackend, T: Task> {
     sharding: Option<Sharding>,
     device: B::Device,
     blocks: Vec<T::Block<B>>,
+    /// Those that keep no graph; one is taken while it has parameters.
+    inner: Vec<Option<T::Block<B::InnerBackend>>>,
     lengths: Vec<usize>,
     sum: GradientSum,
     /// The micro-batches of the next step that `sum` holds, with their losses.
@@ -179,6 +181,7 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
     ) -> Self {
         // Values are put in before each step, or for each block.
         let blocks = task.shapes::<B>(&device).map(release).collect();
+        let inner = task.shapes::<B::InnerBackend>(&device).map(release).map(Some).collect();
         let lengths: Vec<usize> = space.buckets().iter().map(ExactSizeIterator::len).collect();
         let mut trainer = Self {
             task,
@@ -190,6 +193,7 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
             sharding: None,
             device,
             blocks,
+            inner,
             lengths,
             sum: GradientSum::new(plan, &space),
             counted: BTreeMap::new(),
@@ -458,8 +462,9 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
         mut sink: impl FnMut(usize, &[f32], &mut GradientSum, &Exponents),
     ) -> f32 {
         let pass = Pass::Train(self.key_of(index));
-        let Self { task, plan, blocks, lengths, scratch, clock, sum, exponents, .. } = self;
-        let model = gradients::Model { task: *task, blocks, lengths, recompute: plan.recompute };
+        let Self { task, plan, blocks, inner, lengths, scratch, clock, sum, exponents, .. } = self;
+        let inner = plan.recompute.then_some(&mut inner[..]);
+        let mut model = gradients::Model { task: *task, blocks, lengths, inner };
         clock.enter(Phase::Compute);
         model.micro_batch(batch, pass, scratch, |bucket, gradient| {
             clock.enter(Phase::Round);

@@ -64,7 +64,19 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
         };
         let key = index.map_or(0, |index| self.key_of(index).stream(ROUNDING).bits());
         let Self {
-            task, space, state, own, sharding, device, lengths, scratch, clock, sum, exponents, ..
+            task,
+            space,
+            state,
+            own,
+            sharding,
+            device,
+            inner,
+            lengths,
+            scratch,
+            clock,
+            sum,
+            exponents,
+            ..
         } = self;
         let Some(Sharding { seat: Some(seat), spare, .. }) = sharding else {
             unreachable!("a ring with sharded state begins with a regroup");
@@ -79,6 +91,7 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
             gate,
             clock,
             blocks: &mut blocks,
+            inner,
         };
         let loss = match (maxima, sum) {
             (Some(maxima), _) => {
@@ -145,7 +158,7 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
         gate: &Gate,
         batch: Option<T::Batch>,
     ) -> Result<Option<f32>, StepError> {
-        let Self { task, state, own, sharding, device, clock, .. } = self;
+        let Self { task, state, own, sharding, device, inner, clock, .. } = self;
         let Some(Sharding { seat: Some(seat), spare, .. }) = sharding else {
             unreachable!("a ring with sharded state begins with a regroup");
         };
@@ -159,6 +172,7 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
             gate,
             clock,
             blocks: &mut blocks,
+            inner,
         };
         let loss = round.evaluate();
         self.blocks = blocks.into_iter().flatten().collect();
