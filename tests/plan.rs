@@ -28,7 +28,7 @@ fn a_plan_needs_no_text_and_what_it_proposes_fits() {
     fs::remove_dir_all(bench.path("corpus")).unwrap();
     let (code, first) = plan(&bench, &["--workers", "3"]);
     assert_eq!((code, &first["fits"]), (Some(0), &Value::Null));
-    let peak = first["estimate"]["memory_bytes"].as_u64().unwrap();
+    let peak = first["peak_bytes"].as_u64().unwrap();
     let limit = format!("{}", peak - 1);
     let (code, tight) = plan(&bench, &["--workers", "3", "--memory", &limit]);
     assert_eq!((code, tight["fits"].as_bool()), (Some(2), Some(false)), "{tight}");
@@ -92,7 +92,7 @@ fn a_worker_takes_at_least_the_state_of_its_plan() {
         });
         let state: u64 = state.map(|line| line["bytes"].as_u64().unwrap()).sum();
         let peaks = peaks(&bench, shard);
-        println!("{shard}: state {state}, in all {}, measured {peaks:?}", plan["estimate"]["memory_bytes"]);
+        println!("{shard}: state {state}, in all {}, measured {peaks:?}", plan["peak_bytes"]);
         assert_eq!(peaks.len(), 2, "the run has two workers");
         assert!(state > 0 && peaks.iter().all(|&peak| state <= peak), "{shard}: {state} of {peaks:?}");
     }

@@ -254,6 +254,7 @@ fn name(kind: Kind) -> &'static str {
         Kind::Gradients => "gradients",
         Kind::Activations => "activations",
         Kind::Buffers => "buffers",
+        Kind::Program => "program",
     }
 }
 

@@ -23,12 +23,14 @@ pub enum Kind {
     Activations,
     /// Sums, and what travels.
     Buffers,
+    /// What a worker takes that has no model to speak of.
+    Program,
 }
 
 impl Kind {
     /// All of them, as they are shown.
-    pub const ALL: [Self; 5] =
-        [Self::Parameters, Self::Optimizer, Self::Gradients, Self::Activations, Self::Buffers];
+    pub const ALL: [Self; 6] =
+        [Self::Parameters, Self::Optimizer, Self::Gradients, Self::Activations, Self::Buffers, Self::Program];
 }
 
 /// A stretch of memory.
@@ -49,6 +51,9 @@ const MOMENTS: &str = "own first and second moments";
 const COPY: &str = "copy of another worker's shard";
 const GRADIENT: &str = "own gradient, decoded";
 const COPIED_GRADIENT: &str = "another worker's gradient";
+
+/// Measured by `scripts/bench-shard` on Linux: resident, with code. A device's driver has more.
+pub(super) const PROGRAM: u64 = 48 << 20;
 
 /// Sizes in elements, of one rank.
 struct Sizes {
@@ -130,6 +135,7 @@ fn lines(sizes: &Sizes, outline: &Outline, plan: &Plan) -> Vec<Line> {
         (_, sum) => sums(&mut lines, sizes, sum, plan.reduce.bits),
     }
     exponents(&mut lines, sizes, plan);
+    lines.host(Kind::Program, "code, threads and sockets", PROGRAM);
     if plan.checkpoint.every > 0 {
         checkpoint(&mut lines, sizes, plan);
     }
@@ -155,7 +161,7 @@ fn end(sizes: &Sizes, plan: &Plan) -> u64 {
         }
         Shard::Full => (0, 4 * share, 8 * bucket),
     };
-    12 * (own + before) + kept + copy + evaluated + plan.checkpoint.memory.min(copy)
+    PROGRAM + 12 * (own + before) + kept + copy + evaluated + plan.checkpoint.memory.min(copy)
 }
 
 /// Parameters and moments.

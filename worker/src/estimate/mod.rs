@@ -75,7 +75,7 @@ impl Estimate {
             micro_batches,
             memory_bytes: memory.iter().map(|line| line.bytes).sum(),
             // `Beginnings`: all of `State`, or where that is divided what `Trainer::regroup` makes of it, with a block as it is drawn.
-            start_bytes: memory::state(&memory) + 8 * memory::largest(space),
+            start_bytes: memory::PROGRAM + memory::state(&memory) + 8 * memory::largest(space),
             end_bytes,
             memory,
             wire: Wire::new(outline, plan, workers),
