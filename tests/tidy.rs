@@ -18,6 +18,8 @@ const PURE: &[&str] = &[
     "collectives/src/schedule",
     "collectives/src/frame.rs",
     "collectives/src/layout.rs",
+    "collectives/src/message/letters.rs",
+    "collectives/src/message/mailbox.rs",
     "collectives/src/shm/signal.rs",
     "collectives/src/topology.rs",
     "collectives/src/link/quic/steady/model.rs",

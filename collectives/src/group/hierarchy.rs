@@ -58,7 +58,7 @@ const LEADER: Rank = Rank(0);
 
 /// What a ring has beside it where some of its ranks share a host.
 pub(crate) struct Hierarchy {
-    alarm: Arc<Alarm>,
+    pub(super) alarm: Arc<Alarm>,
     /// Of this host: perhaps with this rank alone.
     pub(super) engine: Arc<Engine>,
     pub(super) thread: Option<JoinHandle<()>>,

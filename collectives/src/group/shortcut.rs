@@ -7,6 +7,7 @@ use super::Linked;
 use super::hierarchy::Hierarchy;
 use super::line::Line;
 use super::order::Order;
+use crate::alarm::Alarm;
 use crate::buffer::Buffer;
 use crate::collective::Collective;
 use crate::driver::Shared;
@@ -57,6 +58,14 @@ impl Shortcut {
         match self {
             Self::Hosts(hierarchy) => hierarchy.join(whole),
             Self::Line(line) => line.join(whole),
+        }
+    }
+
+    /// What ends all parts together.
+    pub(super) fn alarm(&self) -> &Arc<Alarm> {
+        match self {
+            Self::Hosts(hierarchy) => &hierarchy.alarm,
+            Self::Line(line) => &line.alarm,
         }
     }
 
