@@ -17,6 +17,7 @@ const LONG_FUNCTIONS: &[(&str, &str, usize)] = &[];
 const PURE: &[&str] = &[
     "collectives/src/schedule",
     "collectives/src/frame.rs",
+    "collectives/src/group/hierarchy/shares.rs",
     "collectives/src/layout.rs",
     "collectives/src/message/letters.rs",
     "collectives/src/message/mailbox.rs",

@@ -116,7 +116,7 @@ pub fn hierarchical_groups(hosts: &[u32], config: GroupConfig) -> io::Result<Vec
     let whole = groups_on(&thread, ranks, config, |_, sender| sender);
     let joined = all.zip(whole).map(|(rank, group)| {
         let engine = engines_of.remove(&rank).ok_or(io::ErrorKind::NotFound)?;
-        Ok(group.with(Shortcut::Hosts(Hierarchy::new(engine, between.remove(&rank)))))
+        Ok(group.with(Shortcut::Hosts(Hierarchy::new(engine, between.remove(&rank), layout.clone()))))
     });
     Ok(with_messages(&thread, config, joined.collect::<io::Result<_>>()?))
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use super::Linked;
-use super::hierarchy::Hierarchy;
+use super::hierarchy::{Hierarchy, is_scattered};
 use super::line::Line;
 use super::order::Order;
 use crate::alarm::Alarm;
@@ -28,7 +28,8 @@ pub(crate) enum Shortcut {
 impl Shortcut {
     /// Whether it carries such an operation; all others go round the ring.
     pub(super) fn carries(&self, collective: Collective) -> bool {
-        matches!(collective.pattern(), Collective::AllReduce | Collective::Barrier)
+        let reduces_all = matches!(collective.pattern(), Collective::AllReduce | Collective::Barrier);
+        reduces_all || (matches!(self, Self::Hosts(_)) && is_scattered(collective))
     }
 
     /// Queues an operation that the ring of all ranks numbers.

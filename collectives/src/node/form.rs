@@ -194,7 +194,7 @@ async fn hosts(
     let engine = engine.map_err(|error| error.to_string())?;
     Ok(match layout.hosts() {
         1 => Better::Shared(Group::on_host(engine, ring.keep())),
-        _ => Better::Helped(Shortcut::Hosts(Hierarchy::new(engine, leaders))),
+        _ => Better::Helped(Shortcut::Hosts(Hierarchy::new(engine, leaders, layout.clone()))),
     })
 }
 
