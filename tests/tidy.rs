@@ -21,6 +21,7 @@ const PURE: &[&str] = &[
     "collectives/src/layout.rs",
     "collectives/src/message/letters.rs",
     "collectives/src/message/mailbox.rs",
+    "collectives/src/message/peer.rs",
     "collectives/src/shm/signal.rs",
     "collectives/src/topology.rs",
     "collectives/src/link/quic/steady/model.rs",

@@ -25,9 +25,11 @@ use crate::driver::{Shared, drive};
 use crate::fault::Fault;
 use crate::io_thread::IoThread;
 use crate::link::{LinkReceiver, LinkSender};
+use crate::message::neighbours::Neighbours;
 use crate::message::post::{Post, Posted};
 use crate::message::roads::{Callers, Road};
 use crate::pending::Pending;
+use crate::rank::Rank;
 use crate::recorder::{Record, Recorder};
 use crate::ring::{Members, Ring};
 use crate::shm::board::INLINE_BYTES;
@@ -224,14 +226,23 @@ impl Group {
         mut self,
         thread: &IoThread,
         config: GroupConfig,
-        (roads, callers): (Vec<Option<Road>>, Callers),
+        ways: (Vec<Option<Road>>, Callers),
     ) -> Self {
         let alarm = match &self.way {
             Way::Ring { shortcut: Some(shortcut), .. } => shortcut.alarm().clone(),
             Way::Ring { .. } | Way::Host { .. } => Arc::<Alarm>::default(),
         };
         let place = (self.ring, config.chunk_bytes(), config.timeout);
-        self.posted = Some(Posted::new(Post::start(thread, place, &alarm, roads, callers)));
+        let neighbours = match &self.way {
+            Way::Ring { shortcut, .. } => {
+                shortcut.as_ref().and_then(|shortcut| shortcut.neighbours(self.ring.rank()))
+            }
+            Way::Host { engine, .. } => {
+                let all = (0..self.ring.world_size().get()).map(Rank).collect();
+                Some(Neighbours::new(engine.clone(), all))
+            }
+        };
+        self.posted = Some(Posted::new(Post::start(thread, place, &alarm, ways, neighbours)));
         match &self.way {
             Way::Ring { shortcut: Some(_), .. } => {}
             Way::Ring { links, .. } => links.shared.join(&alarm),

@@ -210,6 +210,26 @@ fn what_nobody_asks_for_stays_with_its_sender() {
 }
 
 #[test]
+fn what_neighbours_send_is_read_where_it_lies() {
+    for way in [Way::Host, Way::Hosts] {
+        let groups = way.groups(4, PATIENT, 1 << 16);
+        for in_arena in [true, false] {
+            let mut input = if in_arena { groups[0].buffer(1 << 20) } else { Buffer::zeroed(1 << 20) };
+            input.fill(7u8);
+            let before = groups[0].counters().sent_bytes;
+            let sent = groups[0].send(Rank(2), 5, Arc::new(input));
+            // It is there for the other to read, although nobody has asked for it, and the links have not had a chance.
+            assert!(groups[0].counters().sent_bytes - before >= 1 << 20, "{way:?}");
+            assert_eq!(
+                groups[2].receive(Rank(0), 5, Buffer::zeroed(1 << 20)).wait(),
+                Ok(vec![7u8; 1 << 20].into())
+            );
+            sent.wait().unwrap();
+        }
+    }
+}
+
+#[test]
 fn no_more_than_the_bound_are_under_way() {
     let groups = Way::Links.groups(2, PATIENT, 1 << 16);
     let pending: Vec<_> =

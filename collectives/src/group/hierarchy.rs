@@ -42,6 +42,7 @@ use crate::driver::Shared;
 use crate::error::{CollectiveError, Phase};
 use crate::fault::Fault;
 use crate::layout::Layout;
+use crate::message::neighbours::Neighbours;
 use crate::pending::Pending;
 use crate::rank::Rank;
 use crate::recorder::Recorder;
@@ -81,6 +82,11 @@ impl Hierarchy {
         layout: Layout,
     ) -> Self {
         Self { alarm: Arc::default(), engine, thread: Some(thread), leaders, layout: Arc::new(layout) }
+    }
+
+    /// Those who share a host with this rank.
+    pub(super) fn neighbours(&self, rank: Rank) -> Neighbours {
+        Neighbours::new(self.engine.clone(), self.layout.ranks_of(self.layout.host_of(rank)).to_vec())
     }
 
     /// From now on the ring of all ranks and these parts end together.

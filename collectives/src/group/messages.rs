@@ -18,7 +18,8 @@ impl Group {
     /// No other rank takes part, and nothing that ranks do together waits for it, or goes before it. Messages with one tag between
     /// two ranks are received in the order in which they were sent; other tags do not wait for them. As many may be under way as
     /// operations ([`PENDING_MAX`](crate::PENDING_MAX)): what nobody has asked for stays here, but for small messages (16 KiB),
-    /// of which a megabyte may go ahead.
+    /// of which a megabyte may go ahead. A rank of the same host reads large ones where they lie, or in a copy of them where they do
+    /// not lie in memory of [`buffer`](Self::buffer).
     ///
     /// # Errors
     /// When waited for. [`CollectiveError::Mismatch`] where the other rank asked for other elements, or another length: that ends
@@ -31,6 +32,7 @@ impl Group {
             Err(refused) => return Pending::failed(refused),
         };
         let (recorder, bytes) = (self.recorder.clone(), size_of_val(&input[..]) as u64);
+        let (input, lies_at) = post.place(to, input);
         post.send(to, tag, |at| {
             let (resolve, pending) = Pending::new(CollectiveError::Closed { at });
             recorder.begin(at.op, bytes);
@@ -39,7 +41,7 @@ impl Group {
                 // Who dropped its `Pending` does not want to know.
                 let _ = resolve.send(outcome);
             });
-            (Letter::of(input, told), pending)
+            (Letter::of(input, lies_at, told), pending)
         })
         .unwrap_or_else(|at| Pending::failed(too_many(at)))
     }

@@ -12,7 +12,9 @@ use crate::buffer::Buffer;
 use crate::collective::Collective;
 use crate::driver::Shared;
 use crate::fault::Fault;
+use crate::message::neighbours::Neighbours;
 use crate::pending::Pending;
+use crate::rank::Rank;
 use crate::recorder::Recorder;
 use crate::reduction::Element;
 use crate::shm::engine::Engine;
@@ -59,6 +61,14 @@ impl Shortcut {
         match self {
             Self::Hosts(hierarchy) => hierarchy.join(whole),
             Self::Line(line) => line.join(whole),
+        }
+    }
+
+    /// Those who share a host with this rank.
+    pub(super) fn neighbours(&self, rank: Rank) -> Option<Neighbours> {
+        match self {
+            Self::Hosts(hierarchy) => Some(hierarchy.neighbours(rank)),
+            Self::Line(_) => None,
         }
     }
 

@@ -17,6 +17,8 @@ pub(crate) type Received<E> = Box<dyn FnOnce(Result<Buffer<E>, CollectiveError>)
 pub(crate) struct Letter {
     pub(crate) payload: Payload,
     pub(crate) bytes: Bytes,
+    /// Where the receiver may read it, in the sender's memory: as it is named there.
+    pub(crate) lies_at: Option<u32>,
     pub(crate) told: Sent,
 }
 
@@ -45,10 +47,10 @@ impl<E: Element> AsRef<[u8]> for Lent<E> {
 }
 
 impl Letter {
-    /// Of these elements.
-    pub(crate) fn of<E: Element>(input: Arc<Buffer<E>>, told: Sent) -> Self {
+    /// Of these elements, which lie there.
+    pub(crate) fn of<E: Element>(input: Arc<Buffer<E>>, lies_at: Option<u32>, told: Sent) -> Self {
         let payload = payload_of::<E>(input.len());
-        Self { payload, bytes: Bytes::from_owner(Lent(input)), told }
+        Self { payload, bytes: Bytes::from_owner(Lent(input)), lies_at, told }
     }
 }
 

@@ -10,6 +10,14 @@
 //!                  <- done
 //! ```
 //!
+//! What lies in memory that the receiver may read does not travel:
+//!
+//! ```text
+//! lies there -------------->  held against who has asked, and copied
+//!                  <- done
+//! kept -------------------->  only now it is known that nobody else wrote there meanwhile
+//! ```
+//!
 //! In place of `want` or `done` comes `refused`, where the receiver asked for other elements or another length. That ends this
 //! message at both ranks, and nothing else.
 //!
@@ -23,16 +31,15 @@
 //!
 //! Deliberately absent: time, and links. Who drives it watches the clock, and makes a link when [`Mailbox::needs`] says so.
 
-use std::collections::{BTreeMap, VecDeque};
-
 use bytes::Bytes;
 
 use super::letters::{Intake, Letter};
+use super::peer::{Asked, Copying, Offer, Peer, Sending, Taking, Way};
 use crate::collective::{Collective, OpId};
 use crate::error::{CollectiveError, Disagreement, Payload, Phase, Place, TransportError};
 use crate::fault::Fault;
 use crate::frame::Header;
-use crate::frame_reader::{FrameReader, Part};
+use crate::frame_reader::Part;
 use crate::group::PENDING_MAX;
 use crate::rank::Rank;
 use crate::ring::Ring;
@@ -48,6 +55,8 @@ const WANT: u32 = 1;
 const CHUNK: u32 = 2;
 const DONE: u32 = 3;
 const REFUSED: u32 = 4;
+const LIES: u32 = 5;
+const KEPT: u32 = 6;
 
 /// All that one rank has to do with the others, one by one.
 pub(crate) struct Mailbox {
@@ -56,80 +65,16 @@ pub(crate) struct Mailbox {
     peers: Vec<Peer>,
     /// Sends and receives that are not done.
     pending: usize,
+    /// What is to be copied from other ranks' memory.
+    copies: Vec<Copying>,
     fault: Option<Fault>,
-}
-
-/// What there is between this rank and another.
-struct Peer {
-    /// Our messages, and theirs, are numbered as they are offered; what we ask for, as it is asked.
-    next_sent: u64,
-    next_offered: u64,
-    next_asked: u64,
-    sends: BTreeMap<u64, Sending>,
-    /// Bytes that travelled with our offers and are not done.
-    lent_bytes: usize,
-    asked: VecDeque<Asked>,
-    unasked: VecDeque<Offer>,
-    unasked_bytes: usize,
-    taking: BTreeMap<u64, Taking>,
-    /// What is said before any chunk is sent.
-    said: VecDeque<(Header, Bytes)>,
-    /// Our messages whose chunks are to be sent.
-    wanted: VecDeque<u64>,
-    reader: FrameReader,
-    /// The frame that is arriving, and how much of its payload has.
-    current: Option<(Header, usize)>,
-    /// What comes with an offer.
-    small: Vec<u8>,
-    /// It wants nothing more, and says nothing more.
-    departed: bool,
-}
-
-/// One of our messages.
-struct Sending {
-    tag: u32,
-    letter: Letter,
-    way: Way,
-}
-
-/// How far one of our messages is.
-#[derive(Clone, Copy, PartialEq)]
-enum Way {
-    /// All of it went with the offer.
-    WithOffer,
-    Offered,
-    /// So many bytes have been sent.
-    Wanted(usize),
-}
-
-/// A message that we want, and that nobody has offered.
-struct Asked {
-    number: u64,
-    tag: u32,
-    intake: Box<dyn Intake>,
-}
-
-/// A message that nobody has asked for.
-struct Offer {
-    number: u64,
-    tag: u32,
-    payload: Payload,
-    /// All of it, where it came with the offer.
-    small: Option<Vec<u8>>,
-}
-
-/// A message that is on its way here.
-struct Taking {
-    asked: Asked,
-    filled: usize,
-    chunks: u32,
 }
 
 impl Mailbox {
     /// Chunks have `chunk_bytes` at most, the same on all ranks.
     pub(crate) fn new(ring: Ring, chunk_bytes: u32) -> Self {
         let peers = (0..ring.world_size().get()).map(|_| Peer::new(chunk_bytes)).collect();
-        Self { ring, chunk_bytes, peers, pending: 0, fault: None }
+        Self { ring, chunk_bytes, peers, pending: 0, copies: Vec::new(), fault: None }
     }
 
     /// Where the next message to a rank begins.
@@ -155,7 +100,8 @@ impl Mailbox {
     /// Whether anything is under way between this rank and that one.
     pub(crate) fn needs(&self, peer: Rank) -> bool {
         let peer = &self.peers[peer.0 as usize];
-        !(peer.sends.is_empty() && peer.asked.is_empty() && peer.taking.is_empty())
+        let receives = peer.asked.len() + peer.taking.len() + peer.copying + peer.copied.len();
+        receives + peer.sends.len() > 0
     }
 
     /// Whether there is something to be sent to that rank.
@@ -175,12 +121,14 @@ impl Mailbox {
         let peer = &mut self.peers[to.0 as usize];
         let length = letter.bytes.len();
         let is_small = length <= room && peer.lent_bytes + length <= UNASKED_BYTES_MAX;
-        let (way, with) = match is_small {
-            true => (Way::WithOffer, letter.bytes.clone()),
-            false => (Way::Offered, Bytes::new()),
+        let header = header(&self.ring, at.op, letter.payload);
+        let (way, what, index, with) = match (is_small, letter.lies_at) {
+            (true, _) => (Way::WithOffer, OFFER, 0, letter.bytes.clone()),
+            (false, None) => (Way::Offered, OFFER, 0, Bytes::new()),
+            (false, Some(place)) => (Way::Lying, LIES, place, Bytes::new()),
         };
         peer.lent_bytes += with.len();
-        peer.say(OFFER, header(&self.ring, at.op, letter.payload), with);
+        peer.say(what, Header { index, ..header }, with);
         peer.sends.insert(at.op.sequence, Sending { tag, letter, way });
         peer.next_sent += 1;
         self.pending += 1;
@@ -270,6 +218,25 @@ impl Mailbox {
         Ok(())
     }
 
+    /// What is to be copied from other ranks' memory: give each to [`copied`](Self::copied) then.
+    pub(crate) fn take_copies(&mut self) -> Vec<Copying> {
+        std::mem::take(&mut self.copies)
+    }
+
+    /// A message is here.
+    pub(crate) fn copied(&mut self, Copying { from, number, asked, .. }: Copying) {
+        let Asked { number: own, tag, ref intake } = asked;
+        let at = Place { phase: Phase::Copying { pass: 0 }, ..self.place(own, tag) };
+        let header = header(&self.ring, OpId { sequence: number, ..at.op }, intake.payload());
+        if let Some(fault) = &self.fault {
+            return asked.intake.resolve(Err(fault.at(at)));
+        }
+        let peer = &mut self.peers[from.0 as usize];
+        peer.copying -= 1;
+        peer.copied.insert(number, asked);
+        peer.say(DONE, header, Bytes::new());
+    }
+
     /// A rank has ended its links in an orderly way.
     ///
     /// # Errors
@@ -287,7 +254,7 @@ impl Mailbox {
             for (number, Sending { tag, letter, way }) in peer.sends {
                 let (phase, bytes_done) = match way {
                     Way::Wanted(sent) => (Phase::Copying { pass: 0 }, sent as u64),
-                    Way::WithOffer | Way::Offered => (Phase::Queued, 0),
+                    Way::WithOffer | Way::Offered | Way::Lying => (Phase::Queued, 0),
                 };
                 (letter.told)(Err(fault.at(Place { phase, bytes_done, ..self.place(number, tag) })));
             }
@@ -296,9 +263,12 @@ impl Mailbox {
                 let at = Place { phase, bytes_done: filled as u64, ..self.place(number, tag) };
                 intake.resolve(Err(fault.at(at)));
             }
-            for Asked { number, tag, intake } in peer.asked {
+            for Asked { number, tag, intake } in peer.asked.into_iter().chain(peer.copied.into_values()) {
                 intake.resolve(Err(fault.at(self.place(number, tag))));
             }
+        }
+        for Copying { asked: Asked { number, tag, intake }, .. } in std::mem::take(&mut self.copies) {
+            intake.resolve(Err(fault.at(self.place(number, tag))));
         }
         self.pending = 0;
     }
@@ -337,6 +307,14 @@ impl Mailbox {
                 let is_small = length as usize <= SMALL_BYTES && (length == 0 || is_whole);
                 starts && is_small && payload.reduction.is_none()
             }
+            LIES => {
+                let starts = op.sequence == peer.next_offered && (offset, length) == (0, 0);
+                starts && payload.reduction.is_none()
+            }
+            KEPT => peer.copied.get(&op.sequence).is_some_and(|copied| {
+                (copied.tag, copied.intake.payload()) == (tag, payload)
+                    && (offset, length, index) == (0, 0, 0)
+            }),
             WANT => is_ours(&|ours| ours.letter.payload == payload && ours.way == Way::Offered),
             CHUNK => peer.taking.get(&op.sequence).is_some_and(|taking| {
                 let announced = (taking.asked.tag, taking.asked.intake.payload(), taking.chunks);
@@ -352,7 +330,7 @@ impl Mailbox {
         }
         let is_flood =
             peer.unasked.len() >= PENDING_MAX || peer.unasked_bytes + length as usize > UNASKED_BYTES_MAX;
-        if pass == OFFER && is_flood {
+        if (pass == OFFER || pass == LIES) && is_flood {
             return Err(Disagreement::Unasked { messages: PENDING_MAX, bytes: UNASKED_BYTES_MAX });
         }
         Ok(())
@@ -364,12 +342,13 @@ impl Mailbox {
         peer.current = None;
         let (number, payload) = (header.op.sequence, header.payload);
         match header.pass {
-            OFFER => {
+            OFFER | LIES => {
                 let Collective::Message { tag } = header.op.collective else { return Ok(()) };
                 let small = std::mem::take(&mut peer.small);
                 let small = (u64::from(header.length) == payload.total_bytes).then_some(small);
+                let lies_at = (header.pass == LIES).then_some(header.index);
                 peer.next_offered += 1;
-                let offer = Offer { number, tag, payload, small };
+                let offer = Offer { number, tag, payload, small, lies_at };
                 let asked = peer.asked.iter().position(|asked| asked.tag == tag);
                 match asked.and_then(|index| peer.asked.remove(index)) {
                     Some(asked) => self.bring_together(from, offer, asked),
@@ -385,6 +364,12 @@ impl Mailbox {
             }
             CHUNK => self.take_chunk(from, header),
             DONE | REFUSED => self.end_send(from, header),
+            KEPT => {
+                if let Some(asked) = peer.copied.remove(&number) {
+                    self.pending -= 1;
+                    asked.intake.resolve(Ok(()));
+                }
+            }
             _ => {}
         }
         Ok(())
@@ -412,6 +397,9 @@ impl Mailbox {
         if way == Way::WithOffer {
             peer.lent_bytes -= letter.bytes.len();
         }
+        if way == Way::Lying && header.pass == DONE {
+            peer.say(KEPT, answer(&header), Bytes::new());
+        }
         self.pending -= 1;
         let outcome = match header.pass {
             DONE => Ok(()),
@@ -434,61 +422,21 @@ impl Mailbox {
             self.pending -= 1;
             return asked.intake.resolve(Err(mismatch(at, from, offer.payload, wanted)));
         }
-        match offer.small {
-            Some(bytes) => {
+        match (offer.small, offer.lies_at) {
+            (Some(bytes), _) => {
                 asked.intake.write(0, &bytes);
                 peer.say(DONE, header, Bytes::new());
                 self.pending -= 1;
                 asked.intake.resolve(Ok(()));
             }
-            None => {
+            (None, Some(lies_at)) => {
+                peer.copying += 1;
+                self.copies.push(Copying { from, lies_at, number: offer.number, asked });
+            }
+            (None, None) => {
                 peer.say(WANT, header, Bytes::new());
                 peer.taking.insert(offer.number, Taking { asked, filled: 0, chunks: 0 });
             }
-        }
-    }
-}
-
-impl Peer {
-    fn new(chunk_bytes: u32) -> Self {
-        Self {
-            next_sent: 0,
-            next_offered: 0,
-            next_asked: 0,
-            sends: BTreeMap::new(),
-            lent_bytes: 0,
-            asked: VecDeque::new(),
-            unasked: VecDeque::new(),
-            unasked_bytes: 0,
-            taking: BTreeMap::new(),
-            said: VecDeque::new(),
-            wanted: VecDeque::new(),
-            reader: FrameReader::new(chunk_bytes),
-            current: None,
-            small: Vec::new(),
-            departed: false,
-        }
-    }
-
-    /// What it was, with nothing left in its place but its numbers.
-    fn replaced(&mut self, chunk_bytes: u32) -> Self {
-        let (next_sent, next_asked) = (self.next_sent, self.next_asked);
-        std::mem::replace(self, Self { next_sent, next_asked, ..Self::new(chunk_bytes) })
-    }
-
-    fn say(&mut self, what: u32, header: Header, payload: Bytes) {
-        let length = payload.len() as u32;
-        self.said.push_back((Header { pass: what, length, ..header }, payload));
-    }
-}
-
-impl Sending {
-    /// Whether all of it was sent.
-    fn has_left(&self) -> bool {
-        match self.way {
-            Way::WithOffer => true,
-            Way::Offered => false,
-            Way::Wanted(sent) => sent == self.letter.bytes.len(),
         }
     }
 }

@@ -21,6 +21,10 @@ type ByTag<T> = BTreeMap<(usize, u32), Vec<T>>;
 struct Pair {
     mailboxes: [Mailbox; 2],
     wires: [BytesMut; 2],
+    /// What lies where the other rank may read it: a place is a number.
+    memory: Vec<Vec<u8>>,
+    /// What is to be copied, by receiver.
+    copies: [Vec<Copying>; 2],
 }
 
 impl Pair {
@@ -29,12 +33,23 @@ impl Pair {
             let ring = Ring::new(Rank(rank), WorldSize::new(2).unwrap(), Generation(7)).unwrap();
             Mailbox::new(ring, chunk_bytes)
         };
-        Self { mailboxes: [mailbox(0), mailbox(1)], wires: [BytesMut::new(), BytesMut::new()] }
+        Self {
+            mailboxes: [mailbox(0), mailbox(1)],
+            wires: Default::default(),
+            memory: Vec::new(),
+            copies: Default::default(),
+        }
     }
 
     fn send(&mut self, from: usize, tag: u32, elements: Vec<u8>) -> Outcome<()> {
+        self.send_lying(from, tag, elements, false)
+    }
+
+    fn send_lying(&mut self, from: usize, tag: u32, elements: Vec<u8>, lies: bool) -> Outcome<()> {
         let (outcome, told) = outcome();
-        let letter = Letter::of(Arc::new(Buffer::from(elements)), told);
+        let lies_at = lies.then_some(self.memory.len() as u32);
+        self.memory.push(elements.clone());
+        let letter = Letter::of(Arc::new(Buffer::from(elements)), lies_at, told);
         self.mailboxes[from].send(Rank(1 - from as u32), tag, letter);
         outcome
     }
@@ -60,9 +75,21 @@ impl Pair {
         self.mailboxes[1 - from].absorb(Rank(from as u32), &mut piece)
     }
 
+    /// Copies what a rank is to copy.
+    fn copy(&mut self, to: usize) {
+        self.copies[to].extend(self.mailboxes[to].take_copies());
+        for mut copying in self.copies[to].drain(..) {
+            let lying = &self.memory[copying.lies_at as usize];
+            assert_eq!((copying.bytes(), copying.from), (lying.len(), Rank(1 - to as u32)));
+            copying.write(lying);
+            self.mailboxes[to].copied(copying);
+        }
+    }
+
     /// Until nothing moves.
     fn settle(&mut self) {
         loop {
+            [0, 1].into_iter().for_each(|to| self.copy(to));
             let departed = [self.depart(0), self.depart(1)];
             if departed == [false; 2] && self.wires.iter().all(BytesMut::is_empty) {
                 return;
@@ -100,16 +127,19 @@ fn is_done<T>(outcome: &Outcome<T>) -> bool {
 /// What happens next.
 #[derive(Clone, Debug)]
 enum Event {
-    Send { from: usize, tag: u32, len: usize },
+    Send { from: usize, tag: u32, len: usize, lies: bool },
     Receive { to: usize, tag: u32 },
     Depart { from: usize },
+    Copy { to: usize },
     Arrive { from: usize, bytes: usize },
 }
 
 fn events() -> impl Strategy<Value = Vec<Event>> {
     let lens = prop_oneof![0usize..50, 0usize..3000, Just(SMALL_BYTES), Just(SMALL_BYTES + 1)];
     let event = prop_oneof![
-        2 => (0usize..2, 0u32..3, lens).prop_map(|(from, tag, len)| Event::Send { from, tag, len }),
+        2 => (0usize..2, 0u32..3, lens, any::<bool>())
+            .prop_map(|(from, tag, len, lies)| Event::Send { from, tag, len, lies }),
+        1 => (0usize..2).prop_map(|to| Event::Copy { to }),
         2 => (0usize..2, 0u32..3).prop_map(|(to, tag)| Event::Receive { to, tag }),
         3 => (0usize..2).prop_map(|from| Event::Depart { from }),
         3 => (0usize..2, 1usize..200).prop_map(|(from, bytes)| Event::Arrive { from, bytes }),
@@ -128,16 +158,16 @@ proptest! {
         // Receivers know how long the n-th message with a tag is, also before it is sent.
         let mut lens = ByTag::<usize>::new();
         for event in &events {
-            if let Event::Send { from, tag, len } = event {
+            if let Event::Send { from, tag, len, .. } = event {
                 lens.entry((1 - from, *tag)).or_default().push(*len);
             }
         }
         for event in events {
             match event {
-                Event::Send { from, tag, len } => {
+                Event::Send { from, tag, len, lies } => {
                     let sent = sent.entry((1 - from, tag)).or_default();
                     let elements: Vec<u8> = (0..len).map(|i| (i * 7 + sent.len() * 31 + tag as usize) as u8).collect();
-                    sent.push((elements.clone(), pair.send(from, tag, elements)));
+                    sent.push((elements.clone(), pair.send_lying(from, tag, elements, lies)));
                 }
                 Event::Receive { to, tag } => {
                     let received = received.entry((to, tag)).or_default();
@@ -146,6 +176,7 @@ proptest! {
                     }
                 }
                 Event::Depart { from } => drop(pair.depart(from)),
+                Event::Copy { to } => pair.copy(to),
                 Event::Arrive { from, bytes } => pair.arrive(from, bytes).unwrap(),
             }
         }
@@ -169,7 +200,7 @@ proptest! {
     /// Any bytes, also those that begin like a frame, are taken or refused; nothing panics, and nothing is received of them.
     #[test]
     fn nonsense_is_refused(
-        what in 0u32..7, sequence in 0u64..3, index in 0u32..2, offset in 0u64..20, length in 0u32..20, tag in 0u32..2,
+        what in 0u32..8, sequence in 0u64..3, index in 0u32..2, offset in 0u64..20, length in 0u32..20, tag in 0u32..2,
     ) {
         let mut pair = Pair::new(64);
         let told = [pair.send(1, 0, vec![1; 10]), pair.send(1, 0, vec![1; 20_000])];
@@ -181,7 +212,7 @@ proptest! {
         pair.wires[0].extend_from_slice(&vec![0; length as usize]);
         let taken = pair.arrive(0, usize::MAX);
         // An offer of another length than was asked for, and a refusal of what was offered, are what they are.
-        prop_assert!(taken.is_err() || what == OFFER || what == REFUSED, "{header:?}");
+        prop_assert!(taken.is_err() || [OFFER, LIES, REFUSED].contains(&what), "{header:?}");
         prop_assert!(!is_done(&outcome) && !told.iter().any(is_done));
     }
 }
@@ -247,6 +278,22 @@ fn a_peer_that_sends_more_than_may_lie_here_is_refused() {
     }
     assert!(matches!(taken.pop(), Some(Err(Disagreement::Unasked { .. }))));
     assert!(taken.iter().all(Result::is_ok));
+}
+
+#[test]
+fn what_was_copied_counts_when_its_sender_has_kept_it() {
+    let len = SMALL_BYTES + 1;
+    let mut pair = Pair::new(1 << 12);
+    let (told, outcome) = (pair.send_lying(0, 1, vec![9; len], true), pair.receive(1, 1, len));
+    while pair.depart(0) {}
+    pair.arrive(0, usize::MAX).unwrap();
+    pair.copy(1);
+    // The sender fails before it hears that its memory was read: what was read may be anything.
+    pair.mailboxes[0].fail(Fault::Closed);
+    assert!(matches!(*told.lock().unwrap(), Some(Err(_))) && outcome.lock().unwrap().is_none());
+    pair.mailboxes[1].fail(Fault::Closed);
+    assert!(matches!(*outcome.lock().unwrap(), Some(Err(CollectiveError::Closed { .. }))));
+    assert_eq!(pair.mailboxes[1].pending(), 0);
 }
 
 #[test]

@@ -9,26 +9,32 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::runtime::Handle;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::letters::{Intake, Letter};
 use super::mailbox::Mailbox;
+use super::neighbours::Neighbours;
+use super::peer::Copying;
 use super::roads::{Callers, Road};
 use crate::alarm::{Alarm, Part};
-use crate::error::{Place, TransportError};
+use crate::buffer::Buffer;
+use crate::error::{Disagreement, Place, TransportError};
 use crate::fault::Fault;
 use crate::group::PENDING_MAX;
 use crate::io_thread::IoThread;
 use crate::link::{LinkReceiver, LinkSender};
 use crate::pending::Pending;
 use crate::rank::Rank;
+use crate::reduction::Element;
 use crate::ring::Ring;
+use crate::shm::arena::ALIGNMENT;
 
 /// A rank that lets nobody in has ended, perhaps for a reason that another part of the group is about to tell: it has this long.
 const REASON_MAX: Duration = Duration::from_millis(200);
@@ -38,6 +44,10 @@ pub(crate) struct Post {
     ring: Ring,
     timeout: Duration,
     alarm: Arc<Alarm>,
+    /// Where messages are copied.
+    runtime: Handle,
+    itself: Weak<Self>,
+    neighbours: Option<Neighbours>,
     state: Mutex<State>,
     /// By rank: there may be something to be sent.
     departures: Vec<Notify>,
@@ -71,15 +81,18 @@ impl Post {
         thread: &IoThread,
         (ring, chunk_bytes, timeout): (Ring, u32, Duration),
         alarm: &Arc<Alarm>,
-        roads: Vec<Option<Road>>,
-        callers: Callers,
+        (roads, callers): (Vec<Option<Road>>, Callers),
+        neighbours: Option<Neighbours>,
     ) -> (Arc<Self>, Pending<(), ()>) {
         let ranks = || 0..ring.world_size().get();
         let mailbox = Mailbox::new(ring, chunk_bytes);
-        let post = Arc::new(Self {
+        let post = Arc::new_cyclic(|itself| Self {
             ring,
             timeout,
             alarm: alarm.clone(),
+            runtime: thread.handle().clone(),
+            itself: itself.clone(),
+            neighbours,
             state: Mutex::new(State { mailbox, moved: ranks().map(|_| Instant::now()).collect() }),
             departures: ranks().map(|_| Notify::new()).collect(),
             flushed: ranks().map(|_| watch::Sender::new(false)).collect(),
@@ -127,6 +140,9 @@ impl Post {
                 return Err(at);
             }
             let (letter, result) = begin(at);
+            if letter.lies_at.is_some() {
+                self.sent_bytes.fetch_add(letter.payload.total_bytes, Ordering::Relaxed);
+            }
             mailbox.send(to, tag, letter);
             Ok(result)
         })
@@ -195,7 +211,43 @@ impl Post {
         }
         self.departures[peer.0 as usize].notify_one();
         self.watch.notify_one();
+        self.copy_all();
         result
+    }
+
+    /// Where that rank may read what is to be sent, if it may.
+    pub(crate) fn place<E: Element>(&self, to: Rank, input: Arc<Buffer<E>>) -> (Arc<Buffer<E>>, Option<u32>) {
+        match &self.neighbours {
+            Some(neighbours) => neighbours.place(to, input),
+            None => (input, None),
+        }
+    }
+
+    /// Has everything copied that is to be, by threads that may take their time.
+    fn copy_all(&self) {
+        let copies = self.lock().mailbox.take_copies();
+        for copying in copies {
+            // Whoever waits for it is told if nobody is left to do it.
+            let Some(post) = self.itself.upgrade() else { continue };
+            drop(self.runtime.spawn_blocking(move || post.copy(copying)));
+        }
+    }
+
+    /// Copies a message from its sender's memory.
+    fn copy(&self, mut copying: Copying) {
+        let (from, length) = (copying.from, copying.bytes());
+        let neighbours = self.neighbours.as_ref();
+        match neighbours.and_then(|neighbours| neighbours.read(from, copying.lies_at, length)) {
+            Some(bytes) => copying.write(bytes),
+            None => {
+                let (offset, length) = (u64::from(copying.lies_at) * ALIGNMENT as u64, length as u64);
+                let disagreement = Disagreement::Outside { offset, length };
+                self.raise(&Fault::Disagreed { peer: from, disagreement });
+            }
+        }
+        self.received_bytes.fetch_add(length as u64, Ordering::Relaxed);
+        self.lock().moved[from.0 as usize] = Instant::now();
+        self.update(from, |mailbox| mailbox.copied(copying));
     }
 
     /// One rank's messages, from the first to the last.
@@ -355,6 +407,7 @@ impl Post {
             state.mailbox.absorb(from, &mut piece)
         };
         self.departures[from.0 as usize].notify_one();
+        self.copy_all();
         taken.map_err(|disagreement| Fault::Disagreed { peer: from, disagreement })
     }
 
