@@ -57,6 +57,11 @@ pub enum Collective {
         /// A digest of the lengths of the segments, which are to be the same for all.
         lengths: u32,
     },
+    /// One rank ends with what another has sent it; no other rank takes part.
+    Message {
+        /// What tells messages between the same two ranks apart.
+        tag: u32,
+    },
 }
 
 impl Collective {
@@ -95,11 +100,13 @@ impl fmt::Display for Collective {
                 write!(f, "reduce-scatter into uneven parts ({lengths:08x})")
             }
             Self::Shift { lengths } => write!(f, "shift to the next rank ({lengths:08x})"),
+            Self::Message { tag } => write!(f, "message with tag {tag}"),
         }
     }
 }
 
-/// One operation of a group: ranks submit the same operations in the same order, so its number names it for all.
+/// One operation of a group: ranks submit the same operations in the same order, so its number names it for all. Messages are
+/// numbered by themselves, between each two ranks and in each direction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct OpId {
     /// How many operations the group was given before this one.

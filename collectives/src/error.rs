@@ -281,6 +281,14 @@ pub enum Disagreement {
         /// Ours.
         want: u64,
     },
+    /// More messages, or bytes of them, than may lie here before they are asked for.
+    #[error("it sends more than {messages} messages, or {bytes} bytes with them, that nobody asked for")]
+    Unasked {
+        /// The most messages.
+        messages: usize,
+        /// The most bytes that come with them.
+        bytes: usize,
+    },
     /// A chunk that is not the next one due.
     #[error("chunk {index} of pass {pass} at byte {offset} with {length} bytes is not what is due")]
     Chunk {

@@ -3,7 +3,7 @@
 //! ```text
 //!  0  3  magic "MTK"            8  8  generation          32  8  offset, bytes into the payload
 //!  3  1  version                16 8  sequence            40  4  length, bytes that follow
-//!  4  1  collective             24 4  pass                44  4  root, or digest of lengths, else all ones
+//!  4  1  collective             24 4  pass                44  4  root, digest of lengths or tag, else all ones
 //!  5  1  element                28 4  index               48  8  total, bytes of the payload
 //!  6  1  reduction, 0 for none
 //!  7  1  zero
@@ -11,7 +11,8 @@
 //!
 //! All numbers are little-endian. The header repeats what both sides should know already: a peer that runs something
 //! else is found out by its first chunk, before anything is allocated or added. Where lengths are uneven, an empty segment has
-//! one chunk too, without bytes: so each rank hears of the lengths that the others know.
+//! one chunk too, without bytes: so each rank hears of the lengths that the others know. Messages between two ranks have the same
+//! header; their `pass` says what it announces: see `message::mailbox`.
 //!
 //! Deliberately absent: a checksum. Links are authenticated and reliable.
 
@@ -143,7 +144,8 @@ impl Header {
         let end = offset.checked_add(length.into());
         let inside = end.is_some_and(|end| end <= total_bytes);
         let whole = (length as usize).is_multiple_of(element.bytes());
-        let may_be_empty = self.op.collective.is_uneven();
+        let is_message = matches!(self.op.collective, Collective::Message { .. });
+        let may_be_empty = is_message || self.op.collective.is_uneven();
         if (length == 0 && !may_be_empty) || length > length_max || !inside || !whole {
             return Err(FrameError::Bounds { offset, length, length_max, total: total_bytes });
         }
@@ -184,6 +186,7 @@ fn code_of(collective: Collective) -> (u8, u32) {
         Collective::AllReduceBatch { lengths } => (11, lengths),
         Collective::ReduceScatterUneven { lengths } => (12, lengths),
         Collective::Shift { lengths } => (13, lengths),
+        Collective::Message { tag } => (14, tag),
     }
 }
 
@@ -202,6 +205,7 @@ fn collective(code: u8, root: u32) -> Result<Collective, FrameError> {
         (11, lengths) => Ok(Collective::AllReduceBatch { lengths }),
         (12, lengths) => Ok(Collective::ReduceScatterUneven { lengths }),
         (13, lengths) => Ok(Collective::Shift { lengths }),
+        (14, tag) => Ok(Collective::Message { tag }),
         (1..=9, root) => Err(unknown("root", root.into())),
         (code, _) => Err(unknown("collective", code.into())),
     }
@@ -291,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn only_uneven_parts_may_be_empty() {
+    fn only_uneven_parts_and_messages_may_be_empty() {
         let empty = |collective| {
             let op = OpId { sequence: 0, collective };
             parse(&Header { op, length: 0, ..example() }.encode())
@@ -300,6 +304,7 @@ mod tests {
         assert_eq!(empty(Collective::AllGatherUneven { lengths: 7 }).unwrap().length, 0);
         assert_eq!(empty(Collective::ReduceScatterUneven { lengths: 7 }).unwrap().length, 0);
         assert_eq!(empty(Collective::Shift { lengths: 7 }).unwrap().length, 0);
+        assert_eq!(empty(Collective::Message { tag: 7 }).unwrap().length, 0);
     }
 
     #[test]
@@ -324,6 +329,7 @@ mod tests {
             any::<u32>().prop_map(|lengths| Collective::AllReduceBatch { lengths }),
             any::<u32>().prop_map(|lengths| Collective::ReduceScatterUneven { lengths }),
             any::<u32>().prop_map(|lengths| Collective::Shift { lengths }),
+            any::<u32>().prop_map(|tag| Collective::Message { tag }),
         ];
         let elements = proptest::sample::select(ElementKind::ALL.to_vec());
         let reductions = proptest::option::of(proptest::sample::select(ReductionKind::ALL.to_vec()));

@@ -1,13 +1,14 @@
 //! A rank's handle on its ring: submit operations from any thread, wait for their results.
 //!
 //! Ranks must submit the same operations in the same order. Operations are queued and run pipelined: the next one
-//! starts to travel while the last chunks of the one before are on their way.
+//! starts to travel while the last chunks of the one before are on their way. Messages between two ranks are no part of that order.
 
 mod batch;
 pub(crate) mod hierarchy;
 pub(crate) mod line;
+mod messages;
 mod operations;
-mod order;
+pub(crate) mod order;
 pub(crate) mod shortcut;
 
 pub use batch::{Batch, FUSED_BYTES_MAX};
@@ -19,12 +20,16 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use self::shortcut::Shortcut;
-use crate::alarm::Part;
+use crate::alarm::{Alarm, Part};
 use crate::driver::{Shared, drive};
 use crate::fault::Fault;
 use crate::io_thread::IoThread;
 use crate::link::{LinkReceiver, LinkSender};
+use crate::message::neighbours::Neighbours;
+use crate::message::post::{Post, Posted};
+use crate::message::roads::{Callers, Road};
 use crate::pending::Pending;
+use crate::rank::Rank;
 use crate::recorder::{Record, Recorder};
 use crate::ring::{Members, Ring};
 use crate::shm::board::INLINE_BYTES;
@@ -58,9 +63,9 @@ impl GroupConfig {
 /// Bytes on the links so far: payload and headers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
-    /// Handed to the link to the next rank.
+    /// Handed to the links to other ranks.
     pub sent_bytes: u64,
-    /// Taken from the link of the previous rank.
+    /// Taken from the links of other ranks.
     pub received_bytes: u64,
 }
 
@@ -75,8 +80,8 @@ pub enum Transport {
     Quic,
     /// Memory that the processes of one host share.
     SharedMemory,
-    /// Some ranks share a host: all-reduces, barriers and reductions go over shared memory within hosts and by links between one
-    /// rank of each host; everything else goes round the ring of all ranks.
+    /// Some ranks share a host: what is reduced or gathered by all, and barriers, go over shared memory within hosts and by links
+    /// between one rank of each host; everything else goes round the ring of all ranks.
     Hierarchical,
 }
 
@@ -97,6 +102,8 @@ pub struct Group {
     ring: Ring,
     transport: Transport,
     way: Way,
+    /// Between any two ranks; none where nobody else is there, or nobody knows the way.
+    posted: Option<Posted>,
     recorder: Arc<Recorder>,
     /// What must outlive the links.
     keep: Arc<dyn Any + Send + Sync>,
@@ -181,7 +188,7 @@ impl Group {
     ) -> Self {
         let links = Linked::start(thread, (ring, Members::default()), config, links);
         let way = Way::Ring { links, shortcut: None };
-        Self { ring, transport, way, recorder: Arc::default(), keep }
+        Self { ring, transport, way, posted: None, recorder: Arc::default(), keep }
     }
 
     /// A group without links: it is its own world.
@@ -189,7 +196,7 @@ impl Group {
         let chunk_bytes = config.chunk_bytes();
         let shared = Shared::new(ring, Members::default(), chunk_bytes, config.timeout);
         let way = Way::Ring { links: Linked { shared, chunk_bytes, driver: None }, shortcut: None };
-        Self { ring, transport: Transport::Alone, way, recorder: Arc::default(), keep }
+        Self { ring, transport: Transport::Alone, way, posted: None, recorder: Arc::default(), keep }
     }
 
     /// A group of the processes of one host.
@@ -199,7 +206,7 @@ impl Group {
     ) -> Self {
         let (ring, transport) = (engine.ring(), Transport::SharedMemory);
         let way = Way::Host { engine, thread: Some(thread) };
-        Self { ring, transport, way, recorder: Arc::default(), keep }
+        Self { ring, transport, way, posted: None, recorder: Arc::default(), keep }
     }
 
     /// The group with a faster way for what its ranks do most. All ranks must do this before the next operation.
@@ -210,6 +217,36 @@ impl Group {
                 self.transport = Transport::Hierarchical;
             }
             *shortcut = Some(faster);
+        }
+        self
+    }
+
+    /// The group with ways for messages between any two ranks. What all ranks do together is arranged before.
+    pub(crate) fn with_messages(
+        mut self,
+        thread: &IoThread,
+        config: GroupConfig,
+        ways: (Vec<Option<Road>>, Callers),
+    ) -> Self {
+        let alarm = match &self.way {
+            Way::Ring { shortcut: Some(shortcut), .. } => shortcut.alarm().clone(),
+            Way::Ring { .. } | Way::Host { .. } => Arc::<Alarm>::default(),
+        };
+        let place = (self.ring, config.chunk_bytes(), config.timeout);
+        let neighbours = match &self.way {
+            Way::Ring { shortcut, .. } => {
+                shortcut.as_ref().and_then(|shortcut| shortcut.neighbours(self.ring.rank()))
+            }
+            Way::Host { engine, .. } => {
+                let all = (0..self.ring.world_size().get()).map(Rank).collect();
+                Some(Neighbours::new(engine.clone(), all))
+            }
+        };
+        self.posted = Some(Posted::new(Post::start(thread, place, &alarm, ways, neighbours)));
+        match &self.way {
+            Way::Ring { shortcut: Some(_), .. } => {}
+            Way::Ring { links, .. } => links.shared.join(&alarm),
+            Way::Host { engine, .. } => engine.join(&alarm),
         }
         self
     }
@@ -266,6 +303,9 @@ impl Group {
             }
             Way::Host { engine, .. } => add(&engine.sent_bytes, &engine.received_bytes),
         }
+        if let Some(Posted { post, .. }) = &self.posted {
+            add(&post.sent_bytes, &post.received_bytes);
+        }
         sum
     }
 
@@ -279,10 +319,11 @@ impl Group {
         }
     }
 
-    /// Ends the group: waits until the neighbour has all that was sent, the timeout at most. Pending operations end
+    /// Ends the group: waits until others have all that was sent, the timeout at most. Pending operations end
     /// with [`CollectiveError::Closed`](crate::CollectiveError::Closed). Dropping a group does the same in the background.
     pub fn close(mut self) {
         self.end();
+        self.posted.iter_mut().for_each(Posted::wait);
         // How a thread ends is all the same.
         match &mut self.way {
             Way::Ring { links, shortcut } => {
@@ -294,6 +335,7 @@ impl Group {
     }
 
     fn end(&self) {
+        self.posted.iter().for_each(|posted| posted.post.close());
         match &self.way {
             Way::Ring { links, shortcut } => {
                 links.shared.close();

@@ -40,6 +40,21 @@ impl Layout {
         self.hosts.len()
     }
 
+    /// How many leaders there are: one for each host.
+    pub(crate) fn members(&self) -> WorldSize {
+        WorldSize::new(self.hosts.len() as u32).expect("a group has ranks, and they are somewhere")
+    }
+
+    /// The ranks of a host, in ascending order; those of a host that does not exist are none.
+    pub(crate) fn ranks_of(&self, host: usize) -> &[Rank] {
+        self.hosts.get(host).map_or(&[], Vec::as_slice)
+    }
+
+    /// Which host a rank is on; the first for one that does not exist.
+    pub(crate) fn host_of(&self, rank: Rank) -> usize {
+        self.hosts.iter().position(|host| host.contains(&rank)).unwrap_or(0)
+    }
+
     /// Whether any rank shares its host with another.
     pub(crate) fn has_company(&self) -> bool {
         self.hosts.iter().any(|host| host.len() > 1)

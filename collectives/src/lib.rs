@@ -7,9 +7,10 @@
 //! exchange   operations in flight    |  frame    the wire format
 //! transfer   one operation           |  schedule who sends what: pure arithmetic
 //! buffer     what is read and written |  shm      the ranks of one host, over memory that they share
+//! message    from one rank to another |  topology which order of ranks suits their links
 //! ```
-//! `schedule`, `transfer`, `exchange`, `frame` and `topology` (which order of ranks suits their links) are pure: no clock,
-//! socket, thread or random number.
+//! `schedule`, `transfer`, `exchange`, `frame`, `message::mailbox` and `topology` are pure: no clock, socket, thread or random
+//! number.
 //!
 //! Deliberately absent: models, recipes, coordinators. Here are slices, bytes and links.
 
@@ -30,6 +31,7 @@ mod io_thread;
 mod layout;
 pub mod link;
 pub mod memory;
+mod message;
 mod node;
 mod pending;
 mod pool;

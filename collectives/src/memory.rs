@@ -14,6 +14,7 @@ use crate::io_thread::IoThread;
 use crate::layout::{Layout, Seat};
 use crate::link::faulty::Gluing;
 use crate::link::memory;
+use crate::message::roads::within_process;
 use crate::rank::{Generation, Rank, WorldSize};
 use crate::ring::{Members, Ring};
 use crate::shm::arena::Arena;
@@ -40,7 +41,13 @@ pub fn groups_with<S: crate::link::LinkSender>(
     wrap: impl FnMut(Rank, memory::MemorySender) -> S,
 ) -> io::Result<Vec<Group>> {
     let thread = Arc::new(IoThread::start("mattock-memory")?);
-    Ok(groups_on(&thread, ranks, config, wrap))
+    Ok(with_messages(&thread, config, groups_on(&thread, ranks, config, wrap)))
+}
+
+/// The groups of all ranks, with ways for messages.
+fn with_messages(thread: &IoThread, config: GroupConfig, groups: Vec<Group>) -> Vec<Group> {
+    let ways = within_process(groups.len() as u32);
+    groups.into_iter().zip(ways).map(|(group, ways)| group.with_messages(thread, config, ways)).collect()
 }
 
 fn groups_on<S: crate::link::LinkSender>(
@@ -73,7 +80,8 @@ pub fn host_groups(ranks: WorldSize, config: GroupConfig) -> io::Result<Vec<Grou
     let thread = Arc::new(IoThread::start("mattock-memory")?);
     let rings = (0..ranks.get()).filter_map(|rank| Ring::new(Rank(rank), ranks, Generation(0)));
     let engines = engines(rings.map(|ring| (ring, Members::default())).collect(), config, &thread)?;
-    Ok(engines.into_iter().map(|engine| Group::on_host(engine, thread.clone())).collect())
+    let groups = engines.into_iter().map(|engine| Group::on_host(engine, thread.clone())).collect();
+    Ok(with_messages(&thread, config, groups))
 }
 
 /// One group for each rank, of which `hosts` says on which host it is to be: over shared memory within a host, linked in memory
@@ -108,9 +116,9 @@ pub fn hierarchical_groups(hosts: &[u32], config: GroupConfig) -> io::Result<Vec
     let whole = groups_on(&thread, ranks, config, |_, sender| sender);
     let joined = all.zip(whole).map(|(rank, group)| {
         let engine = engines_of.remove(&rank).ok_or(io::ErrorKind::NotFound)?;
-        Ok(group.with(Shortcut::Hosts(Hierarchy::new(engine, between.remove(&rank)))))
+        Ok(group.with(Shortcut::Hosts(Hierarchy::new(engine, between.remove(&rank), layout.clone()))))
     });
-    joined.collect()
+    Ok(with_messages(&thread, config, joined.collect::<io::Result<_>>()?))
 }
 
 /// As [`groups`], used as a line: what is reduced goes to the last rank and back.
@@ -130,7 +138,8 @@ pub fn line_groups(ranks: WorldSize, config: GroupConfig) -> io::Result<Vec<Grou
         let back = Linked::start(&thread, group.ring().reverse(), config, back);
         group.with(Shortcut::Line(Line::new(&thread, there, back)))
     };
-    Ok(whole.into_iter().zip(there.into_iter().zip(back)).map(line).collect())
+    let lines = whole.into_iter().zip(there.into_iter().zip(back)).map(line).collect();
+    Ok(with_messages(&thread, config, lines))
 }
 
 /// The ends of links in memory round a ring, by rank.

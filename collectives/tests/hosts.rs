@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use common::{Authority, config, name, spec};
 use mattock_collectives::{
-    Buffer, CollectiveError, Disagreement, Group, JoinError, Node, NodeConfig, Rank, RingSpec, Sum,
+    Buffer, CollectiveError, Disagreement, Group, I24, JoinError, Node, NodeConfig, Rank, RingSpec, Sum,
     Transport, TransportChoice, TransportError, segment,
 };
 use relay::Relay;
@@ -53,6 +53,13 @@ fn sum_of(ranks: usize, len: usize) -> Vec<i32> {
     (0..ranks as u32).fold(vec![0; len], add)
 }
 
+/// Lengths of parts that differ, one of them nothing.
+fn uneven(ranks: usize, len: usize) -> Vec<usize> {
+    let mut lens: Vec<usize> = (0..ranks).map(|rank| len * rank / (ranks * ranks)).collect();
+    lens[ranks - 1] += len - lens.iter().sum::<usize>();
+    lens
+}
+
 /// Several operations, of which some are hierarchical and others go round the ring, all under way at once.
 fn compute(groups: &[Group], len: usize) {
     let expected = sum_of(groups.len(), len);
@@ -64,17 +71,33 @@ fn compute(groups: &[Group], len: usize) {
             shared.copy_from_slice(&own);
             let all = group.all_reduce::<Sum<i32>>(own.clone(), Buffer::default());
             let part = group.reduce_scatter::<Sum<i32>>(own.clone(), Buffer::default());
+            let rooted =
+                group.gather(Rank(0), Arc::new(vec![group.ring().rank().0].into()), Buffer::default());
+            let lens = uneven(groups.len(), len);
+            let share = group.reduce_scatter_uneven::<Sum<i32>>(own.clone(), &lens, group.buffer(0));
+            let own_len = lens[group.ring().rank().0 as usize];
+            let mut mine = group.buffer(own_len);
+            mine.fill(group.ring().rank().0 as u8);
+            let whole = group.all_gather_uneven(Arc::new(mine), &lens, group.buffer(0));
             let again = group.all_reduce::<Sum<i32>>(Arc::new(shared), group.buffer(len));
             (
-                all,
-                part,
-                again,
+                (all, part, again, rooted),
+                (share, whole),
                 group.barrier(),
                 group.all_gather(Arc::new(vec![7u8].into()), groups.len(), Buffer::default()),
             )
         })
         .collect();
-    for (rank, (all, part, again, barrier, gathered)) in (0..).zip(pending) {
+    let lens = uneven(groups.len(), len);
+    let parts: Vec<u8> = (0..).zip(&lens).flat_map(|(rank, &len)| std::iter::repeat_n(rank, len)).collect();
+    let mut rest = &expected[..];
+    for (rank, ((all, part, again, rooted), (share, whole), barrier, gathered)) in (0..).zip(pending) {
+        let own;
+        (own, rest) = rest.split_at(lens[rank as usize]);
+        assert!(share.wait().unwrap() == *own);
+        assert!(whole.wait().unwrap() == parts);
+        let ranks: Vec<u32> = (0..groups.len() as u32).collect();
+        assert_eq!(rooted.wait().unwrap(), if rank == 0 { ranks } else { Vec::new() });
         assert!(all.wait().unwrap() == expected);
         assert!(part.wait().unwrap()[..] == expected[segment(len, groups.len() as u32, rank)]);
         assert!(again.wait().unwrap() == expected);
@@ -101,6 +124,24 @@ fn ranks_share_memory_within_hosts_wherever_they_are() {
     }
 }
 
+/// Pieces of elements of three bytes begin where peers may read them.
+#[test]
+fn elements_of_any_size_are_read_where_they_lie() {
+    let groups = groups(&nodes(&[1, 1, 2, 2], PATIENT), 0);
+    let len = 1_000_003;
+    let sums = groups.iter().map(|group| {
+        let mut input = group.buffer(len);
+        input.fill(I24([1, 2, 0]));
+        let input = Arc::new(input);
+        let sum = group.all_reduce::<Sum<I24>>(input.clone(), group.buffer(len));
+        (sum, group.reduce_scatter::<Sum<I24>>(input, group.buffer(len)))
+    });
+    for (rank, (sum, part)) in (0..).zip(sums.collect::<Vec<_>>()) {
+        assert!(sum.wait().unwrap().iter().all(|&x| x == I24([4, 8, 0])));
+        assert!(part.wait().unwrap() == vec![I24([4, 8, 0]); segment(len, 4, rank).len()]);
+    }
+}
+
 #[test]
 fn floats_have_the_same_bits_on_all_ranks_and_every_time() {
     let nodes = nodes(&[1, 1, 2, 2, 2], PATIENT);
@@ -119,37 +160,77 @@ fn floats_have_the_same_bits_on_all_ranks_and_every_time() {
     }
 }
 
+/// A group whose every link goes by a relay: that of a rank leads to the next one, for whoever calls it.
+fn by_relays(nodes: &[Node]) -> (Vec<Group>, Vec<Relay>) {
+    let next = |rank: usize| (rank + 1) % nodes.len();
+    let relays: Vec<_> =
+        (0..nodes.len()).map(|rank| Relay::per_caller(nodes[next(rank)].local_addr())).collect();
+    let joins: Vec<_> = (0..)
+        .zip(nodes)
+        .map(|(rank, node)| {
+            let spec = spec(nodes, rank, 0);
+            node.begin_join(RingSpec { next: (relays[rank as usize].address(), spec.next.1), ..spec })
+        })
+        .collect();
+    (joins.into_iter().map(|join| join.wait().unwrap()).collect(), relays)
+}
+
+/// Bytes that each relay carries while all do something.
+fn carried(relays: &[Relay], work: impl FnOnce()) -> Vec<u64> {
+    let bytes = || relays.iter().map(|relay| relay.carried().0).collect::<Vec<u64>>();
+    let before = bytes();
+    work();
+    bytes().into_iter().zip(before).map(|(after, before)| after - before).collect()
+}
+
 /// The link between hosts carries the payload once, not once for each rank.
 #[test]
 fn only_leaders_send_between_hosts() {
     let nodes = nodes(&[1, 1, 1, 2, 2], PATIENT);
-    let links = |rank: u32| {
-        let next = (rank as usize + 1) % nodes.len();
-        Relay::per_caller(nodes[next].local_addr())
-    };
-    let relays: Vec<_> = (0..nodes.len() as u32).map(links).collect();
-    let joins: Vec<_> = (0..)
-        .zip(&nodes)
-        .map(|(rank, node)| {
-            let spec = spec(&nodes, rank, 0);
-            node.begin_join(RingSpec { next: (relays[rank as usize].address(), spec.next.1), ..spec })
-        })
-        .collect();
-    let groups: Vec<_> = joins.into_iter().map(|join| join.wait().unwrap()).collect();
-    let before: Vec<u64> = relays.iter().map(|relay| relay.carried().0).collect();
-    let len = 1 << 20;
-    let input = Arc::new(Buffer::from(vec![1i32; len]));
-    let sums: Vec<_> =
-        groups.iter().map(|group| group.all_reduce::<Sum<i32>>(input.clone(), Buffer::default())).collect();
-    sums.into_iter().for_each(|sum| assert!(sum.wait().unwrap().iter().all(|&x| x == 5)));
-    let carried: Vec<u64> =
-        relays.iter().zip(before).map(|(relay, before)| relay.carried().0 - before).collect();
+    let (groups, relays) = by_relays(&nodes);
+    let carried = carried(&relays, || {
+        let input = Arc::new(Buffer::from(vec![1i32; 1 << 20]));
+        let sum = |group: &Group| group.all_reduce::<Sum<i32>>(input.clone(), Buffer::default());
+        let sums: Vec<_> = groups.iter().map(sum).collect();
+        sums.into_iter().for_each(|sum| assert!(sum.wait().unwrap().iter().all(|&x| x == 5)));
+    });
     // The leaders, ranks 0 and 3, are reached by way of the relays of those before them.
     for rank in [0, 1, 3] {
         assert!(carried[rank] < 100_000, "{carried:?}");
     }
     for rank in [2, 4] {
         assert!((4 << 20..5 << 20).contains(&carried[rank]), "{carried:?}");
+    }
+}
+
+/// Two hosts of two ranks: a half of the payload crosses each way where leaders do it, three quarters round a ring of all ranks.
+#[test]
+fn segments_cross_between_hosts_once() {
+    let (auto, quic) = (TransportChoice::Auto, TransportChoice::Quic);
+    for (choice, transport, quarters) in [(auto, Transport::Hierarchical, 2), (quic, Transport::Quic, 3)] {
+        let nodes = with_choices(&[(1, choice), (1, choice), (2, choice), (2, choice)], PATIENT);
+        let (groups, relays) = by_relays(&nodes);
+        assert!(groups.iter().all(|group| group.transport() == transport));
+        let (len, bytes) = (1 << 20, 4 << 20);
+        let scattered = carried(&relays, || {
+            let input = Arc::new(Buffer::from(vec![1i32; len]));
+            let sum = |group: &Group| group.reduce_scatter::<Sum<i32>>(input.clone(), Buffer::default());
+            let sums: Vec<_> = groups.iter().map(sum).collect();
+            sums.into_iter().for_each(|sum| assert_eq!(sum.wait().unwrap(), vec![4; len / 4]));
+        });
+        let gathered = carried(&relays, || {
+            let input = Arc::new(Buffer::from(vec![3i32; len / 4]));
+            let gather = |group: &Group| group.all_gather(input.clone(), len, Buffer::default());
+            let gathers: Vec<_> = groups.iter().map(gather).collect();
+            gathers.into_iter().for_each(|all| assert!(all.wait().unwrap() == vec![3; len]));
+        });
+        for carried in [scattered, gathered] {
+            // From rank 1's host to rank 2's, and back.
+            for link in [1, 3] {
+                let wanted = bytes / 4 * quarters;
+                assert!((wanted..wanted + bytes / 8).contains(&carried[link]), "{transport}: {carried:?}");
+            }
+        }
     }
 }
 
@@ -286,7 +367,7 @@ fn ranks_that_do_different_things_are_told_within_and_between_hosts() {
 fn ranks_that_take_different_ways_are_told() {
     let nodes = nodes(&[1, 1, 2], PATIENT);
     let groups = groups(&nodes, 0);
-    let gathered = groups[0].all_gather(Arc::new(vec![7u8].into()), 3, Buffer::default());
+    let gathered = groups[0].gather(Rank(0), Arc::new(vec![7u8].into()), Buffer::default());
     let barriers = [groups[1].barrier(), groups[2].barrier()];
     let error = gathered.wait().unwrap_err();
     let mut errors = vec![error];

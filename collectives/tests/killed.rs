@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::{Authority, config, name, ring};
-use mattock_collectives::{Buffer, Generation, Identity, Node, NodeConfig, RingSpec, Sum, Transport};
+use mattock_collectives::{Buffer, Generation, Identity, Node, NodeConfig, Rank, RingSpec, Sum, Transport};
 
 /// On which host each rank is; a rank that is alone on its host is missed after a timeout only.
 const HOSTS: [u64; 5] = [1, 1, 2, 2, 2];
@@ -39,12 +39,20 @@ fn rank_process() {
     let group = node.join_ring(RingSpec { ring, next, prev: name(ring.prev().0) }).unwrap();
     assert_eq!((group.transport(), group.ring().generation()), (Transport::Hierarchical, Generation(1)));
     println!("{SAYS}joined");
+    // Nobody sends this: who waits for a message of a rank that lives learns of another's death, too.
+    let waiting = group.receive(Rank((rank + 2) % RANKS), 9, Buffer::<u8>::zeroed(1));
     for round in 0u32.. {
         let len = [1, 1000, 100_000, 2_000_000][round as usize % 4];
         let sum = group.all_reduce::<Sum<i32>>(Arc::new(vec![1; len].into()), group.buffer(len));
         let gathered = group.all_gather(Arc::new(vec![7u8].into()), RANKS as usize, Buffer::default());
-        let outcome = sum.wait().map(drop).and(gathered.wait().map(drop));
-        if let Err(error) = outcome {
+        let (before, behind) = (Rank((rank + RANKS - 2) % RANKS), Rank((rank + 2) % RANKS));
+        let sent = group.send(behind, round, Arc::new(vec![rank; len].into()));
+        let received = group.receive(before, round, group.buffer::<u32>(len));
+        let outcomes =
+            [sum.wait().map(drop), gathered.wait().map(drop), received.wait().map(drop), sent.wait()];
+        if let Some(error) = outcomes.into_iter().find_map(Result::err) {
+            let missed = waiting.wait().unwrap_err();
+            assert!(missed.to_string().contains("lost rank"), "{missed}");
             println!("{SAYS}{error}");
             return;
         }

@@ -1,5 +1,6 @@
-//! All-reduce where some ranks share a host: the ranks of a host reduce to its leader over shared memory, the leaders
-//! all-reduce round a ring of theirs, and each spreads the result within its host.
+//! Operations where some ranks share a host. All-reduce: the ranks of a host reduce to its leader over shared memory, the leaders
+//! all-reduce round a ring of theirs, and each spreads the result within its host. Reduce-scatter and all-gather go the same way
+//! ([`scattered`]).
 //!
 //! The payload goes through this in pieces. While one is under way between the hosts, later ones are reduced within:
 //!
@@ -12,38 +13,45 @@
 //! each rank; and a small message takes `2 (h - 1)` hops of the network.
 //!
 //! # Invariants
-//! 1. All ranks of a host run the same rounds in the same order: they depend on the payload's length, and on nothing else.
+//! 1. All ranks of a host run the same rounds in the same order: they depend on how the payload is divided, and on nothing else.
 //! 2. The leaders' ring is told of the whole operation: a piece is taken only as this piece of this operation.
 //! 3. At most [`WINDOW`] pieces are under way, so memory has a bound.
-//! 4. The order of additions is a function of the layout of ranks on hosts, of the length, and of the size of chunks; all ranks
-//!    receive the same bits.
+//! 4. The order of additions is a function of the layout of ranks on hosts, of how the payload is divided, and of the size of
+//!    chunks; all ranks receive the same bits.
 //!
 //! Deliberately absent: overlap of one operation's last pieces with the next one's first. Ranks of a host would have to agree
 //! on who has submitted what.
+
+mod scattered;
+mod shares;
+mod within;
 
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use self::scattered::Scattered;
+use self::within::{Within, piece_len};
 use super::order::{Combine, Order};
 use super::{Linked, PENDING_MAX};
 use crate::alarm::Alarm;
 use crate::buffer::Buffer;
 use crate::collective::{Collective, OpId};
 use crate::driver::Shared;
-use crate::error::{CollectiveError, Payload, Phase, Place};
+use crate::error::{CollectiveError, Phase};
 use crate::fault::Fault;
+use crate::layout::Layout;
+use crate::message::neighbours::Neighbours;
 use crate::pending::Pending;
-use crate::rank::{Rank, WorldSize};
+use crate::rank::Rank;
 use crate::recorder::Recorder;
 use crate::reduction::Element;
 use crate::ring::Ring;
 use crate::schedule::Parts;
-use crate::schedule::ring::Schedule;
 use crate::shm::calls::Call;
 use crate::shm::engine::{Engine, Job, Turn};
-use crate::transfer::{Buffers, TypedTransfer};
+use crate::transfer::Buffers;
 
 /// Pieces under way between hosts at most.
 const WINDOW: usize = 16;
@@ -58,17 +66,27 @@ const LEADER: Rank = Rank(0);
 
 /// What a ring has beside it where some of its ranks share a host.
 pub(crate) struct Hierarchy {
-    alarm: Arc<Alarm>,
+    pub(super) alarm: Arc<Alarm>,
     /// Of this host: perhaps with this rank alone.
     pub(super) engine: Arc<Engine>,
     pub(super) thread: Option<JoinHandle<()>>,
     /// The leaders' ring, where this rank is one.
     pub(super) leaders: Option<Linked>,
+    layout: Arc<Layout>,
 }
 
 impl Hierarchy {
-    pub(crate) fn new((engine, thread): (Arc<Engine>, JoinHandle<()>), leaders: Option<Linked>) -> Self {
-        Self { alarm: Arc::default(), engine, thread: Some(thread), leaders }
+    pub(crate) fn new(
+        (engine, thread): (Arc<Engine>, JoinHandle<()>),
+        leaders: Option<Linked>,
+        layout: Layout,
+    ) -> Self {
+        Self { alarm: Arc::default(), engine, thread: Some(thread), leaders, layout: Arc::new(layout) }
+    }
+
+    /// Those who share a host with this rank.
+    pub(super) fn neighbours(&self, rank: Rank) -> Neighbours {
+        Neighbours::new(self.engine.clone(), self.layout.ranks_of(self.layout.host_of(rank)).to_vec())
     }
 
     /// From now on the ring of all ranks and these parts end together.
@@ -94,7 +112,13 @@ impl Hierarchy {
         finish: impl FnOnce(Buffer<E>) -> T + Send + 'static,
     ) -> Pending<T> {
         let (collective, bytes) = (order.collective, order.bytes());
-        let between = Between { alarm: self.alarm.clone(), whole: whole.ring, leaders: self.leaders() };
+        let between = Between {
+            alarm: self.alarm.clone(),
+            whole: whole.ring,
+            host: self.layout.host_of(whole.ring.rank()),
+            layout: self.layout.clone(),
+            leaders: self.leaders(),
+        };
         whole.update(|exchange| {
             let at = exchange.next_place(collective);
             if let Some(fault) = exchange.fault() {
@@ -136,6 +160,9 @@ impl Drop for Hierarchy {
 struct Between {
     alarm: Arc<Alarm>,
     whole: Ring,
+    layout: Arc<Layout>,
+    /// Of this rank, among those of the layout.
+    host: usize,
     /// With the size of chunks, where this rank is a leader.
     leaders: Option<(Arc<Shared>, u32)>,
 }
@@ -149,20 +176,28 @@ impl Between {
         op: OpId,
         order: Order<E>,
     ) -> Result<Buffer<E>, CollectiveError> {
+        if is_scattered(op.collective) {
+            let mut rounds = Scattered::new(self, engine, op, &order);
+            let outcome = rounds.run(turn, order.buffers);
+            return outcome.map_err(|Ended| self.error(&rounds.within));
+        }
         let mut rounds = Rounds::new(self, engine, op, &order);
         let Buffers { input, mut output, .. } = order.buffers;
         let outcome = rounds.run(turn, input.as_ref(), &mut output);
-        let Rounds { phase, bytes_done, .. } = rounds;
-        outcome.map(|()| output).map_err(|Ended| {
-            // Where no alarm was raised, the parts were closed in an orderly way.
-            let fault = self.alarm.fault().or(engine.fault()).unwrap_or(&Fault::Closed);
-            fault.at(self.place(op, phase, bytes_done))
-        })
+        outcome.map(|()| output).map_err(|Ended| self.error(&rounds.within))
     }
 
-    fn place(&self, op: OpId, phase: Phase, bytes_done: u64) -> Place {
-        Place { rank: self.whole.rank(), generation: self.whole.generation(), op, phase, bytes_done }
+    fn error(&self, within: &Within<'_>) -> CollectiveError {
+        // Where no alarm was raised, the parts were closed in an orderly way.
+        let fault = self.alarm.fault().or(within.engine.fault()).unwrap_or(&Fault::Closed);
+        fault.at(within.place())
     }
+}
+
+/// Whether ranks have segments of their own, before or after it.
+pub(super) fn is_scattered(collective: Collective) -> bool {
+    use Collective::{AllGather, AllGatherUneven, ReduceScatter, ReduceScatterUneven};
+    matches!(collective, ReduceScatter | ReduceScatterUneven { .. } | AllGather | AllGatherUneven { .. })
 }
 
 /// What a leader sends round its ring.
@@ -183,34 +218,23 @@ impl From<CollectiveError> for Ended {
 
 /// One operation on its way through its rounds.
 struct Rounds<'a, E> {
-    between: &'a Between,
-    engine: &'a Engine,
-    op: OpId,
-    payload: Payload,
+    within: Within<'a>,
     combine: Combine<E>,
     len: usize,
     piece_len: usize,
     /// Pieces between hosts, the oldest first; leaders have them.
     under_way: VecDeque<Pending<Buffer<E>>>,
-    phase: Phase,
-    bytes_done: u64,
 }
 
 impl<'a, E: Element> Rounds<'a, E> {
     fn new(between: &'a Between, engine: &'a Engine, op: OpId, order: &Order<E>) -> Self {
-        let combine = order.reduction.expect("what is carried here is reduced");
-        let piece_bytes = (PIECE_CHUNKS * engine.chunk_bytes()).next_multiple_of(PIECE_ALIGNMENT);
+        let payload = order.payload();
         Self {
-            between,
-            engine,
-            op,
-            payload: order.payload(),
-            combine,
+            within: Within { between, engine, op, payload, phase: Phase::Queued, bytes_done: 0 },
+            combine: order.reduction.expect("what is carried here is reduced"),
             len: order.parts.len(),
-            piece_len: piece_bytes / size_of::<E>(),
+            piece_len: piece_len::<E>(engine, 1),
             under_way: VecDeque::new(),
-            phase: Phase::Queued,
-            bytes_done: 0,
         }
     }
 
@@ -226,15 +250,15 @@ impl<'a, E: Element> Rounds<'a, E> {
         let window = pieces.min(WINDOW);
         for step in 0..pieces + window {
             if step < pieces {
-                self.phase = Phase::Reducing { pass: step as u32 };
+                self.within.phase = Phase::Reducing { pass: step as u32 };
                 let piece = self.piece(step);
                 let sum = self.reduce(turn, piece.clone(), input, output)?;
-                if let (Some(leaders), Some(sum)) = (&self.between.leaders, sum) {
-                    self.under_way.push_back(self.send(leaders, piece, sum));
+                if let Some(sum) = sum {
+                    self.under_way.push_back(self.send(piece, sum));
                 }
             }
             if let Some(step) = step.checked_sub(window) {
-                self.phase = Phase::Copying { pass: step as u32 };
+                self.within.phase = Phase::Copying { pass: step as u32 };
                 self.spread(turn, self.piece(step), output)?;
             }
         }
@@ -255,49 +279,37 @@ impl<'a, E: Element> Rounds<'a, E> {
         output: &Buffer<E>,
     ) -> Result<Option<Held<E>>, Ended> {
         let all = input.map_or(output, |input| input);
-        if self.is_alone() {
+        let Within { engine, .. } = self.within;
+        if self.within.is_alone() {
             return Ok(Some(match input {
                 Some(input) => Held { buffer: input.clone(), holds: 0..self.len },
                 None => {
-                    let mut copy = self.engine.scratch(piece.len());
+                    let mut copy = engine.scratch(piece.len());
                     copy.copy_from_slice(&all[piece.clone()]);
                     Held { buffer: Arc::new(copy), holds: piece }
                 }
             }));
         }
-        let mut sum = self.engine.scratch::<E>(if self.is_leader() { piece.len() } else { 0 });
+        let is_leader = self.within.is_leader();
+        let mut sum = engine.scratch::<E>(if is_leader { piece.len() } else { 0 });
         let call = Call {
             fold: Some(self.combine.partial()),
             input: Some(bytemuck::cast_slice(&all[piece.clone()])),
-            input_at: self.engine.offset_of(all).map(|offset| offset + piece.start * size_of::<E>()),
+            input_at: self.within.offset_of(all, &piece),
             output: bytemuck::cast_slice_mut(&mut sum),
-            ..self.call(turn, Collective::Reduce { root: LEADER }, piece.len())
+            ..self.within.call::<E>(turn, Collective::Reduce { root: LEADER }, piece.len())
         };
-        self.within(turn, call)?;
-        Ok(self.is_leader().then(|| Held { buffer: Arc::new(sum), holds: piece }))
+        self.within.run(turn, call)?;
+        Ok(is_leader.then(|| Held { buffer: Arc::new(sum), holds: piece }))
     }
 
     /// Sends a piece round the ring of leaders.
-    fn send(
-        &self,
-        (leaders, chunk_bytes): &(Arc<Shared>, u32),
-        piece: Range<usize>,
-        sum: Held<E>,
-    ) -> Pending<Buffer<E>> {
-        let at = self.between.place(self.op, self.phase, self.bytes_done);
-        let (resolve, pending) = Pending::new(CollectiveError::Closed { at });
-        let output = self.engine.scratch(piece.len());
-        let Held { buffer, holds } = sum;
-        let buffers =
-            Buffers { input: Some(buffer), input_holds: holds, output, output_holds: piece.clone() };
-        let (ring, ranks) = (leaders.ring, self.between.whole.world_size());
-        let parts = Parts::Piece { len: self.len, elements: piece, members: ring.world_size(), ranks };
-        let chunk_len = *chunk_bytes as usize / size_of::<E>();
-        let schedule = Schedule::new(ring, self.op.collective, parts, chunk_len);
-        let resolve = Box::new(move |outcome| drop(resolve.send(outcome)));
-        let transfer = TypedTransfer::new(schedule, Some(self.combine.kernel()), buffers, resolve);
-        leaders.update(|exchange| exchange.submit_as(self.op, Box::new(transfer)));
-        pending
+    fn send(&self, piece: Range<usize>, sum: Held<E>) -> Pending<Buffer<E>> {
+        let Between { whole, layout, .. } = self.within.between;
+        let (members, ranks) = (layout.members(), whole.world_size());
+        let parts = Parts::Piece { len: self.len, elements: piece.clone(), members, ranks };
+        let output = self.within.engine.scratch(piece.len());
+        self.within.send(parts, Some(self.combine.kernel()), (sum.buffer, sum.holds), (output, piece))
     }
 
     /// Spreads a piece within the host, as soon as the leader has it.
@@ -306,62 +318,22 @@ impl<'a, E: Element> Rounds<'a, E> {
             Some(pending) => pending.wait()?,
             None => Buffer::default(),
         };
-        let collective = Collective::Broadcast { root: LEADER };
-        if self.is_leader() {
+        if self.within.is_leader() {
             output[piece.clone()].copy_from_slice(&result);
-            self.bytes_done += size_of_val(&result[..]) as u64;
+            self.within.bytes_done += size_of_val(&result[..]) as u64;
         }
-        if self.is_alone() {
+        if self.within.is_alone() {
             return Ok(());
         }
-        let call = self.call(turn, collective, piece.len());
-        let call = match self.is_leader() {
+        let call = self.within.call::<E>(turn, Collective::Broadcast { root: LEADER }, piece.len());
+        let call = match self.within.is_leader() {
             true => Call {
                 input: Some(bytemuck::cast_slice(&result)),
-                input_at: self.engine.offset_of(&result),
+                input_at: self.within.offset_of(&result, &(0..0)),
                 ..call
             },
             false => Call { output: bytemuck::cast_slice_mut(&mut output[piece]), ..call },
         };
-        self.engine.set_patience(if self.is_leader() { 1 } else { PATIENCE });
-        let spread = self.within(turn, call);
-        self.engine.set_patience(1);
-        spread
-    }
-
-    /// A round of the host over so many elements, without buffers.
-    fn call<'c>(&self, turn: &mut Turn, collective: Collective, len: usize) -> Call<'c> {
-        let op = OpId { sequence: turn.rounds, collective };
-        turn.rounds += 1;
-        let total_bytes = (len * size_of::<E>()) as u64;
-        Call {
-            op,
-            part_of: Some((self.op, self.payload)),
-            payload: Payload { total_bytes, ..self.payload },
-            parts: Parts::Even { len, ranks: self.host() },
-            fold: None,
-            input: Some(&[]),
-            input_at: None,
-            output: &mut [],
-            output_at: None,
-        }
-    }
-
-    fn within(&mut self, turn: &mut Turn, call: Call<'_>) -> Result<(), Ended> {
-        let outcome = self.engine.run(turn, call);
-        self.bytes_done += turn.bytes_done;
-        Ok(outcome?)
-    }
-
-    fn host(&self) -> WorldSize {
-        self.engine.ring().world_size()
-    }
-
-    fn is_alone(&self) -> bool {
-        self.host().get() == 1
-    }
-
-    fn is_leader(&self) -> bool {
-        self.between.leaders.is_some()
+        self.within.run_after_network(turn, call)
     }
 }

@@ -49,7 +49,7 @@ type Job = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// What a ring has beside it where it is used as a line.
 pub(crate) struct Line {
-    alarm: Arc<Alarm>,
+    pub(super) alarm: Arc<Alarm>,
     pub(super) there: Linked,
     /// In the reverse order.
     pub(super) back: Linked,

@@ -44,7 +44,9 @@ impl Group {
         self.begin_reduction::<R>(Collective::AllReduce, input, output, held)
     }
 
-    /// As [`all_reduce`](Self::all_reduce), but this rank receives only its [`segment`] of the result.
+    /// As [`all_reduce`](Self::all_reduce), but this rank receives only its [`segment`] of the result. Floats are added in an order
+    /// that depends on how many ranks there are, on whose segment they are in, and, where some but not all ranks share a host, on
+    /// who does.
     pub fn reduce_scatter<R: Reduction>(
         &self,
         input: Arc<Buffer<R::Element>>,

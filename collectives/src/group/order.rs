@@ -152,7 +152,7 @@ impl Group {
     }
 }
 
-pub(super) fn too_many(at: Place) -> CollectiveError {
+pub(crate) fn too_many(at: Place) -> CollectiveError {
     let reason = format!("{PENDING_MAX} operations are pending: wait for one of them first");
     CollectiveError::InvalidInput { rank: at.rank, reason }
 }

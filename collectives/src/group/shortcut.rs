@@ -4,14 +4,17 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use super::Linked;
-use super::hierarchy::Hierarchy;
+use super::hierarchy::{Hierarchy, is_scattered};
 use super::line::Line;
 use super::order::Order;
+use crate::alarm::Alarm;
 use crate::buffer::Buffer;
 use crate::collective::Collective;
 use crate::driver::Shared;
 use crate::fault::Fault;
+use crate::message::neighbours::Neighbours;
 use crate::pending::Pending;
+use crate::rank::Rank;
 use crate::recorder::Recorder;
 use crate::reduction::Element;
 use crate::shm::engine::Engine;
@@ -27,7 +30,8 @@ pub(crate) enum Shortcut {
 impl Shortcut {
     /// Whether it carries such an operation; all others go round the ring.
     pub(super) fn carries(&self, collective: Collective) -> bool {
-        matches!(collective.pattern(), Collective::AllReduce | Collective::Barrier)
+        let reduces_all = matches!(collective.pattern(), Collective::AllReduce | Collective::Barrier);
+        reduces_all || (matches!(self, Self::Hosts(_)) && is_scattered(collective))
     }
 
     /// Queues an operation that the ring of all ranks numbers.
@@ -57,6 +61,22 @@ impl Shortcut {
         match self {
             Self::Hosts(hierarchy) => hierarchy.join(whole),
             Self::Line(line) => line.join(whole),
+        }
+    }
+
+    /// Those who share a host with this rank.
+    pub(super) fn neighbours(&self, rank: Rank) -> Option<Neighbours> {
+        match self {
+            Self::Hosts(hierarchy) => Some(hierarchy.neighbours(rank)),
+            Self::Line(_) => None,
+        }
+    }
+
+    /// What ends all parts together.
+    pub(super) fn alarm(&self) -> &Arc<Alarm> {
+        match self {
+            Self::Hosts(hierarchy) => &hierarchy.alarm,
+            Self::Line(line) => &line.alarm,
         }
     }
 

@@ -24,6 +24,7 @@ use crate::group::{Group, Linked};
 use crate::layout::{Layout, Seat};
 use crate::link::quic::directions::{DIRECTIONS_BYTES, Directions};
 use crate::link::quic::hello::Part;
+use crate::message::roads::{Callers, QuicWays};
 use crate::rank::Rank;
 use crate::reduction::SaturatingSum;
 use crate::ring::{Members, Ring, Shape};
@@ -86,11 +87,12 @@ pub(super) async fn best(
     });
     let own = host.as_ref().map_or(Card::unwilling(), |(host, _)| host.card);
     let told = tell(&ring, own, spec).await?;
+    let messages = |group: Group| messages(core, group, &told);
     let are_willing = told.iter().all(|told| told.card.apart(&told.card).is_none());
     let layout = Layout::of(&told, |a, b| a.card.apart(&b.card).is_none());
     let apart = told.iter().find_map(|other| told[0].card.apart(&other.card)).unwrap_or_default();
     let Some(plan) = plan(ring.ring(), &layout, are_willing) else {
-        return Ok((ring, apart.to_owned()));
+        return Ok((messages(ring), apart.to_owned()));
     };
     let better = match (plan, host) {
         (Plan::Line, _) => line(core, spec, &told).await,
@@ -100,14 +102,32 @@ pub(super) async fn best(
     let failures = Arc::new(vec![u32::from(better.is_err())].into());
     let failures = ring.all_reduce::<SaturatingSum>(failures, Buffer::default()).await?[0];
     match better {
-        Ok(Better::Shared(group)) if failures == 0 => Ok((group, String::new())),
-        Ok(Better::Helped(shortcut)) if failures == 0 => Ok((ring.with(shortcut), apart.to_owned())),
+        Ok(Better::Shared(group)) if failures == 0 => Ok((messages(group), String::new())),
+        Ok(Better::Helped(shortcut)) if failures == 0 => {
+            Ok((messages(ring.with(shortcut)), apart.to_owned()))
+        }
         refused => {
             let reason = refused.err().unwrap_or_else(|| "another rank could not".to_owned());
             tracing::warn!(reason, "QUIC round the ring of all ranks, though there is a better way");
-            Ok((ring, reason))
+            Ok((messages(ring), reason))
         }
     }
+}
+
+/// The group with ways for messages: to each rank as the one before it reaches it.
+fn messages(core: &Core, group: Group, told: &[Told]) -> Group {
+    let ways = QuicWays {
+        endpoint: core.endpoint.clone(),
+        client: core.client.clone(),
+        lobby: core.lobby.clone(),
+        obituaries: core.obituaries.clone(),
+        ring: group.ring(),
+        directions: (0..told.len() as u32).map(|rank| directions(told, Rank(rank)).ok().cloned()).collect(),
+        chunk_bytes: core.group.chunk_bytes(),
+        timeout: core.group.timeout,
+    };
+    let roads = ways.roads();
+    group.with_messages(&core.thread, core.group, (roads, Callers::Quic(Box::new(ways))))
 }
 
 /// Tells all others, and hears from them, by rank.
@@ -174,7 +194,7 @@ async fn hosts(
     let engine = engine.map_err(|error| error.to_string())?;
     Ok(match layout.hosts() {
         1 => Better::Shared(Group::on_host(engine, ring.keep())),
-        _ => Better::Helped(Shortcut::Hosts(Hierarchy::new(engine, leaders))),
+        _ => Better::Helped(Shortcut::Hosts(Hierarchy::new(engine, leaders, layout.clone()))),
     })
 }
 

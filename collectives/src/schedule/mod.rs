@@ -32,6 +32,9 @@ pub(crate) enum Parts {
     Uneven { ends: Arc<[usize]> },
     /// Only these elements of a payload of `len`, divided among some members of a group of so many `ranks`.
     Piece { len: usize, elements: Range<usize>, members: WorldSize, ranks: WorldSize },
+    /// Only some elements of a payload of `len`, which are counted in the order in which they travel: they begin at `start`, and
+    /// those of each member end there. For a group of so many `ranks`.
+    Shares { len: usize, start: usize, ends: Arc<[usize]>, ranks: WorldSize },
 }
 
 impl Parts {
@@ -48,7 +51,7 @@ impl Parts {
     /// Elements of the whole payload.
     pub(crate) fn len(&self) -> usize {
         match self {
-            Self::Even { len, .. } | Self::Piece { len, .. } => *len,
+            Self::Even { len, .. } | Self::Piece { len, .. } | Self::Shares { len, .. } => *len,
             Self::Uneven { ends } => ends.last().copied().unwrap_or(0),
         }
     }
@@ -57,6 +60,7 @@ impl Parts {
     pub(crate) fn elements(&self) -> Range<usize> {
         match self {
             Self::Piece { elements, .. } => elements.clone(),
+            Self::Shares { start, ends, .. } => *start..ends.last().copied().unwrap_or(*start),
             _ => 0..self.len(),
         }
     }
@@ -65,10 +69,8 @@ impl Parts {
     pub(crate) fn segment(&self, rank: u32) -> Range<usize> {
         match self {
             Self::Even { len, ranks } => segment(*len, ranks.get(), rank),
-            Self::Uneven { ends } => {
-                let before = (rank as usize).checked_sub(1).map_or(0, |before| ends[before]);
-                before..ends[rank as usize]
-            }
+            Self::Uneven { ends } => between(0, ends, rank),
+            Self::Shares { start, ends, .. } => between(*start, ends, rank),
             Self::Piece { elements, members, .. } => {
                 let part = segment(elements.len(), members.get(), rank);
                 elements.start + part.start..elements.start + part.end
@@ -80,11 +82,17 @@ impl Parts {
     pub(crate) fn longest(&self) -> usize {
         match self {
             Self::Even { .. } | Self::Piece { .. } => self.segment(0).len(),
-            Self::Uneven { ends } => {
+            Self::Uneven { ends } | Self::Shares { ends, .. } => {
                 (0..ends.len() as u32).map(|rank| self.segment(rank).len()).max().unwrap_or(0)
             }
         }
     }
+}
+
+/// What ends there, from where the one before does, or from `start`.
+fn between(start: usize, ends: &[usize], index: u32) -> Range<usize> {
+    let before = (index as usize).checked_sub(1).map_or(start, |before| ends[before]);
+    before..ends[index as usize]
 }
 
 /// What tells lists of lengths apart (FNV-1a, folded): by accident, two have the same once in four thousand million.

@@ -93,7 +93,7 @@ impl Schedule {
     /// How many ranks' inputs are reduced.
     pub(crate) fn ranks(&self) -> WorldSize {
         match &self.parts {
-            Parts::Piece { ranks, .. } => *ranks,
+            Parts::Piece { ranks, .. } | Parts::Shares { ranks, .. } => *ranks,
             _ => self.ring.world_size(),
         }
     }
@@ -212,7 +212,11 @@ impl Schedule {
     }
 
     fn has_empty_chunks(&self) -> bool {
-        matches!(self.parts, Parts::Uneven { .. })
+        match self.parts {
+            Parts::Uneven { .. } => true,
+            Parts::Shares { .. } => self.collective.is_uneven(),
+            Parts::Even { .. } | Parts::Piece { .. } => false,
+        }
     }
 
     fn chunk_of(&self, segment: Range<usize>, pass: u32, index: u32) -> Option<Chunk> {

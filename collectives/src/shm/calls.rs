@@ -317,7 +317,7 @@ impl Engine {
             Collective::Shift { .. } => (input, call.output.len()),
             Collective::AllGather | Collective::AllGatherUneven { .. } => (own * others, total - own),
             Collective::Broadcast { root } => at(root, (total * others, 0), (0, total)),
-            Collective::Barrier => (0, 0),
+            Collective::Barrier | Collective::Message { .. } => (0, 0),
             Collective::Reduce { root } => at(root, (0, total * others), (total, 0)),
             Collective::Gather { root } => at(root, (0, total - own), (own, 0)),
             Collective::Scatter { root } => at(root, (total - own, 0), (0, own)),

@@ -344,6 +344,11 @@ impl Engine {
         self.members.name(Rank(rank))
     }
 
+    /// Bytes of another rank's arena; `None` where it has no such bytes. They mean something while their owner keeps them.
+    pub(crate) fn memory_of(&self, rank: u32, start: usize, length: usize) -> Option<&[u8]> {
+        self.peer(rank)?.bytes(start, length)
+    }
+
     /// Another rank's.
     pub(super) fn peer(&self, rank: u32) -> Option<&Peer> {
         self.peers.get(rank as usize)?.as_ref()

@@ -27,10 +27,12 @@ pub(crate) enum Part {
     LineThere = 2,
     /// That of all ranks in the reverse order.
     LineBack = 3,
+    /// None: messages from one rank to any other.
+    Messages = 4,
 }
 
 impl Part {
-    const ALL: [Self; 4] = [Self::Whole, Self::Leaders, Self::LineThere, Self::LineBack];
+    const ALL: [Self; 5] = [Self::Whole, Self::Leaders, Self::LineThere, Self::LineBack, Self::Messages];
 }
 
 impl fmt::Display for Part {
@@ -40,6 +42,7 @@ impl fmt::Display for Part {
             Self::Leaders => "the leaders' ring",
             Self::LineThere => "the line",
             Self::LineBack => "the line back",
+            Self::Messages => "messages",
         })
     }
 }

@@ -9,6 +9,7 @@ use quinn::{Connection, Endpoint, Incoming};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
+use super::directions::Directions;
 use super::hello::{HELLO_BYTES, Hello, Part, WELCOME};
 use super::identity::peer_name;
 use super::lobby::{Call, Lobby};
@@ -44,9 +45,37 @@ impl Join<'_> {
         let asked = self.lobby.ask(self.ring.generation(), self.part, Some(prev));
         asked.map_err(|newest| self.stale(newest))?;
         tokio::try_join!(
-            self.in_time(next, self.call(next_address, next)),
+            self.in_time(next, async {
+                let called = self.call(self.hello(), next_address, next).await;
+                called.map_err(|source| self.error(next, source))
+            }),
             self.in_time(prev, self.answer(prev)),
         )
+    }
+
+    /// Links to another rank by itself.
+    pub(crate) async fn link_to(
+        &self,
+        to: Rank,
+        Directions { address, name }: &Directions,
+    ) -> Result<QuicSender, TransportError> {
+        let hello = Hello { to, ..self.hello() };
+        timeout(self.timeout, self.call(hello, *address, name)).await.unwrap_or(Err(TransportError::TimedOut))
+    }
+
+    /// Takes in another rank by itself; `caller` is who it has proved to be, if it is one of these ranks.
+    pub(crate) async fn welcome(
+        &self,
+        call: Call,
+        caller: Option<Rank>,
+    ) -> Result<(Rank, QuicReceiver), TransportError> {
+        let Some(from) = caller else {
+            let reason = format!("{} is not rank {} of this ring", call.name, call.hello.from);
+            refuse(&call.connection, &reason);
+            return Err(TransportError::Refused { reason });
+        };
+        let receiver = self.let_in(call, Hello { from, to: self.ring.rank(), ..self.hello() }).await?;
+        Ok((from, receiver))
     }
 
     async fn in_time<T>(
@@ -60,20 +89,22 @@ impl Join<'_> {
         })
     }
 
-    /// Connects to the next rank.
-    async fn call(&self, address: SocketAddr, name: &str) -> Result<QuicSender, JoinError> {
-        let failed = |reason: String| self.error(name, TransportError::Failed { reason });
-        let lost = |error| self.error(name, transport_error(error));
+    /// Connects to another rank.
+    async fn call(
+        &self,
+        hello: Hello,
+        address: SocketAddr,
+        name: &str,
+    ) -> Result<QuicSender, TransportError> {
+        let failed = |reason: String| TransportError::Failed { reason };
         let connecting = self.endpoint.connect_with(self.client.clone(), address, name);
-        let connection = connecting.map_err(|error| failed(error.to_string()))?.await.map_err(lost)?;
-        self.check_name(&connection, name)?;
-        let (mut data, mut answer) = connection.open_bi().await.map_err(lost)?;
-        let broken = |_| self.error(name, close_reason(&connection));
-        data.write_all(&self.hello().encode())
-            .await
-            .map_err(|_| self.error(name, close_reason(&connection)))?;
+        let connection =
+            connecting.map_err(|error| failed(error.to_string()))?.await.map_err(transport_error)?;
+        check_name(&connection, name)?;
+        let (mut data, mut answer) = connection.open_bi().await.map_err(transport_error)?;
+        data.write_all(&hello.encode()).await.map_err(|_| close_reason(&connection))?;
         let mut welcome = [0; WELCOME.len()];
-        answer.read_exact(&mut welcome).await.map_err(broken)?;
+        answer.read_exact(&mut welcome).await.map_err(|_| close_reason(&connection))?;
         if welcome != WELCOME {
             return Err(failed("its answer is not that of this version".into()));
         }
@@ -84,13 +115,19 @@ impl Join<'_> {
     async fn answer(&self, name: &str) -> Result<QuicReceiver, JoinError> {
         let call = self.lobby.take(self.ring.generation(), self.part, name).await;
         let call = call.map_err(|newest| self.stale(newest))?;
-        let Call { hello, connection, mut answer, data, .. } = call;
-        if let Some(reason) = self.objection(&hello) {
+        let want = Hello { from: self.ring.prev(), to: self.ring.rank(), ..self.hello() };
+        self.let_in(call, want).await.map_err(|source| self.error(name, source))
+    }
+
+    /// Welcomes a caller that says what it should.
+    async fn let_in(&self, call: Call, want: Hello) -> Result<QuicReceiver, TransportError> {
+        let Call { hello: got, connection, mut answer, data, .. } = call;
+        if got != want {
+            let reason = format!("the ring looks different from there: got {got:?}, expected {want:?}");
             refuse(&connection, &reason);
-            return Err(self.error(name, TransportError::Refused { reason }));
+            return Err(TransportError::Refused { reason });
         }
-        let welcomed = answer.write_all(&WELCOME).await;
-        welcomed.map_err(|_| self.error(name, close_reason(&connection)))?;
+        answer.write_all(&WELCOME).await.map_err(|_| close_reason(&connection))?;
         // The answer is complete; whether the stream ends in an orderly way matters to nobody.
         let _ = answer.finish();
         Ok(QuicReceiver::new(connection, data, self.obituaries.clone()))
@@ -113,22 +150,6 @@ impl Join<'_> {
         }
     }
 
-    /// What differs from the hello that the previous rank should send.
-    fn objection(&self, got: &Hello) -> Option<String> {
-        let want = Hello { from: self.ring.prev(), to: self.ring.rank(), ..self.hello() };
-        (*got != want).then(|| format!("the ring looks different from there: got {got:?}, expected {want:?}"))
-    }
-
-    fn check_name(&self, connection: &Connection, name: &str) -> Result<(), JoinError> {
-        let reason = match peer_name(connection) {
-            Ok(proved) if proved == name => return Ok(()),
-            Ok(proved) => format!("expected {name}, but it proves to be {proved}"),
-            Err(error) => error.to_string(),
-        };
-        refuse(connection, &reason);
-        Err(self.error(name, TransportError::Refused { reason }))
-    }
-
     fn error(&self, name: &str, source: TransportError) -> JoinError {
         let (rank, generation, name) = (self.rank(), self.ring.generation(), name.to_owned());
         match source {
@@ -140,6 +161,16 @@ impl Join<'_> {
     fn stale(&self, newest: crate::Generation) -> JoinError {
         JoinError::Stale { rank: self.rank(), generation: self.ring.generation(), newest }
     }
+}
+
+fn check_name(connection: &Connection, name: &str) -> Result<(), TransportError> {
+    let reason = match peer_name(connection) {
+        Ok(proved) if proved == name => return Ok(()),
+        Ok(proved) => format!("expected {name}, but it proves to be {proved}"),
+        Err(error) => error.to_string(),
+    };
+    refuse(connection, &reason);
+    Err(TransportError::Refused { reason })
 }
 
 /// Why a stream of this connection failed.

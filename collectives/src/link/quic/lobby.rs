@@ -60,7 +60,23 @@ impl State {
             Some(expected) => Some(format!(
                 "in {part} of generation {generation} the rank before this one is {expected}, not {name}"
             )),
+            None if part == Part::Messages => {
+                Some(format!("no messages of generation {generation} are taken any more"))
+            }
             None => Some(format!("{part} of generation {generation} is linked already")),
+        }
+    }
+
+    /// Refuses those who wait in vain.
+    fn turn_away(&mut self) {
+        let waiting = std::mem::take(&mut self.waiting);
+        for (key, call) in waiting {
+            match self.refusal(key.0, key.1, &key.2) {
+                Some(reason) => refuse(&call.connection, &reason),
+                None => {
+                    self.waiting.insert(key, call);
+                }
+            }
         }
     }
 }
@@ -105,15 +121,7 @@ impl Lobby {
         }
         state.asked = Some(generation);
         state.expected.insert(part, caller.map(str::to_owned));
-        let waiting = std::mem::take(&mut state.waiting);
-        for ((generation, part, name), call) in waiting {
-            match state.refusal(generation, part, &name) {
-                Some(reason) => refuse(&call.connection, &reason),
-                None => {
-                    state.waiting.insert((generation, part, name), call);
-                }
-            }
-        }
+        state.turn_away();
         drop(state);
         self.changed.notify_waiters();
         Ok(())
@@ -146,6 +154,41 @@ impl Lobby {
             }
             changed.await;
         }
+    }
+
+    /// Waits for a call of anybody, in a part that nobody [`ask`](Self::ask)s for.
+    ///
+    /// # Errors
+    /// As [`take`](Self::take).
+    pub(crate) async fn take_any(&self, generation: Generation, part: Part) -> Result<Call, Generation> {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            // Before looking, so that no change is missed.
+            changed.as_mut().enable();
+            {
+                let mut state = self.lock();
+                if let Some(asked) = state.asked.filter(|asked| *asked > generation) {
+                    return Err(asked);
+                }
+                let of_part = |key: &&(Generation, Part, String)| (key.0, key.1) == (generation, part);
+                let first = state.waiting.keys().find(of_part).cloned();
+                if let Some(call) = first.and_then(|key| state.waiting.remove(&key)) {
+                    return Ok(call);
+                }
+            }
+            changed.await;
+        }
+    }
+
+    /// From now on, nobody is let into this part of a generation.
+    pub(crate) fn shut(&self, generation: Generation, part: Part) {
+        let mut state = self.lock();
+        if state.asked != Some(generation) {
+            return;
+        }
+        state.expected.insert(part, None);
+        state.turn_away();
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
