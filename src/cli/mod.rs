@@ -4,6 +4,7 @@
 //! object stores.
 
 pub mod bench;
+mod bench_coordinator;
 pub mod chaos;
 pub mod checkpoint;
 pub mod coordinator;
