@@ -123,6 +123,8 @@ pub struct Registry {
     unsettled: bool,
     /// The newest beyond so many leave, as soon as it is known who is there.
     shrink_to: Option<u32>,
+    /// Who leaves for that, and how many were to stay.
+    sent_away: Option<(u32, BTreeSet<WorkerId>)>,
     stop: bool,
 }
 
@@ -149,6 +151,7 @@ impl Registry {
             look_at: None,
             unsettled: false,
             shrink_to: None,
+            sent_away: None,
             stop: false,
         }
     }
@@ -336,6 +339,7 @@ impl Registry {
     /// A worker wants to leave. Where too few would be left to go on, the run stops in order instead.
     fn leave(&mut self, id: WorkerId, reason: String, actions: &mut Vec<Action>) {
         self.hear(id);
+        self.leaves_anyway(id);
         let stays = |(other, worker): &(&WorkerId, &Worker)| **other != id && worker.leaving.is_none();
         let left = self.workers.iter().filter(stays).count();
         let Some(worker) = self.workers.get_mut(&id) else { return };
@@ -436,6 +440,7 @@ impl Registry {
 
     /// Leavers are free to go once their ring is over.
     fn release_leavers(&mut self, actions: &mut Vec<Action>) {
+        self.keep_who_is_needed();
         let leaves = |worker: &Worker| worker.leaving.clone().filter(|_| worker.held().is_some());
         let leavers: Vec<(WorkerId, String)> =
             self.workers.iter().filter_map(|(id, worker)| Some((*id, leaves(worker)?))).collect();

@@ -1,5 +1,7 @@
 //! Fewer workers on request: the newest leave, as if each had been told to by its host.
 //!
+//! Who was to stay may be lost before they are gone. They are not let go then who have the state: they leave later, or not at all.
+//!
 //! What was asked for waits until a ring is formed: only then it is known who is there, also after another coordinator has
 //! taken over. It is done once. Whoever joins later is welcome: a request is no bound, `max_workers` is.
 
@@ -29,6 +31,27 @@ impl Registry {
         Ok(self.staying().count() as u32)
     }
 
+    /// Before leavers are let go: where nobody else has the run's state any more, who was sent away stays, until it is known again
+    /// who is there.
+    pub(super) fn keep_who_is_needed(&mut self) {
+        let Some((wanted, sent_away)) = self.sent_away.take() else { return };
+        let has_state = |worker: &Worker| worker.held().is_some_and(|holding| holding.step.is_some());
+        if self.staying().any(|(_, worker)| has_state(worker)) {
+            return;
+        }
+        for id in sent_away {
+            self.workers.entry(id).and_modify(|worker| worker.leaving = None);
+        }
+        self.shrink_to = self.shrink_to.or(Some(wanted));
+    }
+
+    /// Who was told to leave by its host does, whatever becomes of the others.
+    pub(super) fn leaves_anyway(&mut self, id: WorkerId) {
+        if let Some((_, sent_away)) = &mut self.sent_away {
+            sent_away.remove(&id);
+        }
+    }
+
     fn staying(&self) -> impl DoubleEndedIterator<Item = (WorkerId, &Worker)> {
         self.workers.iter().filter(|(_, worker)| worker.leaving.is_none()).map(|(id, worker)| (*id, worker))
     }
@@ -43,6 +66,8 @@ impl Registry {
         let too_many = self.staying().count().saturating_sub(wanted as usize);
         let newest: Vec<(WorkerId, bool)> =
             self.staying().rev().take(too_many).map(|(id, worker)| (id, worker.has_state())).collect();
+        let ids = newest.iter().map(|(id, _)| *id);
+        self.sent_away = Some((wanted, ids.collect()));
         for (id, has_state) in newest {
             match has_state {
                 true => drop(self.workers.entry(id).and_modify(|worker| worker.leaving = Some(reason()))),

@@ -70,3 +70,18 @@ fn what_cannot_be_is_refused_with_the_reason() {
     run.step(Event::StopRequested);
     assert!(run.registry.may_scale(3).unwrap_err().contains("ending"));
 }
+
+#[test]
+fn where_nobody_else_has_the_state_who_was_sent_away_stays_and_leaves_later() {
+    let mut run = Run::train(1, 3);
+    shrink(&mut run, 1);
+    run.lost(0);
+    run.held(1, Holding::at(4));
+    let actions = run.held(2, Holding::at(4));
+    assert_eq!(formed(&actions).3.len(), 2, "{actions:?}");
+    assert!(!actions.iter().any(|action| matches!(action, Action::Release(..))), "{actions:?}");
+    (1..3).for_each(|id| drop(run.linked(id)));
+    let (members, reason) = recalled(&run.step(Event::Tick));
+    assert_eq!(members, [1, 2]);
+    assert!(reason.contains("worker 2 leaves"), "{reason}");
+}
