@@ -363,6 +363,11 @@ fn failed(action: &'static str, path: &Path) -> impl Fn(io::Error) -> RunDirErro
     move |source| RunDirError::Io { action, path: path.to_owned(), source }
 }
 
+/// Whether a folder holds a run.
+pub fn holds_run(folder: &Path) -> bool {
+    folder.join(RECORD).is_file()
+}
+
 /// Where the secret of a run in `folder` lies, readable by its owner only.
 pub fn secret_of(folder: &Path) -> PathBuf {
     folder.join(SECRET)

@@ -137,3 +137,33 @@ fn a_set_made_on_the_spot_streams_whole_through_a_cache_of_a_tenth() {
     assert!((0.49..0.65).contains(&number("read_by_one_of_two")), "{sample}");
     assert_eq!(number("same_steps"), 1000.0);
 }
+
+#[test]
+fn a_coordinator_under_real_connections_is_measured() {
+    let sizes = ["--workers", "12", "--each", "5", "--seconds", "2", "--step", "100", "--timeout", "20"];
+    let output = bench(&[&["coordinator", "--json"][..], &sizes].concat());
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{said}");
+    let sample: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(sample["workers"], 12);
+    let number = |key: &str| sample[key].as_f64().unwrap();
+    assert!(
+        number("steps_per_second") > 0.0 && number("messages_per_second") > number("steps_per_second"),
+        "{sample}"
+    );
+    assert!(number("peak_bytes") >= number("resident_bytes") && number("resident_bytes") > 0.0, "{sample}");
+}
+
+#[test]
+fn a_simulated_fleet_is_told_of_and_its_seed_fixes_it() {
+    let fleet = |seed: &str| -> Value {
+        let sizes = ["--workers", "16", "--days", "2", "--interruptions", "500000", "--seed", seed, "--json"];
+        let output = bench(&[&["fleet"][..], &sizes].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let (first, again, other) = (fleet("1"), fleet("1"), fleet("2"));
+    assert!(first["interruptions"].as_u64().unwrap() > 0, "{first}");
+    assert_eq!((&first["goodput"], &first["rings"]), (&again["goodput"], &again["rings"]));
+    assert_ne!(first["goodput"], other["goodput"]);
+}

@@ -52,6 +52,24 @@ fn a_killed_coordinator_is_replaced_and_leaves_no_trace() {
 }
 
 #[test]
+fn a_coordinator_that_hangs_is_killed_and_replaced() {
+    let bench = Bench::new();
+    let mut run = Watched::start(&bench, "run", &["--workers", "2", "--set", "elastic.timeout=2s"]);
+    run.wait_for_step(5);
+    let (seen, coordinator) = (run.read().len(), coordinator_of(&mut run));
+    run.signal(coordinator, Signal::STOP);
+    let event = run.wait_after(seen, "a take-over", is("took_over"));
+    assert_eq!(event["returned"], 2);
+    run.wait_for_world(seen, 2);
+    assert!(run.errors().contains("it has not answered"), "{}", run.errors());
+    assert!(kill_process(Pid::from_raw(coordinator).unwrap(), Signal::CONT).is_err(), "it is still there");
+    let events = run.stop();
+    assert_no_trace(&bench, &events);
+    assert!(kinds(&events, "worker_lost").is_empty());
+    assert!(kinds(&events, "alive").is_empty(), "that it lives is no event of the run");
+}
+
+#[test]
 fn a_worker_that_dies_with_the_coordinator_is_replaced() {
     let bench = Bench::new();
     let arguments = ["--workers", "3", "--set", "elastic.timeout=3s"];

@@ -257,6 +257,27 @@ impl Enrollment {
         meeting.greet(FromWorker::Hello(about), limit)
     }
 
+    /// Asks for so many workers, instead of joining; returns how many there are now. The run's token is all that it takes.
+    ///
+    /// # Errors
+    /// [`JoinError::Refused`] with the reason, where the run may not have so many; see [`JoinError`].
+    pub fn scale(self, workers: u32) -> Result<u32, JoinError> {
+        let Self { runtime, endpoint, address, timeout: limit, identity, .. } = self;
+        let config = client_config(&identity, limit)?;
+        runtime.block_on(async {
+            let connection = connect(&endpoint, config, address, limit).await?;
+            let (mut send, mut receive) = open(&connection, limit).await?;
+            stream::send(&mut send, &FromWorker::Scale { workers }, limit).await?;
+            let answer: FromCoordinator = stream::receive(&mut receive, limit).await?;
+            connection.close(0u32.into(), b"answered");
+            match answer {
+                FromCoordinator::Scaling { there } => Ok(there),
+                FromCoordinator::Refused { reason } => Err(JoinError::Refused(printable(reason.as_bytes()))),
+                other => Err(JoinError::Refused(format!("it answered {other:?} to a request to scale"))),
+            }
+        })
+    }
+
     /// What it comes back with to another coordinator of its run.
     pub fn passport(&self) -> Passport {
         Passport { worker: self.worker, identity: self.identity.clone(), timeout: self.timeout }

@@ -137,6 +137,15 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// The run is to have another number of workers: those that are too many leave, its launcher starts those that lack.
+    ScaleRequested {
+        /// How many it is to have.
+        wanted: u32,
+        /// How many it has.
+        there: u32,
+    },
+    /// The launcher has asked whether this coordinator lives.
+    Alive,
     /// The run is over; how it ended comes next, and then workers are told.
     RunEnding,
     /// How the run ended; who comes now is refused.

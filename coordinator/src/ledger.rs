@@ -60,6 +60,8 @@ pub enum Disagreement {
 pub struct Ledger {
     micro_batches: u32,
     formation: Formation,
+    /// Of the ring's workers.
+    ranks: BTreeMap<WorkerId, u32>,
     /// The newest step that is settled, or was before this ring.
     settled: u64,
     open: BTreeMap<u64, BTreeMap<u32, StepReport>>,
@@ -71,7 +73,8 @@ impl Ledger {
     /// The ledger of one ring.
     pub fn new(micro_batches: u32, formation: Formation) -> Self {
         let (open, waiting) = (BTreeMap::new(), Vec::new());
-        Self { micro_batches, settled: formation.step, formation, open, waiting }
+        let ranks = formation.places.iter().map(|place| place.worker).zip(0..).collect();
+        Self { micro_batches, settled: formation.step, formation, ranks, open, waiting }
     }
 
     /// The ledger of the next ring. Steps that rings before have committed, but not all of their ranks reported, wait for
@@ -126,8 +129,10 @@ impl Ledger {
 
     /// Whether a worker may hold the state after `step`: it has reported that, or its ring started from it, or later.
     pub fn may_hold(&self, worker: WorkerId, step: u64) -> bool {
-        let own = |rank: &u32| self.formation.places.get(*rank as usize).is_some_and(|p| p.worker == worker);
-        step <= self.settled || self.open.get(&step).is_some_and(|reports| reports.keys().any(own))
+        let rank = self.ranks.get(&worker);
+        let reported =
+            |reports: &BTreeMap<u32, StepReport>| rank.is_some_and(|rank| reports.contains_key(rank));
+        step <= self.settled || self.open.get(&step).is_some_and(reported)
     }
 
     /// Takes in a worker's report of its rank; returns the records of steps that are complete with it. Reports of other
@@ -176,11 +181,14 @@ impl Ledger {
             return Err(Disagreement::Hash { step, rank, got, other: first.rank, want });
         }
         let ranks = self.ranks(step, reports);
-        for index in 0..self.micro_batches {
-            let times = ranks.iter().flat_map(|rank| &rank.micro_batches).filter(|&&m| m == index).count();
-            if times != 1 {
-                return Err(Disagreement::Coverage { step, index, times });
+        let mut times = vec![0; self.micro_batches as usize];
+        for index in ranks.iter().flat_map(|rank| &rank.micro_batches) {
+            if let Some(times) = times.get_mut(*index as usize) {
+                *times += 1;
             }
+        }
+        if let Some((index, &times)) = (0..).zip(&times).find(|(_, times)| **times != 1) {
+            return Err(Disagreement::Coverage { step, index, times });
         }
         Ok(Some(StepRecord {
             step,

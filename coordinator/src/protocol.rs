@@ -219,6 +219,11 @@ pub enum FromWorker {
     Past(Formation),
     /// What it holds since its coordinator has died, as the answer to a recall would be.
     Returned(Holding),
+    /// First and only message of somebody who is no worker: the run is to have so many.
+    Scale {
+        /// On all hosts together.
+        workers: u32,
+    },
 }
 
 /// How far a worker's training is, as its listening thread sees it: a process may live although its training does not.
@@ -319,4 +324,9 @@ pub enum FromCoordinator {
     },
     /// Alive.
     Heartbeat,
+    /// The run is going to have as many workers as it was asked to.
+    Scaling {
+        /// How many there are now.
+        there: u32,
+    },
 }

@@ -28,6 +28,7 @@ mod core;
 mod crowd;
 mod door;
 mod past;
+mod scale;
 mod tenure;
 
 /// Messages that may wait for the deciding task, over all workers; each may have a megabyte.
@@ -51,6 +52,8 @@ pub struct ServerConfig {
     pub settings: String,
     /// How long the join token is worth something.
     pub token_lifetime: Duration,
+    /// Whether somebody reads the events who starts workers where the run is to have more.
+    pub launcher: bool,
     /// Of the registry.
     pub membership: membership::Config,
     /// What another needs to take over, and this one to have done so; without it the run ends with its coordinator.
@@ -106,8 +109,12 @@ pub enum ServerError {
 /// What the launcher tells a running server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
+    /// Say that this coordinator lives.
+    Ping,
     /// Stop after the next step, with a checkpoint.
     Stop,
+    /// The launcher has heard that the run is to have so many workers, and starts those that lack: the newest beyond them leave.
+    Shrink(u32),
     /// A local process has ended: its worker, if it was one, is lost.
     ProcessExited {
         /// The host's name, as its workers tell it: other hosts may have a process of this number too.
@@ -202,7 +209,8 @@ impl Server {
         let limit = self.config.membership.timeout;
         let first_id = self.tenure.as_ref().map_or(0, |tenure| tenure.lease.first_number());
         let keys = (self.authority, self.secret);
-        let door = Arc::new(Door::new(keys, self.token.expires, limit, inbox, events.clone(), first_id));
+        let places = (first_id, self.config.membership.max_workers);
+        let door = Arc::new(Door::new(keys, self.token.expires, limit, inbox, events.clone(), places));
         let accepting = tokio::spawn(Arc::clone(&door).accept(self.endpoint.clone()));
         let (found, mut successors) = mpsc::channel(1);
         let watching = self.tenure.clone().map(|tenure| tokio::spawn(tenure.watch(found)));
@@ -219,6 +227,7 @@ impl Server {
             let meant = tokio::select! {
                 Some((worker, message)) = inbound.recv() => core.absorb(worker, message).await,
                 command = commands.recv(), if commanded => match command {
+                    Some(Command::Ping) => { core.emit(Event::Alive).await; Vec::new() }
                     Some(command) => core.command(command),
                     None => { commanded = false; Vec::new() }
                 },

@@ -51,8 +51,16 @@ pub(crate) async fn send<T>(stream: &mut SendStream, message: &T, limit: Duratio
 where
     T: for<'a> Serialize<HighSerializer<AlignedVec, ArenaHandle<'a>, Error>>,
 {
-    let bytes = wire::encode(message)?;
-    let sent = timeout(limit, stream.write_all(&bytes)).await.map_err(|_| StreamError::Silent(limit))?;
+    send_encoded(stream, &wire::encode(message)?, limit).await
+}
+
+/// Sends one message that has been encoded: one that all get is encoded once.
+pub(crate) async fn send_encoded(
+    stream: &mut SendStream,
+    bytes: &[u8],
+    limit: Duration,
+) -> Result<(), StreamError> {
+    let sent = timeout(limit, stream.write_all(bytes)).await.map_err(|_| StreamError::Silent(limit))?;
     sent.map_err(|error| match error {
         WriteError::ConnectionLost(error) => lost(error),
         error => StreamError::Gone(error.to_string()),

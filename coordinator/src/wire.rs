@@ -172,6 +172,7 @@ mod tests {
             (FromWorker::Return(Return { about, incarnation: 3 }), "99862cb141f823e8"),
             (FromWorker::Past(ring), "e293cc0157c317c9"),
             (FromWorker::Returned(Holding::at(8)), "bbae26d04597edf5"),
+            (FromWorker::Scale { workers: 4 }, "4184a5c600fb0b60"),
         ];
         for (message, bytes) in from_worker {
             assert_eq!(golden(&encode(&message).unwrap()), bytes, "{message:?}");
@@ -188,6 +189,7 @@ mod tests {
             (FromCoordinator::Restore { up_to: 6 }, "abb1a8b7ed33b16a"),
             (FromCoordinator::Released { reason: reason() }, "2b430cfd3fa7a048"),
             (welcome, "29e4a809bb0f5d6f"),
+            (FromCoordinator::Scaling { there: 2 }, "f7318634f0dee7ef"),
         ];
         for (message, bytes) in from_coordinator {
             assert_eq!(golden(&encode(&message).unwrap()), bytes, "{message:?}");

@@ -10,7 +10,9 @@
 //!
 //! Where links are to be measured, every rank writes a line a round, and waits for one before the next.
 
+mod crowd;
 mod data;
+mod fleet;
 mod links;
 mod pair;
 mod rank;
@@ -31,7 +33,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::exit::Failure;
 
+pub(crate) use crowd::{Crowd, CrowdSample, measure_crowd, serve_crowd};
 pub(crate) use data::{DataWork, measure_data};
+pub(crate) use fleet::{Fleet, Report as FleetReport, simulate};
 pub(crate) use links::{Survey, survey};
 pub(crate) use rank::serve_rank;
 

@@ -45,6 +45,19 @@ impl Reference {
         Ok(Self { steps, micro_batches: computed(first) })
     }
 
+    /// The same of its first steps, up to `last`.
+    ///
+    /// # Errors
+    /// Where it has not so many.
+    pub fn up_to(&self, last: u64) -> Result<Self, String> {
+        let steps: BTreeMap<u64, Step> =
+            self.steps.range(..=last).map(|(step, it)| (*step, it.clone())).collect();
+        match steps.contains_key(&last) {
+            true => Ok(Self { steps, micro_batches: self.micro_batches.clone() }),
+            false => Err(format!("the undisturbed run has no step {last}")),
+        }
+    }
+
     /// Holds a disturbed run against it; `struck` are the processes to which something happened, `all_died` tells whether
     /// at some time none was left.
     ///

@@ -134,6 +134,9 @@ impl<'a> Disturbed<'a> {
             (Kind::Coordinator, _) => {
                 self.coordinator().into_iter().for_each(|pid| signal(pid, Signal::KILL));
             }
+            (Kind::CoordinatorHangs, _) => {
+                self.coordinator().into_iter().for_each(|pid| signal(pid, Signal::STOP));
+            }
             (Kind::KillAll, _) => {
                 // Stopped first, so that none of them learns of the others' end.
                 living.iter().for_each(|(_, pid)| signal(*pid, Signal::STOP));

@@ -11,10 +11,15 @@
 //! 3. A worker to which nothing happened is the same process from the first step to the last.
 //! 4. Nothing is read from storage, unless all workers were gone at once.
 //!
-//! Deliberately absent: what only other hosts can show (cut links, one-way partitions), and a coordinator that comes back
-//! after another took over.
+//! [`divided`] cuts the ways between hosts instead, which are network namespaces, and heals them before and after the timeout;
+//! what heals before it costs no ring.
+//!
+//! Deliberately absent: a coordinator that comes back after another took over.
 
 pub mod audit;
 pub mod disturb;
+pub mod divided;
 pub mod events;
+pub mod hosts;
+pub mod partitions;
 pub mod schedule;

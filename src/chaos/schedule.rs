@@ -21,6 +21,8 @@ pub enum Kind {
     KillAll,
     /// SIGKILL to the coordinator: another takes over.
     Coordinator,
+    /// SIGSTOP to the coordinator: it is killed for its silence, and another takes over.
+    CoordinatorHangs,
 }
 
 /// One fault.
@@ -68,7 +70,8 @@ pub fn schedule(seed: u64, limits: Limits) -> Vec<Fault> {
 fn kind(which: f64, part: f64) -> Kind {
     match which {
         which if which < 0.30 => Kind::Kill,
-        which if which < 0.45 => Kind::Coordinator,
+        which if which < 0.41 => Kind::Coordinator,
+        which if which < 0.45 => Kind::CoordinatorHangs,
         which if which < 0.60 => Kind::Pause(part / 3.0),
         which if which < 0.68 => Kind::Freeze,
         which if which < 0.80 => Kind::Leave,
@@ -95,7 +98,7 @@ mod tests {
             let names = faults.iter().map(|fault| format!("{:?}", fault.kind));
             kinds.extend(names.map(|name| name.split('(').next().unwrap().to_owned()));
         }
-        assert_eq!(kinds.len(), 7, "{kinds:?}");
+        assert_eq!(kinds.len(), 8, "{kinds:?}");
         assert_ne!(schedule(1, LIMITS), schedule(2, LIMITS));
     }
 

@@ -9,6 +9,7 @@ use mattock_collectives::{Congestion, TransportChoice};
 use mattock_data::Cutting;
 use mattock_data::config::parse_size;
 
+use super::bench_coordinator::{CrowdArgs, FLEET_EXAMPLES, FleetArgs};
 use crate::bench::{self, DataWork, Launch, Operation, Sample, Survey, Work};
 use crate::exit::{EXIT_CODES, Exit, Failure};
 
@@ -77,6 +78,15 @@ pub enum BenchAction {
     /// Make a dataset, publish it, and read it as training does, through a cache of a tenth of it
     #[command(after_help = format!("{DATA_EXAMPLES}\n{EXIT_CODES}"))]
     Data(DataBenchArgs),
+    /// A real coordinator under many workers that only talk to it: its processor time and memory
+    #[command(after_help = EXIT_CODES)]
+    Coordinator(CrowdArgs),
+    /// A fleet of thousands over weeks, simulated, with workers that are lost at random: goodput, and the coordinator's load
+    #[command(after_help = format!("{FLEET_EXAMPLES}\n{EXIT_CODES}"))]
+    Fleet(FleetArgs),
+    /// Many workers that only talk: reads what to do from standard input
+    #[command(hide = true)]
+    Crowd,
     /// One rank: reads what to do from standard input
     #[command(hide = true)]
     Rank,
@@ -230,6 +240,9 @@ pub fn run(args: &BenchArgs, out: &mut impl Write) -> Result<Exit, Failure> {
         BenchAction::Alltoall(args) => measure(args, Operation::AllToAll, false, out),
         BenchAction::Links(args) => survey(args, out),
         BenchAction::Data(args) => stream(args, out),
+        BenchAction::Coordinator(args) => args.run(out),
+        BenchAction::Fleet(args) => args.run(out),
+        BenchAction::Crowd => bench::serve_crowd(out).map(|()| Exit::Done).map_err(Failure::run),
         BenchAction::Rank => bench::serve_rank(out).map(|()| Exit::Done),
     }
 }

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::io::Write;
 use std::num::NonZeroU32;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::anyhow;
@@ -12,13 +12,23 @@ use clap::Args;
 use super::recipe::RecipeFile;
 use crate::chaos::audit::{Reference, Report};
 use crate::chaos::disturb::{Ended, Plan, disturb, log_of};
+use crate::chaos::divided::{self, divide};
+use crate::chaos::events::of_kind;
+use crate::chaos::hosts::Hosts;
+use crate::chaos::partitions::partitions;
 use crate::chaos::schedule::{Fault, Limits, schedule};
 use crate::exit::{EXIT_CODES, Exit, Failure};
+use crate::recipe::Resolved;
 
 const EXAMPLES: &str = "\
 Examples:
   mattock chaos configs/quickstart.toml --set train.steps=100 --set elastic.timeout=2s
   mattock chaos configs/quickstart.toml --seed 17 --seeds 1      (the same faults again)
+  mattock chaos configs/quickstart.toml --partitions --set elastic.timeout=4s      (as root)
+
+With --partitions each worker, and the coordinator, has a host of its own, a network namespace of this machine. Ways between
+them are cut, in one direction or both: half of them heal within the timeout, which must cost no ring, half after it. A run
+has as many steps as that takes, whatever the recipe says.
 ";
 
 /// Kill, stop, send away and add workers of a run by a seed, kill its coordinator, and hold it against one to which nothing happens
@@ -40,6 +50,9 @@ pub struct ChaosArgs {
     /// Faults of each run
     #[arg(long, value_name = "N", default_value = "6")]
     pub faults: usize,
+    /// Cut the ways between hosts, instead of doing anything to processes
+    #[arg(long)]
+    pub partitions: bool,
     /// Faults strike up to so many milliseconds after a step
     #[arg(long, value_name = "MS", default_value = "300")]
     pub delay: u64,
@@ -56,12 +69,18 @@ pub struct ChaosArgs {
 /// # Errors
 /// Bad input; a failed run where a seed leaves a trace, whose number is then in the error.
 pub fn run(args: &ChaosArgs, out: &mut impl Write) -> Result<Exit, Failure> {
-    let recipe = args.recipe.resolve()?;
+    let recipe = match args.partitions {
+        true => args.endless()?,
+        false => args.recipe.resolve()?,
+    };
     std::fs::create_dir_all(&args.out)
         .map_err(|error| Failure::bad_input(anyhow!("cannot create {}: {error}", args.out.display())))?;
     let mut say =
         |line: String| writeln!(out, "{line}").and_then(|()| out.flush()).map_err(Failure::internal);
     let program = std::env::current_exe().map_err(Failure::internal)?;
+    if args.partitions {
+        return run_divided(args, &recipe, &program, &mut say);
+    }
     let plan = |name: &str| Plan {
         program: program.clone(),
         train: args.train(),
@@ -94,7 +113,62 @@ pub fn run(args: &ChaosArgs, out: &mut impl Write) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
+/// The same with hosts whose ways to each other are cut.
+fn run_divided(
+    args: &ChaosArgs,
+    recipe: &Resolved,
+    program: &Path,
+    say: &mut impl FnMut(String) -> Result<(), Failure>,
+) -> Result<Exit, Failure> {
+    if let Some(obstacle) = Hosts::obstacle() {
+        return Err(Failure::bad_input(anyhow!("--partitions: {obstacle}")));
+    }
+    let workers = args.workers.get() as usize;
+    let plan = |name: &str| divided::Plan {
+        program: program.to_owned(),
+        recipe: recipe.text.clone(),
+        out: std::path::absolute(args.out.join(name)).unwrap_or_else(|_| args.out.join(name)),
+        workers,
+        timeout: recipe.plan.elastic.timeout,
+        limit: Duration::from_secs(args.limit),
+    };
+    let of_seed = |seed: u64, error: String| failed(format!("seed {seed}: {error}"));
+    let mut ended = Vec::new();
+    for seed in args.seed..args.seed + u64::from(args.seeds.get()) {
+        let plan = plan(&format!("divided-{seed}"));
+        let run = divide(&plan, &partitions(seed, workers, args.faults), 0);
+        let log = log_of(&plan.out);
+        let run = run.map_err(|error| of_seed(seed, format!("{error}\n  its log is {}", log.display())))?;
+        let last =
+            of_kind(&run.events, "step").filter_map(|step| step["step"].as_u64()).next_back().unwrap_or(0);
+        ended.push((seed, run, last));
+    }
+    let last = ended.iter().map(|(_, _, last)| *last).max().unwrap_or(0);
+    let undisturbed = divide(&plan("undivided"), &[], last).map_err(Failure::run)?;
+    let reference = Reference::of(&undisturbed.events).map_err(failed)?;
+    for (seed, run, last) in &ended {
+        let audited = reference.up_to(*last).and_then(|until| until.audit(&run.events, &run.struck, false));
+        let report =
+            audited.map_err(|error| of_seed(*seed, format!("{error}\n  {}", run.said.join("\n  "))))?;
+        let text = text(&report);
+        say(format!(
+            "seed {seed}: {} cuts, {} rings while they healed in time; {text}",
+            run.said.len(),
+            run.rings_of_short
+        ))?;
+    }
+    say(format!("all {} left no trace", args.seeds))?;
+    Ok(Exit::Done)
+}
+
 impl ChaosArgs {
+    /// The recipe, with more steps than are ever done.
+    fn endless(&self) -> Result<Resolved, Failure> {
+        let mut file = RecipeFile { recipe: self.recipe.recipe.clone(), sets: self.recipe.sets.clone() };
+        file.sets.push("train.steps=1000000".to_owned());
+        file.resolve_for_run()
+    }
+
     /// What `train` is given, but for the folder.
     fn train(&self) -> Vec<OsString> {
         let mut train: Vec<OsString> = vec![self.recipe.recipe.clone().into()];

@@ -92,6 +92,8 @@ pub struct CoordinatorArgs {
 #[serde(rename_all = "snake_case")]
 enum Said {
     Stop(#[expect(dead_code, reason = "its presence says all")] bool),
+    Shrink(u32),
+    Ping(#[expect(dead_code, reason = "its presence says all")] bool),
     Exited { host: String, pid: u32, status: String, replaced: bool, left: usize },
 }
 
@@ -137,6 +139,7 @@ impl CoordinatorArgs {
             steps: plan.steps,
             recipe: recipe.text.clone(),
             settings: settings_json,
+            launcher: self.supervised,
             token_lifetime: if self.supervised { LAUNCHED_TOKEN_LIFETIME } else { TOKEN_LIFETIME },
             membership: Config {
                 micro_batches: plan.batch.micro_batches(),
@@ -284,6 +287,8 @@ fn stdin_lines(supervised: bool) -> mpsc::Receiver<String> {
 fn read(line: &str) -> Option<Command> {
     match serde_json::from_str(line) {
         Ok(Said::Stop(_)) => Some(Command::Stop),
+        Ok(Said::Ping(_)) => Some(Command::Ping),
+        Ok(Said::Shrink(workers)) => Some(Command::Shrink(workers)),
         Ok(Said::Exited { host, pid, status, replaced, left }) => {
             let bad_input = status.ends_with(": 2");
             Some(Command::ProcessExited { host, pid, status, bad_input, replaced, left })

@@ -4,6 +4,7 @@
 //! object stores.
 
 pub mod bench;
+mod bench_coordinator;
 pub mod chaos;
 pub mod checkpoint;
 pub mod coordinator;
@@ -14,6 +15,7 @@ mod nodes;
 mod parts;
 pub mod plan;
 pub mod recipe;
+pub mod scale;
 pub mod train;
 pub mod worker;
 
@@ -48,6 +50,8 @@ pub enum Command {
     Plan(plan::PlanArgs),
     /// Join a run as one worker
     Worker(worker::WorkerArgs),
+    /// Change the number of workers of a run that is under way
+    Scale(scale::ScaleArgs),
     /// Continue a text with a trained model
     Generate(generate::GenerateArgs),
     /// Look at checkpoints
@@ -75,6 +79,7 @@ pub fn run<T: Task>(command: &Command) -> Result<Exit, Failure> {
         Command::Coordinator(args) => coordinator::run(args, out),
         Command::Plan(args) => plan::run::<T>(args, out),
         Command::Worker(args) => worker::run::<T>(args),
+        Command::Scale(args) => scale::run(args, out),
         Command::Generate(args) => generate::run(args, out),
         Command::Checkpoint(args) => checkpoint::run::<T>(args, out),
         Command::Recipe(args) => recipe::run(args, |recipe| open::<T>(recipe).map(drop), out),

@@ -17,7 +17,7 @@ use crate::launch::{
 use crate::recipe::Resolved;
 
 /// The join token, in the run's folder.
-const TOKEN: &str = "token";
+pub(super) const TOKEN: &str = "token";
 /// Seconds that machines wait for each other.
 const WAIT_S: u64 = 600;
 

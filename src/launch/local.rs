@@ -19,6 +19,7 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::process::ExitStatus;
 use std::time::Duration;
 use std::{fmt, io};
@@ -33,8 +34,11 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::child::{Notice, Program, Role, Speaks, start};
+use super::deadlines::Deadlines;
+use super::scale::Scale;
 use super::slots::Slots;
 use super::successor::Successor;
+use super::watchdog::{Look, Watchdog};
 use super::worker_environment;
 
 /// Notices that wait to be handled; a child that prints faster than we can pass on is held up.
@@ -46,37 +50,6 @@ pub(super) const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 /// Last words of the coordinator in an error.
 const LAST_WORDS_MAX: usize = 5;
 
-/// How long each ending is waited for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Deadlines {
-    /// From the coordinator's start until it listens.
-    pub start: Duration,
-    /// From then until training begins, where workers of other machines are waited for.
-    pub gather: Option<Duration>,
-    /// From the request to stop until the coordinator has ended; holds a whole step and a checkpoint.
-    pub stop: Duration,
-    /// From the end of one side (the coordinator, or the last worker) until the other has ended too.
-    pub exit: Duration,
-}
-
-impl Deadlines {
-    /// All derived from the recipe's one `timeout`.
-    pub fn new(elastic_timeout: Duration) -> Self {
-        Self {
-            start: 3 * elastic_timeout,
-            gather: None,
-            stop: 60 * elastic_timeout,
-            exit: 3 * elastic_timeout,
-        }
-    }
-
-    /// For a run that has workers on other machines too, which are waited for so long.
-    #[must_use]
-    pub fn with_others(self, gather: Duration) -> Self {
-        Self { gather: Some(gather), ..self }
-    }
-}
-
 /// The coordinator's first event, `{"event":"listening","address":"127.0.0.1:4433"}`.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Listening {
@@ -87,12 +60,15 @@ pub struct Listening {
 /// Names the program of a worker, given its number, for a coordinator that listens.
 pub type WorkerProgram = Box<dyn Fn(u32, &Listening) -> Program>;
 
+/// The coordinator's answer to whoever asks whether it lives; nobody else needs to know.
+const ALIVE: &str = r#"{"event":"alive"}"#;
+
 /// What is to be started.
 pub struct LocalRun {
     /// The coordinator.
     pub coordinator: Program,
     /// How many workers.
-    pub workers: std::num::NonZeroU32,
+    pub workers: NonZeroU32,
     /// Which program each of them runs.
     pub worker: WorkerProgram,
     /// Whether another worker is started in the place of one that has ended.
@@ -131,6 +107,10 @@ enum Seen {
         worker: u64,
     },
     Superseded,
+    ScaleRequested {
+        wanted: u32,
+        there: u32,
+    },
     Step {
         #[serde(default)]
         step: u64,
@@ -223,6 +203,10 @@ impl LocalRun {
             tokio::select! {
                 Some(notice) = notices.recv() => match notice {
                     Notice::Event(_, line) => {
+                        watched.watchdog.answered();
+                        if line == ALIVE {
+                            continue;
+                        }
                         on_line(Line::Event(&line));
                         watched.event(&line).await;
                     }
@@ -233,6 +217,9 @@ impl LocalRun {
                     Notice::Exited(role, pid, status) => watched.exited(role, pid, status).await,
                 },
                 Some(()) = stops.recv() => watched.stop().await,
+                () = watched.watchdog.due() => if let Some(said) = watched.look_at_coordinator().await {
+                    on_line(Line::Said(Role::Coordinator, &said));
+                },
                 () = sleep_until(watched.successor.at()), if watched.successor.is_due() => {
                     let said = watched.start_successor();
                     on_line(Line::Said(Role::Coordinator, &said));
@@ -264,15 +251,18 @@ struct Supervisor<'a> {
     failed: Option<LaunchError>,
     coordinator: Option<ExitStatus>,
     coordinator_stdin: Option<ChildStdin>,
+    coordinator_pid: u32,
+    watchdog: Watchdog,
     successor: Successor,
     workers: Slots,
+    scale: Scale,
     last_words: VecDeque<String>,
 }
 
 impl<'a> Supervisor<'a> {
     fn start(run: &'a LocalRun, notices: mpsc::Sender<Notice>) -> Result<Self, LaunchError> {
         let (kill, killed) = watch::channel(false);
-        let (_, stdin) = start(Role::Coordinator, Speaks::Coordinator, &run.coordinator, &notices, killed)
+        let (pid, stdin) = start(Role::Coordinator, Speaks::Coordinator, &run.coordinator, &notices, killed)
             .map_err(|source| LaunchError::not_started(Role::Coordinator, &run.coordinator, source))?;
         Ok(Self {
             run,
@@ -287,8 +277,11 @@ impl<'a> Supervisor<'a> {
             failed: None,
             coordinator: None,
             coordinator_stdin: Some(stdin),
+            coordinator_pid: pid,
+            watchdog: Watchdog::new(run.deadlines.silence),
             successor: Successor::new(run.restarts),
             workers: Slots::new(run.workers.get(), run.respawn),
+            scale: Scale::default(),
             last_words: VecDeque::new(),
         })
     }
@@ -301,6 +294,9 @@ impl<'a> Supervisor<'a> {
                 self.deadline = self.deadline.filter(|_| self.stopped);
                 for command in self.successor.listens() {
                     self.command(&command).await;
+                }
+                if let Some(wanted) = self.scale.unmet() {
+                    self.command(&json!({ "shrink": wanted })).await;
                 }
                 if self.stopped {
                     self.command(&json!({ "stop": true })).await;
@@ -322,8 +318,10 @@ impl<'a> Supervisor<'a> {
             }
             Ok(Seen::Superseded) => self.successor.give_up(),
             Ok(Seen::WorkerLost { worker }) => self.kill_worker(worker),
+            Ok(Seen::ScaleRequested { wanted, there }) => self.scale_to(wanted, there).await,
             Ok(Seen::Step { step, ranks }) => {
                 self.successor.recorded(step);
+                self.scale.stepped(ranks.len() as u32);
                 self.workers.stepped(&ranks.into_iter().map(|rank| rank.worker).collect());
             }
             Ok(Seen::RunEnding) => self.over = true,
@@ -336,7 +334,8 @@ impl<'a> Supervisor<'a> {
         let Some(listening) = &self.listening else { return };
         let role = Role::Worker(number);
         let mut program = (self.run.worker)(number, listening);
-        for (name, value) in worker_environment(self.run.workers) {
+        let workers = NonZeroU32::new(self.workers.count()).unwrap_or(self.run.workers);
+        for (name, value) in worker_environment(workers) {
             program = program.with_env(name, value);
         }
         match start(role, Speaks::Coordinator, &program, &self.notices, self.kill.subscribe()) {
@@ -348,13 +347,27 @@ impl<'a> Supervisor<'a> {
         }
     }
 
+    /// The run is to have so many workers, on whatever machine. Who is too many and has joined is sent away by the coordinator.
+    async fn scale_to(&mut self, wanted: u32, there: u32) {
+        if self.over || self.stopped || self.killed.is_some() {
+            return;
+        }
+        let starting: Vec<(u32, u32)> = self.workers.starting().collect();
+        let change = self.scale.request(wanted, there, starting.len() as u32);
+        for &(number, pid) in starting.iter().rev().take(change.take_back as usize) {
+            self.workers.dismiss(number);
+            kill(pid);
+        }
+        for _ in 0..change.start {
+            let number = self.workers.open();
+            self.start_worker(number);
+        }
+        self.command(&json!({ "shrink": wanted })).await;
+    }
+
     /// Kills a worker that the run goes on without; its end is noticed as any other.
     fn kill_worker(&self, worker: u64) {
-        let pid = self.workers.process_of(worker).and_then(|pid| Pid::from_raw(pid.cast_signed()));
-        if let Some(pid) = pid {
-            // Fails only where it has ended by itself.
-            let _ = kill_process(pid, Signal::KILL);
-        }
+        self.workers.process_of(worker).into_iter().for_each(kill);
     }
 
     fn said(&mut self, role: Role, line: String) {
@@ -403,14 +416,38 @@ impl<'a> Supervisor<'a> {
         }
     }
 
+    /// Asks the coordinator whether it lives, and kills one that has not answered for too long: another takes over. Returns
+    /// what is to be said of it.
+    async fn look_at_coordinator(&mut self) -> Option<String> {
+        // Whose end, or beginning, is awaited has a deadline of its own.
+        let awaited = self.listening.is_none() || self.successor.is_starting() || self.over;
+        if awaited || self.coordinator.is_some() || self.killed.is_some() {
+            self.watchdog.answered();
+            return None;
+        }
+        match self.watchdog.look() {
+            Look::Ask => self.command(&json!({ "ping": true })).await,
+            Look::Wait => {}
+            Look::GiveUp => {
+                self.watchdog.answered();
+                kill(self.coordinator_pid);
+                return Some(format!(
+                    "it has not answered for {:?}: it is killed",
+                    self.run.deadlines.silence
+                ));
+            }
+        }
+        None
+    }
+
     /// Starts another coordinator in the place of the dead one; returns what is to be said of it.
     fn start_successor(&mut self) -> String {
         let port = self.listening.as_ref().map(|listening| listening.address.port());
         let (program, said) = self.successor.program(&self.run.coordinator, port);
         let kill = self.kill.subscribe();
         match start(Role::Coordinator, Speaks::Coordinator, &program, &self.notices, kill) {
-            Ok((_, stdin)) => {
-                self.coordinator_stdin = Some(stdin);
+            Ok((pid, stdin)) => {
+                (self.coordinator_stdin, self.coordinator_pid) = (Some(stdin), pid);
                 self.wait_at_most(self.run.deadlines.start);
                 said
             }
@@ -516,5 +553,12 @@ impl<'a> Supervisor<'a> {
             stopped: self.stopped,
             killed: self.killed,
         }))
+    }
+}
+
+/// Fails only where it has ended by itself.
+fn kill(pid: u32) {
+    if let Some(pid) = Pid::from_raw(pid.cast_signed()) {
+        let _ = kill_process(pid, Signal::KILL);
     }
 }

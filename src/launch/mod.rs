@@ -11,14 +11,17 @@
 
 mod address;
 mod child;
+mod deadlines;
 mod follow;
 mod lines;
 mod local;
 mod place;
+mod scale;
 mod slots;
 mod successor;
 #[cfg(test)]
 mod tests;
+mod watchdog;
 
 use std::ffi::OsString;
 use std::io;
@@ -29,8 +32,9 @@ use tokio::sync::mpsc;
 
 pub use address::address_towards_others;
 pub use child::{Program, Role};
+pub use deadlines::Deadlines;
 pub use follow::{Followed, FollowedRun, TokenSource, WorkerEvent};
-pub use local::{Deadlines, Ended, LaunchError, Line, Listening, LocalRun, WorkerProgram};
+pub use local::{Ended, LaunchError, Line, Listening, LocalRun, WorkerProgram};
 pub use place::{Flags, Place, PlaceError};
 
 /// The parent's process id, in a child's environment.

@@ -25,6 +25,8 @@ struct Slot {
     /// How the last one ended.
     status: Option<ExitStatus>,
     fruitless: u32,
+    /// Its process is not wanted any more.
+    dismissed: bool,
 }
 
 struct Running {
@@ -45,6 +47,37 @@ impl Slots {
     pub(super) fn fill(&mut self, number: u32, pid: u32, stdin: ChildStdin) {
         if let Some(slot) = self.slots.get_mut(number as usize) {
             slot.running = Some(Running { pid, stdin: Some(stdin), worker: None });
+            slot.dismissed = false;
+        }
+    }
+
+    /// How many there are.
+    pub(super) fn count(&self) -> u32 {
+        self.slots.len() as u32
+    }
+
+    /// The first empty place, or a new one.
+    pub(super) fn open(&mut self) -> u32 {
+        let empty = self.slots.iter().position(|slot| slot.running.is_none());
+        let number = empty.unwrap_or(self.slots.len());
+        match self.slots.get_mut(number) {
+            Some(slot) => slot.fruitless = 0,
+            None => self.slots.push(Slot::default()),
+        }
+        number as u32
+    }
+
+    /// The places, with their processes, of those that have not joined.
+    pub(super) fn starting(&self) -> impl DoubleEndedIterator<Item = (u32, u32)> {
+        let waits =
+            |slot: &Slot| slot.running.as_ref().filter(|running| running.worker.is_none()).map(|r| r.pid);
+        self.slots.iter().enumerate().filter_map(move |(number, slot)| Some((number as u32, waits(slot)?)))
+    }
+
+    /// No other takes this place when its process has ended.
+    pub(super) fn dismiss(&mut self, number: u32) {
+        if let Some(slot) = self.slots.get_mut(number as usize) {
+            slot.dismissed = true;
         }
     }
 
@@ -96,7 +129,7 @@ impl Slots {
         slot.status = Some(status);
         slot.fruitless += 1;
         let hopeless = status.success() || status.code() == Some(Exit::BadInput as i32);
-        self.respawn && !hopeless && slot.fruitless <= FRUITLESS_MAX
+        self.respawn && !slot.dismissed && !hopeless && slot.fruitless <= FRUITLESS_MAX
     }
 
     /// Tells all processes to end.
@@ -155,6 +188,20 @@ mod tests {
             slots.ended(0, ExitStatus::from_raw(DEAD))
         });
         assert_eq!(tries.count() as u32, FRUITLESS_MAX - 1, "the last one that took part counts too");
+    }
+
+    #[tokio::test]
+    async fn places_are_opened_where_none_is_empty_and_the_dismissed_stay_empty() {
+        let mut slots = Slots::new(1, true);
+        fill(&mut slots, 1);
+        slots.joined(1, 5);
+        assert_eq!(slots.open(), 1);
+        slots.dismiss(0);
+        assert!(!slots.ended(0, ExitStatus::from_raw(DEAD)));
+        assert_eq!((slots.open(), slots.count()), (0, 2));
+        fill(&mut slots, 2);
+        assert_eq!(slots.starting().collect::<Vec<_>>(), [(0, 2)], "the one before had joined");
+        assert!(slots.ended(0, ExitStatus::from_raw(DEAD)), "who takes the place is not dismissed");
     }
 
     #[tokio::test]

@@ -16,7 +16,7 @@ const ECHOES_UNTIL: &str =
 /// So long that a test that waits for it has failed.
 const LONG: Duration = Duration::from_secs(60);
 const SHORT: Duration = Duration::from_millis(200);
-const PATIENT: Deadlines = Deadlines { start: LONG, gather: None, stop: LONG, exit: LONG };
+const PATIENT: Deadlines = Deadlines { start: LONG, gather: None, stop: LONG, silence: LONG, exit: LONG };
 
 fn sh(script: &str) -> Program {
     Program { path: PathBuf::from("/bin/sh"), args: vec!["-c".into(), script.into()], env: Vec::new() }

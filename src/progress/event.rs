@@ -73,6 +73,13 @@ pub enum Event {
         /// Where it lies.
         url: String,
     },
+    /// The run is to have another number of workers.
+    ScaleRequested {
+        /// How many it is to have.
+        wanted: u32,
+        /// How many it has.
+        there: u32,
+    },
     /// Something that the user should know.
     Notice {
         /// In words.

@@ -9,6 +9,8 @@ use super::event::{Event, Step};
 const WINDOW: Duration = Duration::from_secs(10);
 /// Bounds the window's memory where steps are very short.
 const WINDOW_STEPS_MAX: usize = 4096;
+/// Undisturbed steps by which it is judged what a disturbed one has lost.
+const TYPICAL_STEPS: usize = 64;
 /// The phase whose seconds the bytes of a rank were sent in.
 const EXCHANGE: &str = "exchange";
 
@@ -30,6 +32,15 @@ pub struct Meter {
     first_step: Option<Instant>,
     tokens_after_first: u64,
     window: VecDeque<Sample>,
+    /// The highest step that was ever done.
+    highest: u64,
+    last_step: Option<Instant>,
+    /// Rings have changed since the last step.
+    disturbed: bool,
+    /// How long undisturbed steps took.
+    typical: VecDeque<Duration>,
+    /// What changes of rings have cost, and steps that were done again.
+    lost: Duration,
 }
 
 /// One step in the window.
@@ -54,6 +65,11 @@ impl Meter {
             first_step: None,
             tokens_after_first: 0,
             window: VecDeque::new(),
+            highest: 0,
+            last_step: None,
+            disturbed: false,
+            typical: VecDeque::new(),
+            lost: Duration::ZERO,
         }
     }
 
@@ -71,6 +87,7 @@ impl Meter {
         match event {
             Event::RunStarted { steps, resumed_from } => {
                 self.steps = *steps;
+                self.disturbed = true;
                 // What follows is done again.
                 self.last = self.last.take().filter(|last| last.step <= *resumed_from);
                 self.told.clear();
@@ -79,9 +96,44 @@ impl Meter {
                 self.checkpoints.push(url.clone());
                 self.told.insert(url.clone());
             }
-            Event::Step(step) => self.step(now, step),
+            Event::RingRecalled { .. } | Event::TookOver { .. } | Event::Waiting { .. } => {
+                self.disturbed = true
+            }
+            Event::Step(step) => {
+                self.account(now, step.step);
+                self.step(now, step);
+            }
             _ => {}
         }
+    }
+
+    /// What of the time since the last step was lost: all of it where the step was done before, and where rings have changed
+    /// what is beyond an undisturbed one.
+    fn account(&mut self, now: Instant, step: u64) {
+        let again = step <= self.highest;
+        self.highest = self.highest.max(step);
+        let disturbed = std::mem::take(&mut self.disturbed);
+        let Some(before) = self.last_step.replace(now) else { return };
+        let took = now.duration_since(before);
+        if again {
+            self.lost += took;
+        } else if disturbed {
+            let mut typical = Vec::from_iter(self.typical.iter().copied());
+            typical.sort_unstable();
+            self.lost += took.saturating_sub(typical.get(typical.len() / 2).copied().unwrap_or_default());
+        } else {
+            self.typical.push_back(took);
+            if self.typical.len() > TYPICAL_STEPS {
+                self.typical.pop_front();
+            }
+        }
+    }
+
+    /// The part of the time since the first step that went into steps, and not into changes of rings or steps done again; none
+    /// before the second step.
+    pub fn goodput(&self) -> Option<f64> {
+        let whole = self.last_step?.duration_since(self.first_step?).as_secs_f64();
+        (whole > 0.0).then(|| 1.0 - self.lost.as_secs_f64() / whole)
     }
 
     fn step(&mut self, now: Instant, step: &Step) {

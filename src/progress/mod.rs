@@ -185,6 +185,9 @@ fn said(event: &Event) -> Option<String> {
             hold_ms + form_ms + transfer_ms + step_ms
         ),
         Event::Checkpoint { step, url } => format!("checkpoint after step {step}: {url}"),
+        Event::ScaleRequested { wanted, there } => {
+            format!("the run is asked to have {wanted} workers; it has {there}")
+        }
         Event::Notice { message } => message.clone(),
         Event::WorkerLeft { worker, reason } => format!("worker {worker} has left: {reason}"),
         Event::WorkerLost { worker, reason } => format!("worker {worker} was lost: {reason}"),

@@ -26,6 +26,8 @@ pub struct Summary {
     pub state_hash: Option<String>,
     /// Over the whole run, start-up left out.
     pub tokens_per_second: Option<f64>,
+    /// The part of the time since the first step that went into steps: neither into changes of rings nor into steps done again.
+    pub goodput: Option<f64>,
     /// Workers in the last ring.
     pub world_size: u32,
     /// Where complete checkpoints lie, in order.
@@ -47,6 +49,7 @@ impl Summary {
             parameters: ended.parameters,
             state_hash: last.map(|step| step.state_hash.clone()),
             tokens_per_second: meter.mean_tokens_per_second(now),
+            goodput: meter.goodput(),
             world_size: last.map_or(0, |step| step.world_size),
             checkpoints: meter.checkpoints.clone(),
             shares: meter.shares(),
@@ -68,6 +71,7 @@ impl Summary {
             ("held-out loss", loss(self.held_out_loss)),
             ("parameters", self.parameters.map_or("-".to_owned(), |count| count.to_string())),
             ("tokens/s", self.tokens_per_second.map_or("-".to_owned(), |rate| format!("{rate:.0}"))),
+            ("goodput", self.goodput.map_or("-".to_owned(), |part| format!("{:.1}%", 100.0 * part))),
             ("world size", self.world_size.to_string()),
             ("state hash", self.state_hash.clone().unwrap_or_else(|| "-".to_owned())),
             ("step time", if shares.is_empty() { "-".to_owned() } else { shares.join(", ") }),

@@ -88,7 +88,7 @@ fn the_json_object_has_the_keys_of_the_contract() {
     assert_eq!(
         serde_json::to_value(&summary).unwrap(),
         json!({ "steps": 4, "final_loss": 0.25, "unigram_loss": 3.5, "held_out_loss": 0.5,
-            "parameters": 7, "state_hash": "0000000000000004", "tokens_per_second": 1000.0, "world_size": 2,
+            "parameters": 7, "state_hash": "0000000000000004", "tokens_per_second": 1000.0, "goodput": 1.0, "world_size": 2,
             "checkpoints": ["file:///c"] })
     );
 }
@@ -107,6 +107,23 @@ fn the_block_at_the_end_says_where_the_time_went() {
     ] {
         assert!(text.contains(said), "no {said:?} in\n{text}");
     }
+}
+
+#[test]
+fn what_rings_and_repeated_steps_cost_is_no_goodput() {
+    let (_, mut progress, now) = shown(Mode::Plain, 5);
+    let at = |second: f64| now + Duration::from_secs_f64(second);
+    let recalled = event(json!({ "event": "ring_recalled", "generation": 1, "reason": "lost" }));
+    progress.absorb(at(0.5), &recalled).unwrap();
+    progress.absorb(at(3.0), &step(6)).unwrap();
+    assert_eq!(progress.meter().goodput(), Some(1.0 - 2.0 / 7.0), "two of three seconds were no step");
+    progress
+        .absorb(at(4.0), &event(json!({ "event": "run_started", "steps": 9, "resumed_from": 4 })))
+        .unwrap();
+    (5..=7).for_each(|number| progress.absorb(at(number as f64), &step(number)).unwrap());
+    let lost = 2.0 + 2.0 + 1.0;
+    let goodput = progress.meter().goodput().unwrap();
+    assert!((goodput - (1.0 - lost / 11.0)).abs() < 1e-9, "{goodput}: 5 and 6 were done again");
 }
 
 #[test]

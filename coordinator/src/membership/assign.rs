@@ -1,7 +1,8 @@
 //! Which rank computes which micro-batches: contiguous, and as even as can be; and who does what of a step that was
 //! interrupted.
 
-use std::collections::BTreeSet;
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, BinaryHeap};
 use std::ops::Range;
 
 use crate::protocol::Holding;
@@ -25,11 +26,13 @@ pub fn resumed(micro_batches: u32, holdings: &[&Holding]) -> Vec<Vec<u32>> {
         left_to_do.push(running.len());
         shares.push([done, running].concat());
     }
+    let burdens = left_to_do.iter().zip(&shares).enumerate();
+    let mut idlest: BinaryHeap<Reverse<(usize, usize, usize)>> =
+        burdens.map(|(rank, (left, share))| Reverse((*left, share.len(), rank))).collect();
     for index in missing {
-        let idlest = (0..shares.len()).min_by_key(|&rank| (left_to_do[rank], shares[rank].len(), rank));
-        let Some(rank) = idlest else { break };
-        left_to_do[rank] += 1;
+        let Some(Reverse((left, count, rank))) = idlest.pop() else { break };
         shares[rank].push(index);
+        idlest.push(Reverse((left + 1, count + 1, rank)));
     }
     shares.iter_mut().for_each(|share| share.sort_unstable());
     shares

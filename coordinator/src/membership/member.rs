@@ -83,7 +83,9 @@ impl Member {
                 self.ended = true;
                 Some(Instruction::End { reason })
             }
-            FromCoordinator::Welcome { .. } | FromCoordinator::Heartbeat => None,
+            FromCoordinator::Welcome { .. }
+            | FromCoordinator::Scaling { .. }
+            | FromCoordinator::Heartbeat => None,
         }
     }
 

@@ -19,6 +19,7 @@
 mod forming;
 mod losses;
 mod returns;
+mod scale;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -116,6 +117,14 @@ pub struct Registry {
     successor: bool,
     /// Until when those are waited for who were in its last ring.
     returning: Option<Instant>,
+    /// No silence, and no answer that is late, counts before this; later than it only where somebody was heard since.
+    look_at: Option<Instant>,
+    /// Somebody may have come, or want to leave, whom the ring does not know of.
+    unsettled: bool,
+    /// The newest beyond so many leave, as soon as it is known who is there.
+    shrink_to: Option<u32>,
+    /// Who leaves for that, and how many were to stay.
+    sent_away: Option<(u32, BTreeSet<WorkerId>)>,
     stop: bool,
 }
 
@@ -139,6 +148,10 @@ impl Registry {
             abandoned: None,
             successor: false,
             returning: None,
+            look_at: None,
+            unsettled: false,
+            shrink_to: None,
+            sent_away: None,
             stop: false,
         }
     }
@@ -158,15 +171,20 @@ impl Registry {
         self.workers.iter().map(|(id, worker)| (*id, self.now - worker.heard))
     }
 
-    /// When [`Event::Tick`] is due.
+    /// When [`Event::Tick`] is due: not later than anything has to be noticed, and not much earlier.
     pub fn deadline(&self) -> Option<Instant> {
+        self.look_at.filter(|_| self.phase != Phase::Ended)
+    }
+
+    /// When somebody's time is over.
+    fn earliest(&self) -> Option<Instant> {
         let awaited = self.workers.values().filter(|worker| worker.finish.is_none());
         let silent = awaited.map(|worker| worker.heard + self.config.timeout);
         let heard_out = self.workers.values().filter_map(|worker| match worker.standing {
             Standing::Recalled { until } => Some(until),
             _ => None,
         });
-        silent.chain(heard_out).chain(self.returning).min().filter(|_| self.phase != Phase::Ended)
+        silent.chain(heard_out).chain(self.returning).min()
     }
 
     /// Takes in one event, then decides once: every way to a ring, and to the end, passes through here.
@@ -179,9 +197,23 @@ impl Registry {
         if self.phase == Phase::Ended {
             return;
         }
+        // Thousands of workers say every second that they are alive: none of that may cost a look at all of them.
+        let looks = is_rare(&event) || self.look_at.is_none_or(|at| now >= at);
+        self.unsettled |= !is_routine(&event);
         self.absorb(event, actions);
-        self.notice_silence(actions);
-        match self.phase {
+        if looks {
+            self.notice_silence(actions);
+        }
+        self.shrink(actions);
+        self.decide(actions);
+        if looks {
+            self.look_at = self.earliest();
+        }
+    }
+
+    fn decide(&mut self, actions: &mut Vec<Action>) {
+        let phase = self.phase;
+        match phase {
             Phase::Gathering => self.gather(actions),
             Phase::Recalling => self.close_recall(actions),
             Phase::Forming | Phase::Running if self.is_stale() => self.recall(actions),
@@ -206,6 +238,7 @@ impl Registry {
                 if let Some(worker) = self.workers.get_mut(&id) {
                     worker.progress = Some(self.detector.note(worker.progress, pulse, self.now));
                 }
+                self.notice_standstill(id, actions);
             }
             Event::Ready(id, step) => {
                 self.hear(id);
@@ -243,6 +276,7 @@ impl Registry {
                     self.abandoned = Some(cause);
                 }
             }
+            Event::Shrink(workers) => self.shrink_to = Some(workers),
             Event::StopRequested => self.request_stop(actions),
             Event::Tick => {}
         }
@@ -305,6 +339,7 @@ impl Registry {
     /// A worker wants to leave. Where too few would be left to go on, the run stops in order instead.
     fn leave(&mut self, id: WorkerId, reason: String, actions: &mut Vec<Action>) {
         self.hear(id);
+        self.leaves_anyway(id);
         let stays = |(other, worker): &(&WorkerId, &Worker)| **other != id && worker.leaving.is_none();
         let left = self.workers.iter().filter(stays).count();
         let Some(worker) = self.workers.get_mut(&id) else { return };
@@ -374,9 +409,9 @@ impl Registry {
 
     /// Who may be put into a ring, in the order of ranks: those who were in the last one keep theirs, others follow.
     fn free(&self) -> Vec<WorkerId> {
-        let before: Vec<WorkerId> =
-            self.formation.iter().flat_map(|ring| &ring.places).map(|place| place.worker).collect();
-        let rank = |id: &WorkerId| before.iter().position(|worker| worker == id).unwrap_or(usize::MAX);
+        let before = self.formation.iter().flat_map(|ring| &ring.places).map(|place| place.worker);
+        let before: BTreeMap<WorkerId, usize> = before.zip(0..).collect();
+        let rank = |id: &WorkerId| before.get(id).copied().unwrap_or(usize::MAX);
         let free = self.workers.iter().filter(|(_, worker)| worker.held().is_some()).map(|(id, _)| *id);
         let mut free: Vec<WorkerId> = free.collect();
         free.sort_by_key(|id| (rank(id), *id));
@@ -405,6 +440,7 @@ impl Registry {
 
     /// Leavers are free to go once their ring is over.
     fn release_leavers(&mut self, actions: &mut Vec<Action>) {
+        self.keep_who_is_needed();
         let leaves = |worker: &Worker| worker.leaving.clone().filter(|_| worker.held().is_some());
         let leavers: Vec<(WorkerId, String)> =
             self.workers.iter().filter_map(|(id, worker)| Some((*id, leaves(worker)?))).collect();
@@ -413,14 +449,18 @@ impl Registry {
         }
     }
 
-    fn is_stale(&self) -> bool {
+    fn is_stale(&mut self) -> bool {
+        if self.stale.is_some() || self.phase != Phase::Running || !self.unsettled {
+            return self.stale.is_some();
+        }
         // Nobody is let in to be stopped.
         let comes = |worker: &Worker| worker.held().is_some() && !self.stop;
         let leaves = |worker: &Worker| worker.leaving.is_some() && worker.standing == Standing::Member;
         let done = self.workers.values().any(|worker| worker.finish.is_some());
         // Nobody is let in, or let go, when the run is all but over.
-        let moves = self.phase == Phase::Running && !done;
-        self.stale.is_some() || moves && self.workers.values().any(|worker| comes(worker) || leaves(worker))
+        let moves = !done && self.workers.values().any(|worker| comes(worker) || leaves(worker));
+        self.unsettled = moves;
+        moves
     }
 
     /// Ends the ring there is: its members say what they hold.
@@ -486,12 +526,12 @@ impl Registry {
     }
 
     fn all_linked(&self) -> bool {
-        let places = self.formation.iter().flat_map(|formation| &formation.places);
-        places.map(|place| place.worker).all(|worker| self.linked.contains(&worker))
+        // Only members are counted in.
+        self.formation.as_ref().is_some_and(|formation| self.linked.len() == formation.places.len())
     }
 
     fn start(&mut self, actions: &mut Vec<Action>) {
-        self.phase = Phase::Running;
+        (self.phase, self.unsettled) = (Phase::Running, true);
         actions.extend(self.formation.clone().map(Action::Start));
         if self.stop {
             actions.push(Action::Stop);
@@ -528,6 +568,21 @@ impl Registry {
         self.phase = Phase::Ended;
         actions.push(Action::End(outcome, reason.to_owned()));
     }
+}
+
+/// Whether an event is one of those that never come from all workers within a short time, so that it may cost a look at all.
+fn is_rare(event: &Event) -> bool {
+    use Event::{Broken, Finished, Held, Linked, Past, Ready, Returned};
+    !is_routine(event)
+        && !matches!(
+            event,
+            Broken(..) | Finished(..) | Held(..) | Linked(..) | Past(..) | Ready(..) | Returned(..)
+        )
+}
+
+/// Whether an event says only that the run goes on.
+fn is_routine(event: &Event) -> bool {
+    matches!(event, Event::Heard(_) | Event::Pulse(..) | Event::Stepped | Event::Tick)
 }
 
 /// Why a worker of another kind than the first does not fit in.

@@ -80,6 +80,8 @@ pub enum Event {
         /// Processes that may still become workers, or are.
         left: usize,
     },
+    /// The user wants no more workers than this: the newest leave.
+    Shrink(u32),
     /// The user wants to stop.
     StopRequested,
     /// Time has passed.

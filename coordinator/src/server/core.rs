@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use super::door::Inbound;
 use super::past::TakeOver;
+use super::scale::Asked;
 use super::tenure::Tenure;
 use super::{Command, Ending, RunEnd, ServerConfig};
 use crate::event::{Event, StepRecord};
@@ -19,16 +21,20 @@ use crate::protocol::{
 };
 use crate::recovery::Recovery;
 use crate::status::Status;
+use crate::wire::{self, WireError};
 
 /// Phases of a step whose times a worker may report.
 const PHASES_MAX: usize = 64;
 /// Of a phase's name.
 const PHASE_BYTES_MAX: usize = 64;
 
+/// The status is brought up to date so often where nothing but time has changed it: it names all workers.
+const SHOW_EVERY: Duration = Duration::from_millis(250);
+
 /// A connected worker.
 #[derive(Debug)]
 pub(super) struct Link {
-    outbox: mpsc::Sender<FromCoordinator>,
+    outbox: mpsc::Sender<Bytes>,
     about: About,
     /// A coordinator before this one has let it in.
     pub(super) came_back: bool,
@@ -48,10 +54,13 @@ pub(super) struct Core {
     pub(super) links: BTreeMap<WorkerId, Link>,
     events: mpsc::Sender<Event>,
     status: watch::Sender<Status>,
+    shown: Instant,
     /// The newest step that is recorded.
     pub(super) step: u64,
     /// The change of rings that is under way.
     recovery: Option<Recovery>,
+    /// Who wants to know that the launcher has heard of another number of workers.
+    pub(super) asked: Vec<Asked>,
     /// How long it has waited for those who read events, all in all.
     stalled: Duration,
 }
@@ -85,8 +94,10 @@ impl Core {
             links,
             events,
             status,
+            shown: now,
             step,
             recovery,
+            asked: Vec::new(),
             stalled,
         }
     }
@@ -130,6 +141,9 @@ impl Core {
                 self.links.remove(&worker);
                 return vec![Meaning::Lost(worker, cause)];
             }
+            Inbound::Scale(workers, answer) => {
+                return self.scale(workers, answer).await;
+            }
             // What is left in the queue of a worker that was sent away.
             Inbound::Message(_) if !self.links.contains_key(&worker) => return Vec::new(),
             Inbound::Message(message) => message,
@@ -154,7 +168,10 @@ impl Core {
             FromWorker::Pulse(pulse) => Meaning::Pulse(worker, pulse),
             FromWorker::Past(ring) => self.hear_of_ring(worker, ring),
             FromWorker::Returned(holding) => self.take_back(worker, holding),
-            FromWorker::Hello(_) | FromWorker::Return(_) | FromWorker::Heartbeat => Meaning::Heard(worker),
+            FromWorker::Hello(_)
+            | FromWorker::Return(_)
+            | FromWorker::Scale { .. }
+            | FromWorker::Heartbeat => Meaning::Heard(worker),
         }]
     }
 
@@ -213,9 +230,11 @@ impl Core {
         }
     }
 
-    pub(super) fn command(&self, command: Command) -> Vec<membership::Event> {
+    pub(super) fn command(&mut self, command: Command) -> Vec<membership::Event> {
         match command {
+            Command::Ping => Vec::new(),
             Command::Stop => vec![membership::Event::StopRequested],
+            Command::Shrink(workers) => self.shrink(workers),
             Command::ProcessExited { host, pid, status, bad_input, replaced, left } => {
                 let is_it = |about: &About| about.pid == pid && about.host == host;
                 let link = self.links.iter().find(|(_, link)| is_it(&link.about));
@@ -253,12 +272,12 @@ impl Core {
                 }
                 Action::Restore(workers) => {
                     let message = FromCoordinator::Restore { up_to: self.restore_up_to() };
-                    workers.iter().for_each(|worker| self.tell(*worker, message.clone()));
+                    workers.iter().for_each(|worker| self.tell(*worker, &message));
                 }
                 Action::Wait { ready, needed } => self.emit(Event::Waiting { ready, needed }).await,
                 Action::Form(formation) => end = self.form(formation).await.err().or(end),
                 Action::Start(formation) => self.start(formation.generation),
-                Action::Stop => self.tell_all(&FromCoordinator::Stop),
+                Action::Stop => self.ask_all(&FromCoordinator::Stop),
                 Action::End(outcome, reason) => {
                     if let Outcome::Completed(finish) | Outcome::Stopped(finish) = &outcome {
                         self.close_ledger(finish.state_hash).await;
@@ -275,7 +294,7 @@ impl Core {
         // Where another had the run before, it is under way, or may be.
         let successor = self.tenure.as_ref().is_some_and(|tenure| tenure.lease.is_successor());
         let under_way = self.ledger.is_some() || successor;
-        self.tell(worker, self.config.welcome(under_way, self.incarnation()));
+        self.tell(worker, &self.config.welcome(under_way, self.incarnation()));
         if let Some(link) = self.links.get(&worker) {
             let (host, pid, worker) = (link.about.host.clone(), link.about.pid, worker.0);
             let event = match link.came_back {
@@ -287,30 +306,28 @@ impl Core {
     }
 
     async fn refuse(&mut self, worker: WorkerId, reason: String) {
-        self.tell(worker, FromCoordinator::Refused { reason: reason.clone() });
+        self.tell(worker, &FromCoordinator::Refused { reason: reason.clone() });
         self.links.remove(&worker);
         self.emit(Event::WorkerRefused { reason }).await;
     }
 
     /// Should it still be there, it hears that it is not needed any more; nothing that it says is heard.
     async fn lose(&mut self, worker: WorkerId, reason: String) {
-        self.tell(
-            worker,
-            FromCoordinator::End { reason: format!("it goes on without this worker: {reason}") },
-        );
+        let end = FromCoordinator::End { reason: format!("it goes on without this worker: {reason}") };
+        self.tell(worker, &end);
         self.links.remove(&worker);
         self.emit(Event::WorkerLost { worker: worker.0, reason }).await;
     }
 
     async fn release(&mut self, worker: WorkerId, reason: String) {
-        self.tell(worker, FromCoordinator::Released { reason: reason.clone() });
+        self.tell(worker, &FromCoordinator::Released { reason: reason.clone() });
         self.links.remove(&worker);
         self.emit(Event::WorkerLeft { worker: worker.0, reason }).await;
     }
 
     async fn recall(&mut self, generation: u64, members: &[WorkerId], reason: String) {
         let message = FromCoordinator::Recall { generation, reason: reason.clone() };
-        members.iter().for_each(|worker| self.tell(*worker, message.clone()));
+        members.iter().for_each(|worker| self.tell(*worker, &message));
         match &mut self.recovery {
             Some(recovery) => recovery.again(&reason),
             None => self.recovery = Some(Recovery::begin(Instant::now(), &reason)),
@@ -328,7 +345,9 @@ impl Core {
     /// Gives a ring to its members.
     async fn form(&mut self, formation: Formation) -> Result<(), Ending> {
         self.settle_past().await?;
-        self.tell_all(&FromCoordinator::Form(formation.clone()));
+        let places = formation.places.len();
+        self.tell_all(&FromCoordinator::Form(formation.clone()))
+            .map_err(|error| Ending::Over(untold(places, &error)))?;
         if let Some(recovery) = &mut self.recovery {
             recovery.form(Instant::now());
         }
@@ -352,35 +371,48 @@ impl Core {
         if let Some(recovery) = &mut self.recovery {
             recovery.start(Instant::now());
         }
-        self.tell_all(&FromCoordinator::Start { generation });
+        self.ask_all(&FromCoordinator::Start { generation });
     }
 
-    /// A worker that does not take its messages is as good as silent, and will be noticed so.
-    fn tell(&self, worker: WorkerId, message: FromCoordinator) {
-        if let Some(link) = self.links.get(&worker)
-            && link.outbox.try_send(message).is_err()
-        {
-            tracing::warn!(%worker, "does not take its messages");
+    fn tell(&self, worker: WorkerId, message: &FromCoordinator) {
+        match (self.links.get(&worker), wire::encode(message)) {
+            (Some(link), Ok(bytes)) => link.pass(worker, bytes.into()),
+            (Some(_), Err(error)) => tracing::warn!(%worker, %error, "cannot be told"),
+            (None, _) => {}
         }
     }
 
-    fn tell_all(&self, message: &FromCoordinator) {
-        self.links.keys().for_each(|worker| self.tell(*worker, message.clone()));
+    /// Tells all the same, which for a ring of thousands is long: it is encoded once.
+    fn tell_all(&self, message: &FromCoordinator) -> Result<(), WireError> {
+        let bytes = Bytes::from(wire::encode(message)?);
+        self.links.iter().for_each(|(worker, link)| link.pass(*worker, bytes.clone()));
+        Ok(())
     }
 
-    fn show(&self) {
+    /// Tells all what always fits into a message.
+    fn ask_all(&self, message: &FromCoordinator) {
+        if let Err(error) = self.tell_all(message) {
+            tracing::warn!(%error, "workers cannot be told");
+        }
+    }
+
+    fn show(&mut self) {
+        let generation = self.registry.formation().map_or(0, |formation| formation.generation);
+        let moved = {
+            let status = self.status.borrow();
+            (status.phase, status.generation, status.step)
+                != (phase_name(self.registry.phase()), generation, self.step)
+        };
+        if !moved && self.shown.elapsed() < SHOW_EVERY {
+            return;
+        }
+        self.shown = Instant::now();
         let workers =
             self.registry.workers().map(|(worker, silent)| (worker.0, silent.as_secs_f64())).collect();
         let formation = self.registry.formation();
         self.status.send_modify(|status| {
-            status.phase = match self.registry.phase() {
-                Phase::Gathering => "gathering",
-                Phase::Recalling => "recalling",
-                Phase::Forming => "forming",
-                Phase::Running => "running",
-                Phase::Ended => "ended",
-            };
-            status.generation = formation.map_or(0, |formation| formation.generation);
+            status.phase = phase_name(self.registry.phase());
+            status.generation = generation;
             status.world_size = formation.map_or(0, |formation| formation.places.len());
             status.step = self.step;
             status.steps = self.config.steps;
@@ -411,12 +443,13 @@ impl Core {
         };
         // Before workers are told, who then leave: nobody could come back to a coordinator that takes over.
         self.emit(event).await;
-        self.tell_all(&FromCoordinator::End { reason: end.reason.clone() });
+        self.ask_all(&FromCoordinator::End { reason: end.reason.clone() });
         let leave = async {
             while !self.links.is_empty() {
                 match inbound.recv().await {
                     Some((worker, Inbound::Gone(_))) => drop(self.links.remove(&worker)),
-                    Some((_, Inbound::Hello(..) | Inbound::Return(..) | Inbound::Message(_))) => {}
+                    // Who asks something is answered by the end of his line.
+                    Some((_, _)) => {}
                     None => return,
                 }
             }
@@ -424,6 +457,33 @@ impl Core {
         // Who does not leave in time is left behind.
         let _ = timeout(limit.min(Duration::from_secs(2)), leave).await;
     }
+}
+
+impl Link {
+    /// A worker that does not take its messages is as good as silent, and will be noticed so.
+    fn pass(&self, worker: WorkerId, message: Bytes) {
+        if self.outbox.try_send(message).is_err() {
+            tracing::warn!(%worker, "does not take its messages");
+        }
+    }
+}
+
+fn phase_name(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Gathering => "gathering",
+        Phase::Recalling => "recalling",
+        Phase::Forming => "forming",
+        Phase::Running => "running",
+        Phase::Ended => "ended",
+    }
+}
+
+/// How a run ends whose workers cannot be told of their ring.
+fn untold(places: usize, error: &WireError) -> RunEnd {
+    let reason = format!(
+        "a ring of {places} workers cannot be told: {error}; allow fewer ([elastic] max_workers), or make micro-batches larger"
+    );
+    RunEnd { outcome: Outcome::Failed, reason }
 }
 
 pub(super) fn failed(error: &Disagreement) -> RunEnd {

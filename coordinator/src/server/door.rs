@@ -8,10 +8,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use quinn::crypto::rustls::HandshakeData;
 use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream};
+use rkyv::Serialize;
+use rkyv::api::high::HighSerializer;
+use rkyv::rancor::Error;
+use rkyv::ser::allocator::ArenaHandle;
+use rkyv::util::AlignedVec;
 use subtle::ConstantTimeEq;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::OUTBOX_MAX;
@@ -21,11 +27,15 @@ use crate::identity::{Authority, CONTROL_ALPN, ENROLL_ALPN, peer_name};
 use crate::ids::WorkerId;
 use crate::protocol::{About, Enroll, Enrolled, FromCoordinator, FromWorker, Return};
 use crate::stream::{self, REFUSED, StreamError, explain};
+use crate::wire;
 
 /// Connections that may be in their handshake or enrolment at once.
 const STRANGERS_MAX: usize = 64;
-/// Workers that may be connected at once, those included that are about to be sent away.
+/// Workers that may be connected at once, those included that are about to be sent away: where the recipe allows more, as
+/// many and some,
 const WORKERS_MAX: usize = 1024;
+/// but never more.
+const WORKERS_LIMIT: usize = 1 << 14;
 /// Of each text in which a worker tells of itself.
 const ABOUT_BYTES_MAX: usize = 1024;
 /// The coordinator's heartbeats within a timeout.
@@ -35,11 +45,13 @@ const HEARTBEATS: u32 = 8;
 #[derive(Debug)]
 pub(super) enum Inbound {
     /// It said hello; answers go there.
-    Hello(About, mpsc::Sender<FromCoordinator>),
+    Hello(About, mpsc::Sender<Bytes>),
     /// It was let in by a coordinator before this one, and is back.
-    Return(Return, mpsc::Sender<FromCoordinator>),
+    Return(Return, mpsc::Sender<Bytes>),
     /// A message.
     Message(FromWorker),
+    /// Somebody wants the run to have so many workers; the answer goes there.
+    Scale(u32, oneshot::Sender<FromCoordinator>),
     /// Its connection is gone.
     Gone(String),
 }
@@ -60,14 +72,14 @@ pub(super) struct Door {
 }
 
 impl Door {
-    /// With the authority, and the secret that lets workers in; their ids count from `first_id`.
+    /// With the authority, and the secret that lets workers in; their ids count from `first_id`; so many may take part.
     pub(super) fn new(
         (authority, secret): (Authority, [u8; 32]),
         expires: u64,
         limit: Duration,
         inbox: mpsc::Sender<(WorkerId, Inbound)>,
         events: mpsc::Sender<Event>,
-        first_id: u64,
+        (first_id, workers_max): (u64, u32),
     ) -> Self {
         Self {
             authority,
@@ -78,7 +90,9 @@ impl Door {
             next_id: AtomicU64::new(first_id),
             refusals: Refusals::new(events, limit),
             strangers: Strangers::new(STRANGERS_MAX),
-            inside: Inside::new(WORKERS_MAX),
+            inside: Inside::new(
+                (workers_max as usize).saturating_add(STRANGERS_MAX).clamp(WORKERS_MAX, WORKERS_LIMIT),
+            ),
         }
     }
 
@@ -144,7 +158,7 @@ impl Door {
                 self.enroll(&mut send, &mut receive).await?;
                 Ok(None)
             }
-            Some(CONTROL_ALPN) => self.admit(connection, send, receive).await.map(Some),
+            Some(CONTROL_ALPN) => self.admit(connection, send, receive).await,
             other => Err(format!("it speaks another protocol ({other:?})")),
         }
     }
@@ -152,9 +166,9 @@ impl Door {
     async fn admit(
         &self,
         connection: &Connection,
-        send: SendStream,
+        mut send: SendStream,
         mut receive: RecvStream,
-    ) -> Result<Guest, String> {
+    ) -> Result<Option<Guest>, String> {
         let name = peer_name(connection);
         let worker = name.as_deref().and_then(WorkerId::from_dns_name);
         let worker = worker
@@ -162,6 +176,9 @@ impl Door {
         let greeting = match stream::receive(&mut receive, self.limit).await {
             Ok(FromWorker::Hello(about)) => Greeting::Hello(about),
             Ok(FromWorker::Return(back)) => Greeting::Return(back),
+            Ok(FromWorker::Scale { workers }) => {
+                return self.scale(worker, workers, &mut send).await.map(|()| None);
+            }
             Ok(_) => return Err(format!("{worker} did not say hello")),
             Err(error) => return Err(format!("{worker}: {error}")),
         };
@@ -169,7 +186,29 @@ impl Door {
             return Err(format!("{worker}: {objection}"));
         }
         let seat = self.inside.enter(worker)?;
-        Ok(Guest { worker, greeting, connection: connection.clone(), send, receive, _seat: seat })
+        Ok(Some(Guest { worker, greeting, connection: connection.clone(), send, receive, _seat: seat }))
+    }
+
+    /// Passes a wish for so many workers on, and the answer back.
+    async fn scale(&self, worker: WorkerId, workers: u32, send: &mut SendStream) -> Result<(), String> {
+        let over = || "the run is over".to_owned();
+        let (answer, answered) = oneshot::channel();
+        self.inbox.send((worker, Inbound::Scale(workers, answer))).await.map_err(|_| over())?;
+        let answer = answered.await.map_err(|_| over())?;
+        self.answer(send, &answer).await
+    }
+
+    /// Sends the last message of a conversation, and waits until it has arrived: when the connection is closed, what has not
+    /// never will. A stream that is gone already has delivered it, or cannot.
+    async fn answer<T>(&self, send: &mut SendStream, answer: &T) -> Result<(), String>
+    where
+        T: for<'a> Serialize<HighSerializer<AlignedVec, ArenaHandle<'a>, Error>>,
+    {
+        stream::send(send, answer, self.limit).await.map_err(|error| error.to_string())?;
+        if send.finish().is_ok() {
+            let _ = timeout(self.limit / 2, send.stopped()).await;
+        }
+        Ok(())
     }
 
     async fn enroll(&self, send: &mut SendStream, receive: &mut RecvStream) -> Result<(), String> {
@@ -178,12 +217,7 @@ impl Door {
             Ok((worker, certificate)) => (Enrolled::Certificate { worker, certificate }, None),
             Err(reason) => (Enrolled::Refused { reason: reason.clone() }, Some(reason)),
         };
-        stream::send(send, &answer, self.limit).await.map_err(|error| error.to_string())?;
-        // What has not arrived when the connection is closed never will. A stream that is gone already has delivered
-        // its answer, or cannot.
-        if send.finish().is_ok() {
-            let _ = timeout(self.limit / 2, send.stopped()).await;
-        }
+        self.answer(send, &answer).await?;
         refused.map_or(Ok(()), Err)
     }
 
@@ -293,17 +327,18 @@ async fn read(worker: WorkerId, receive: &mut RecvStream, door: &Door) -> Option
 /// Sends a worker its messages, and heartbeats between them; ends the connection when the last one was read.
 async fn write(
     mut send: SendStream,
-    mut messages: mpsc::Receiver<FromCoordinator>,
+    mut messages: mpsc::Receiver<Bytes>,
     connection: Connection,
     limit: Duration,
 ) -> Result<(), StreamError> {
+    let heartbeat = Bytes::from(wire::encode(&FromCoordinator::Heartbeat)?);
     loop {
         let message = match timeout(limit / HEARTBEATS, messages.recv()).await {
             Ok(Some(message)) => message,
             Ok(None) => break,
-            Err(_) => FromCoordinator::Heartbeat,
+            Err(_) => heartbeat.clone(),
         };
-        stream::send(&mut send, &message, limit).await?;
+        stream::send_encoded(&mut send, &message, limit).await?;
     }
     // What has arrived, but was not read when the connection is closed, never will be: the worker closes it when it has.
     if send.finish().is_ok() {

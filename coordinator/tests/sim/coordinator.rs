@@ -143,6 +143,7 @@ impl Sim {
             FromWorker::Returned(holding) => self.take_back(worker, holding),
             FromWorker::Hello(_)
             | FromWorker::Return(_)
+            | FromWorker::Scale { .. }
             | FromWorker::Checkpoint { .. }
             | FromWorker::Notice { .. }
             | FromWorker::Heartbeat => Event::Heard(worker),

@@ -47,6 +47,8 @@ pub(crate) enum Cause {
     Abandoned,
     /// This worker was told to leave.
     Leave(WorkerId),
+    /// The user wants another number of workers: anybody may be sent away.
+    Scale,
     /// The user wants to stop.
     Stop,
     /// The user's input is at fault.

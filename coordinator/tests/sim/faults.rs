@@ -50,6 +50,7 @@ impl Sim {
                 self.stop_asked = true;
                 self.decide(Event::StopRequested);
             }
+            (Kind::Scale, _) => self.scale(),
             (Kind::Abandon, _) => self.abandon(),
             (Kind::CoordinatorDies, _) => self.coordinator_dies(),
             (Kind::Usurp, _) => self.usurp(),
@@ -57,6 +58,16 @@ impl Sim {
             (_, Some(victim)) => self.strike_worker(kind, victim),
         }
         self.plights.insert((kind, stage));
+    }
+
+    /// The user wants another number of workers; those that lack come by themselves, or do not.
+    fn scale(&mut self) {
+        let (least, most) = (self.setup.min_workers.max(1), self.setup.max_workers);
+        let wanted = self.rng.number(&(u64::from(least)..=u64::from(most))) as u32;
+        if !self.coordinator.dead && self.coordinator.registry.may_scale(wanted).is_ok() {
+            self.cause(Cause::Scale);
+            self.decide(Event::Shrink(wanted));
+        }
     }
 
     fn strike_worker(&mut self, kind: Kind, victim: WorkerId) {
@@ -113,7 +124,8 @@ impl Sim {
             | Kind::Stop
             | Kind::Abandon
             | Kind::CoordinatorDies
-            | Kind::Usurp => {}
+            | Kind::Usurp
+            | Kind::Scale => {}
         }
     }
 

@@ -46,6 +46,8 @@ pub(crate) enum Kind {
     Deafen,
     /// A worker is told to leave.
     Leave,
+    /// The user wants another number of workers.
+    Scale,
     /// A worker that joined joins again, from elsewhere.
     JoinAgain,
     /// A worker more, at any time.
@@ -76,7 +78,7 @@ pub(crate) enum Kind {
 
 impl Kind {
     /// All kinds.
-    pub(crate) const ALL: [Self; 28] = [
+    pub(crate) const ALL: [Self; 29] = [
         Self::Kill,
         Self::Pause,
         Self::Silence,
@@ -92,6 +94,7 @@ impl Kind {
         Self::Slow,
         Self::Deafen,
         Self::Leave,
+        Self::Scale,
         Self::JoinAgain,
         Self::Surplus,
         Self::Stranger,

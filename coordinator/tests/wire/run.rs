@@ -239,6 +239,7 @@ pub fn config(setup: Setup) -> ServerConfig {
         recipe: RECIPE.to_owned(),
         settings: String::new(),
         token_lifetime: setup.token_lifetime,
+        launcher: true,
         membership,
         failover: None,
     }

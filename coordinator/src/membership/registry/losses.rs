@@ -8,12 +8,19 @@ use crate::protocol::{Blame, Break, Failure};
 impl Registry {
     pub(super) fn break_ring(&mut self, id: WorkerId, broken: Break) {
         self.hear(id);
-        let places = self.formation.iter().flat_map(|formation| &formation.places);
-        let workers: Vec<WorkerId> = places.map(|place| place.worker).collect();
-        if broken.generation != self.generation || !workers.contains(&id) || !self.workers.contains_key(&id) {
+        let Some(ring) = self.formation.as_ref().filter(|_| broken.generation == self.generation) else {
+            return;
+        };
+        let takes_part = matches!(
+            self.workers.get(&id).map(|worker| &worker.standing),
+            Some(Standing::Member | Standing::Recalled { .. })
+        );
+        if !takes_part && !ring.places.iter().any(|place| place.worker == id)
+            || !self.workers.contains_key(&id)
+        {
             return;
         }
-        let lost = broken.lost_rank.and_then(|rank| workers.get(rank as usize).copied());
+        let lost = broken.lost_rank.and_then(|rank| ring.places.get(rank as usize)).map(|place| place.worker);
         let accused = lost.filter(|&lost| lost != id);
         if self.is_member(id) {
             let reason = format!("{id}: {}", broken.text);
@@ -31,6 +38,8 @@ impl Registry {
             self.workers.get_mut(&accused).map(|worker| &mut worker.standing)
         {
             *until = hearing.min(*until);
+            let hearing = *until;
+            self.look_at = self.look_at.map(|at| at.min(hearing));
         }
     }
 
@@ -61,11 +70,6 @@ impl Registry {
         for id in gone {
             self.lose(id, &format!("nothing was heard of it for {timeout:?}"), actions);
         }
-        let hung = |(id, worker): (&WorkerId, &Worker)| Some((*id, self.verdict(worker)?));
-        let hung: Vec<(WorkerId, String)> = self.workers.iter().filter_map(hung).collect();
-        for (id, cause) in hung {
-            self.lose(id, &cause, actions);
-        }
         let is_late = |worker: &Worker| match worker.standing {
             Standing::Recalled { until } => self.now >= until,
             _ => false,
@@ -74,6 +78,13 @@ impl Registry {
             self.workers.iter().filter(|(_, worker)| is_late(worker)).map(|(id, _)| *id).collect();
         for id in late {
             self.lose(id, "it did not say in time what it holds of the ring that was recalled", actions);
+        }
+    }
+
+    /// A worker has said how far it is: it is given up if it stands still.
+    pub(super) fn notice_standstill(&mut self, id: WorkerId, actions: &mut Vec<Action>) {
+        if let Some(cause) = self.workers.get(&id).and_then(|worker| self.verdict(worker)) {
+            self.lose(id, &cause, actions);
         }
     }
 

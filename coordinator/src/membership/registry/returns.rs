@@ -19,7 +19,8 @@ impl Registry {
     /// another has given.
     pub fn taking_over(config: Config, now: Instant, generation: u64) -> Self {
         let until = now + RETURN * config.timeout;
-        Self { generation, successor: true, returning: Some(until), ..Self::new(config, now) }
+        let (returning, look_at) = (Some(until), Some(until));
+        Self { generation, successor: true, returning, look_at, ..Self::new(config, now) }
     }
 
     /// Whether those who were in the last ring are waited for.

@@ -7,6 +7,7 @@ mod changes;
 mod ends;
 mod hangs;
 mod returns;
+mod scaling;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 

@@ -54,10 +54,15 @@ impl Truth {
         self.causes.iter().any(|cause| matches!(cause, Cause::Leave(_)))
     }
 
+    /// Whether this worker was told to leave, or may have been sent away.
+    fn was_told(&self, worker: WorkerId) -> bool {
+        self.causes.contains(&Cause::Leave(worker)) || self.causes.contains(&Cause::Scale)
+    }
+
     fn may_be_lost(&self, worker: WorkerId, reason: &str) -> Result<(), String> {
         let trouble = self.causes.contains(&Cause::Trouble(worker));
         // Who was let go, and whose coordinator has died since, is missed by the next.
-        let trouble = trouble || self.successor && self.causes.contains(&Cause::Leave(worker));
+        let trouble = trouble || self.successor && self.was_told(worker);
         demand!(trouble, "{worker} is called lost, and nothing happened to it: {reason}");
         Ok(())
     }
@@ -116,7 +121,7 @@ impl Invariant for Truth {
                         Action::Form(formation) => self.ring = Some(formation.clone()),
                         Action::Lose(worker, reason) => self.may_be_lost(*worker, reason)?,
                         Action::Release(worker, _) => {
-                            let told = self.causes.contains(&Cause::Leave(*worker));
+                            let told = self.was_told(*worker);
                             demand!(told, "{worker} is released, and nobody told it to leave");
                         }
                         Action::End(outcome, reason) => self.judge(outcome, reason)?,
