@@ -281,3 +281,38 @@ fn when_everybody_dies_and_nobody_comes_the_run_fails_and_says_why() {
     assert_eq!(status.code(), Some(3), "{}", run.errors());
     assert!(run.errors().contains("worker 0 was lost, and no worker is left"), "{}", run.errors());
 }
+
+/// A bit flips in the memory of one of three: it is named and sent away before anything that it computed is written, and
+/// the one in its place gets the others' state.
+#[cfg(debug_assertions)]
+#[test]
+fn a_worker_whose_memory_fails_is_named_and_replaced() {
+    let bench = Bench::new();
+    let faults = [("MATTOCK_FAULTS", "flip:1:5")];
+    let mut run = Watched::start_with(&bench, "run", &["--workers", "3"], &faults);
+    let named = run.wait_for("its name", |event| event["event"] == "worker_quarantined");
+    assert_eq!((&named["worker"], &named["step"]), (&1.into(), &4.into()), "{named}");
+    assert_eq!((&named["agreed"], &named["ranks"]), (&2.into(), &3.into()), "{named}");
+    assert_ne!(named["hash"], named["majority"], "{named}");
+    let seen = run.read().len();
+    run.wait_for_world(seen, 3);
+    let events = run.stop();
+    assert_no_trace(&bench, &events);
+    assert_eq!(kinds(&events, "run_started").len(), 1, "nothing was read from storage");
+    let lost = kinds(&events, "worker_lost");
+    assert!(lost.len() == 1 && lost[0]["worker"] == 1, "{lost:?}");
+}
+
+/// The same among two, of which nobody can say who is right.
+#[cfg(debug_assertions)]
+#[test]
+fn where_two_differ_the_run_stops() {
+    let bench = Bench::new();
+    let faults = [("MATTOCK_FAULTS", "flip:1:5")];
+    let mut run = Watched::start_with(&bench, "run", &["--workers", "2"], &faults);
+    assert_eq!(run.end(), Some(3), "{}", run.errors());
+    let events = run.read();
+    assert_eq!(*steps(&events).last_key_value().unwrap().0, 4, "nothing was written after it");
+    let ended = kinds(&events, "run_ended")[0]["error"].as_str().unwrap().to_owned();
+    assert!(ended.contains("no majority") && ended.contains("newest checkpoint"), "{ended}");
+}

@@ -130,6 +130,23 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// A worker's state is not that of the majority of its ring: nothing of it is used, and it is lost.
+    WorkerQuarantined {
+        /// Its id.
+        worker: u64,
+        /// Steps done.
+        step: u64,
+        /// `state`, or `parameters` where it computed with others than it should have.
+        what: &'static str,
+        /// Hash of its own, 16 hexadecimal digits.
+        hash: String,
+        /// Of the others'.
+        majority: String,
+        /// How many ranks agree on that.
+        agreed: usize,
+        /// Of how many.
+        ranks: usize,
+    },
     /// A worker has left as it was told to.
     WorkerLeft {
         /// Its id.

@@ -4,7 +4,8 @@
 //! 1. A step is recorded once: when all ranks of its ring have reported it, or, where the ring broke meanwhile, when all
 //!    ranks of a later ring are known to have it. Ranks that could not report it did what they were assigned: no rank
 //!    commits a step unless every micro-batch was counted once.
-//! 2. All ranks report the same loss and state hash, or the ledger names one that differs.
+//! 2. All ranks report the same loss and state hash, or the ledger names one that differs; it records no step more until that
+//!    one's reports are [disowned](Ledger::disown), and the next ring is formed.
 //! 3. In a recorded step every micro-batch was computed by exactly one rank.
 //! 4. A recorded step has its state's hash. Where state is divided among workers, no rank knows that when it reports: such a
 //!    step is recorded with the first report of the next one, which tells it, or at the end.
@@ -65,6 +66,8 @@ pub struct Ledger {
     /// The newest step that is settled, or was before this ring.
     settled: u64,
     open: BTreeMap<u64, BTreeMap<u32, StepReport>>,
+    /// Ranks do not agree on an open step: until the next ring says who is right, no step is settled.
+    disputed: bool,
     /// Steps from which this ring starts, done in those before: recorded when one more shows that all its ranks have them.
     waiting: Vec<StepRecord>,
 }
@@ -74,7 +77,7 @@ impl Ledger {
     pub fn new(micro_batches: u32, formation: Formation) -> Self {
         let (open, waiting) = (BTreeMap::new(), Vec::new());
         let ranks = formation.places.iter().map(|place| place.worker).zip(0..).collect();
-        Self { micro_batches, settled: formation.step, formation, ranks, open, waiting }
+        Self { micro_batches, settled: formation.step, formation, ranks, open, disputed: false, waiting }
     }
 
     /// The ledger of the next ring. Steps that rings before have committed, but not all of their ranks reported, wait for
@@ -127,6 +130,13 @@ impl Ledger {
         next.map(|report| hex(report.hash_before)).unwrap_or_default()
     }
 
+    /// Forgets what a worker has reported of open steps: its state is wrong.
+    pub fn disown(&mut self, worker: WorkerId) {
+        let places = &self.formation.places;
+        let own = |rank: &u32| places.get(*rank as usize).is_some_and(|place| place.worker == worker);
+        self.open.values_mut().for_each(|reports| reports.retain(|rank, _| !own(rank)));
+    }
+
     /// Whether a worker may hold the state after `step`: it has reported that, or its ring started from it, or later.
     pub fn may_hold(&self, worker: WorkerId, step: u64) -> bool {
         let rank = self.ranks.get(&worker);
@@ -157,12 +167,20 @@ impl Ledger {
         let reports = self.open.entry(step).or_default();
         reports.insert(report.rank, report);
         let is_complete = reports.len() == ranks;
+        if self.disputed {
+            return Ok(Vec::new());
+        }
+        let record = match is_complete {
+            true => self.settle(step, self.open[&step].values().cloned().collect()),
+            false => Ok(None),
+        };
+        self.disputed = record.is_err();
+        let record = record?;
         // All ranks took part in this step, so all have the ones before.
         let mut records = self.release(step);
         if is_complete {
-            let reports = self.open.remove(&step).unwrap_or_default();
+            self.open.remove(&step);
             self.settled = step;
-            let record = self.settle(step, reports.into_values().collect())?;
             let is_known = record.as_ref().is_some_and(|record| !record.state_hash.is_empty());
             if is_known { records.extend(record) } else { self.waiting.extend(record) }
         }
@@ -299,6 +317,25 @@ mod tests {
         tell(&mut ledger, report(0, 9, &[0, 1])).unwrap();
         let error = tell(&mut ledger, report(1, 8, &[2])).unwrap_err();
         assert_eq!(error, Disagreement::Hash { step: 1, rank: 1, got: 8, other: 0, want: 9 });
+    }
+
+    /// What one of them says is forgotten; until then no later step is settled.
+    #[test]
+    fn a_step_that_ranks_disagree_on_is_recorded_as_the_others_have_it() {
+        let mut ledger = ledger();
+        tell(&mut ledger, report(0, 9, &[1])).unwrap();
+        tell(&mut ledger, report(1, 8, &[0, 2])).unwrap_err();
+        for rank in 0..2 {
+            let share: &[u32] = if rank == 0 { &[0, 1] } else { &[2] };
+            let next = StepReport { step: 2, ..report(rank, 10, share) };
+            assert_eq!(tell(&mut ledger, next), Ok(vec![]), "step 1 is not settled");
+        }
+        ledger.disown(WorkerId(8));
+        let mut next = ledger.reformed(formation(3, 2)).unwrap();
+        let records = next.finish(0);
+        let hashes: Vec<&str> = records.iter().map(|record| record.state_hash.as_str()).collect();
+        assert_eq!(hashes, ["0000000000000009", "000000000000000a"]);
+        assert_eq!(records[0].ranks[1].micro_batches, [0, 2], "as assigned");
     }
 
     #[test]

@@ -79,6 +79,11 @@ impl Past {
         told.reports.push((worker, report));
     }
 
+    /// Forgets what a worker has reported: its state is wrong.
+    pub fn disown(&mut self, worker: WorkerId) {
+        self.rings.values_mut().for_each(|told| told.reports.retain(|(by, _)| *by != worker));
+    }
+
     /// Whether a worker may hold the state after `step`: it has reported that, or a ring of its own started from it, or
     /// later; or it is on record.
     pub fn may_hold(&self, worker: WorkerId, step: u64) -> bool {

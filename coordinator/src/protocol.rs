@@ -140,6 +140,10 @@ pub struct Holding {
     pub done: Vec<u32>,
     /// The one that it computes now, and will have added up before it takes part in another ring.
     pub running: Option<u32>,
+    /// Hash of its state, where it knows that without the others.
+    pub state_hash: Option<u64>,
+    /// Hash of the parameters that it computes the next step with, once it does.
+    pub basis: Option<u64>,
 }
 
 impl Holding {

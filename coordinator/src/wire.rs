@@ -157,14 +157,15 @@ mod tests {
         assert_eq!(golden(&encode(&form()).unwrap()), "b15a7d60a369a04a");
         assert_eq!(golden(&encode(&report()).unwrap()), "d747dae361ad6b9f");
         let reason = || "a reason".to_owned();
-        let holding = Holding { step: Some(8), done: vec![3, 5], running: Some(6) };
+        let holding =
+            Holding { step: Some(8), done: vec![3, 5], running: Some(6), state_hash: Some(7), basis: None };
         let FromCoordinator::Form(ring) = form() else { panic!("it is a ring") };
         let about = About { pid: 7, host: reason(), address: reason(), fingerprint: reason() };
         let broken = Break { generation: 4, lost_rank: Some(2), text: reason() };
         let from_worker = [
             (FromWorker::Ready { step: None }, "1783c00c6ee9c289"),
             (FromWorker::Ready { step: Some(7) }, "ef1e6bdded2d557f"),
-            (FromWorker::Held { generation: 4, holding }, "dd162ddfc904be4b"),
+            (FromWorker::Held { generation: 4, holding }, "3e0457b1b91373c5"),
             (FromWorker::Broken(broken), "381501d02c6f7977"),
             (FromWorker::Leaving { reason: reason() }, "21b3f576ab71356c"),
             (FromWorker::Pulse(Pulse { progress: 9, busy: true, slowest_ms: 80 }), "a2f20ecaec43640c"),

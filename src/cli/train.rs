@@ -12,6 +12,7 @@ use std::time::Instant;
 use anyhow::anyhow;
 use clap::Args;
 use mattock_collectives::TransportChoice;
+use mattock_worker::plan::Shard;
 
 use super::nodes::{NodeArgs, follow};
 use super::recipe::RecipeFile;
@@ -141,7 +142,10 @@ fn lead(
     let exit = verdict(&ended, watch.ended.as_ref());
     match (exit, summary.checkpoints.last()) {
         (Exit::Done, Some(checkpoint)) => {
-            if let Some(text) = parts.sample(recipe, checkpoint) {
+            // A model that no worker holds as a whole is not loaded here either.
+            if recipe.plan.parallel.shard != Shard::Full
+                && let Some(text) = parts.sample(recipe, checkpoint)
+            {
                 eprintln!("\n{text}");
             }
         }

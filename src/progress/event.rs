@@ -94,6 +94,20 @@ pub enum Event {
         #[serde(default)]
         reason: String,
     },
+    /// A worker's state is not that of most ranks; it is lost next.
+    WorkerQuarantined {
+        /// Its id.
+        #[serde(deserialize_with = "as_text")]
+        worker: String,
+        /// Steps done.
+        step: u64,
+        /// What differs.
+        what: String,
+        /// How many ranks have the same.
+        agreed: u32,
+        /// Of how many.
+        ranks: u32,
+    },
     /// A worker has left as it was told to.
     WorkerLeft {
         /// Its id.

@@ -189,6 +189,10 @@ fn said(event: &Event) -> Option<String> {
             format!("the run is asked to have {wanted} workers; it has {there}")
         }
         Event::Notice { message } => message.clone(),
+        Event::WorkerQuarantined { worker, step, what, agreed, ranks } => format!(
+            "worker {worker} differs in its {what} after step {step} from what {agreed} of {ranks} ranks have: nothing of it is used, \
+             and it is sent away"
+        ),
         Event::WorkerLeft { worker, reason } => format!("worker {worker} has left: {reason}"),
         Event::WorkerLost { worker, reason } => format!("worker {worker} was lost: {reason}"),
         Event::Step(_) | Event::RunEnded(_) | Event::Unknown => return None,

@@ -26,7 +26,18 @@ pub(crate) struct Watched {
 
 impl Watched {
     pub(crate) fn start(bench: &Bench, out: &str, arguments: &[&str]) -> Self {
+        Self::start_with(bench, out, arguments, &[])
+    }
+
+    /// With these variables in its environment.
+    pub(crate) fn start_with(
+        bench: &Bench,
+        out: &str,
+        arguments: &[&str],
+        variables: &[(&str, &str)],
+    ) -> Self {
         let mut command = bench.command();
+        command.envs(variables.iter().copied());
         command.args(["train", "recipe.toml", "--out", out, "--set", ENDLESS]).args(arguments);
         let errors = fs::File::create(bench.path(&format!("{out}.errors"))).unwrap();
         let child = command.stdout(Stdio::null()).stderr(errors).spawn().unwrap();

@@ -160,7 +160,8 @@ impl Ballot {
 
     /// Reads the total of `world` ranks that have sharded state, each shard with a second holder if `buddies`.
     pub(crate) fn shards(&self, step: u64, world: u32, buddies: bool) -> Result<ShardTotal, CommitError> {
-        let pairs = self.words[2 * self.micro_batches + HASH_BITS + FLAGS..].chunks_exact(2);
+        let start = 2 * self.micro_batches + HASH_BITS + FLAGS + world as usize;
+        let pairs = self.words[start..].chunks_exact(2);
         let mut pairs = pairs.map(|pair| u64::from(pair[0]) | u64::from(pair[1]) << 32);
         let own: Vec<u64> = pairs.by_ref().take(world as usize).collect();
         let copies: Vec<u64> = pairs.by_ref().take(world as usize).collect();
@@ -171,14 +172,19 @@ impl Ballot {
         Ok(ShardTotal { hash, squares: pairs.map(f64::from_bits).collect() })
     }
 
+    /// Whether all ranks started from the same state.
+    pub(crate) fn same_state(&self, step: u64) -> Result<(), CommitError> {
+        let (hash, flags) = self.words[2 * self.micro_batches..].split_at(HASH_BITS);
+        let differs = hash.iter().any(|&set| set != 0 && set != flags[2]);
+        if differs { Err(CommitError::OtherState { step }) } else { Ok(()) }
+    }
+
     /// Reads the total.
     pub(crate) fn verdict(&self, step: u64, nonfinite: NonFinite) -> Result<Verdict, CommitError> {
         let (counts, rest) = self.words.split_at(self.micro_batches);
         let (losses, rest) = rest.split_at(self.micro_batches);
-        let (hash, flags) = rest.split_at(HASH_BITS);
-        if hash.iter().any(|&set| set != 0 && set != flags[2]) {
-            return Err(CommitError::OtherState { step });
-        }
+        let flags = &rest[HASH_BITS..];
+        self.same_state(step)?;
         if let Some((index, &count)) = counts.iter().enumerate().find(|&(_, &count)| count != 1) {
             return Err(CommitError::NotOnce { step, index, count });
         }

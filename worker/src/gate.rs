@@ -41,6 +41,10 @@ struct Progress {
     step: Option<u64>,
     done: BTreeSet<u32>,
     running: Option<u32>,
+    /// Hash of the state, where it is known.
+    state_hash: Option<u64>,
+    /// Hash of the parameters that the next step is computed with, once it is.
+    basis: Option<u64>,
     /// The ring that training is in.
     generation: u64,
     /// The newest that was recalled.
@@ -83,6 +87,10 @@ impl Progress {
         self.generation == generation && (self.writing || self.inside && begun)
     }
 
+    fn forget_hashes(&mut self) {
+        (self.state_hash, self.basis) = (None, None);
+    }
+
     fn check(&self) -> Result<(), Recalled> {
         let over = self.recalled.is_some_and(|recalled| recalled >= self.generation);
         if over { Err(Recalled) } else { Ok(()) }
@@ -95,6 +103,17 @@ impl Gate {
         let mut progress = self.lock();
         (progress.step, progress.running) = (step, None);
         progress.done.clear();
+        progress.forget_hashes();
+    }
+
+    /// The state has this hash, where that is known.
+    pub(crate) fn holds_state(&self, hash: Option<u64>) {
+        self.lock().state_hash = hash;
+    }
+
+    /// The next step is computed with parameters of this hash.
+    pub(crate) fn computes_with(&self, basis: u64) {
+        self.lock().basis = Some(basis);
     }
 
     fn lock(&self) -> MutexGuard<'_, Progress> {
@@ -113,8 +132,8 @@ impl Gate {
         while progress.writing {
             progress = self.reported.wait(progress).unwrap_or_else(PoisonError::into_inner);
         }
-        let Progress { step, done, running, .. } = &*progress;
-        Holding { step: *step, done: done.iter().copied().collect(), running: *running }
+        let Progress { step, ref done, running, state_hash, basis, .. } = *progress;
+        Holding { step, done: done.iter().copied().collect(), running, state_hash, basis }
     }
 
     /// Ends a ring after the step that is under way, or where that takes longer than `limit`, as it is; says what is held.
@@ -157,6 +176,7 @@ impl Gate {
         progress.check()?;
         (progress.step, progress.running) = (None, None);
         progress.done.clear();
+        progress.forget_hashes();
         Ok(())
     }
 
@@ -212,6 +232,7 @@ impl Gate {
         progress.check()?;
         progress.step = Some(step);
         progress.done.clear();
+        progress.forget_hashes();
         progress.writing = true;
         progress.work.turn(true);
         Ok(())
@@ -238,7 +259,7 @@ mod tests {
     use super::*;
 
     fn holding(step: u64, done: &[u32], running: Option<u32>) -> Holding {
-        Holding { step: Some(step), done: done.to_vec(), running }
+        Holding { step: Some(step), done: done.to_vec(), running, ..Holding::default() }
     }
 
     #[test]
@@ -255,6 +276,21 @@ mod tests {
         assert_eq!(gate.freeze(1), holding(7, &[3, 4], None), "what was running is done now");
         gate.open(2, 7, [3, 4]).unwrap();
         gate.begin(5).unwrap();
+    }
+
+    #[test]
+    fn hashes_are_those_of_the_state_that_is_told() {
+        let gate = Gate::default();
+        gate.open(1, 7, []).unwrap();
+        gate.holds_state(Some(5));
+        gate.computes_with(6);
+        assert_eq!(gate.freeze(0), Holding { state_hash: Some(5), basis: Some(6), ..Holding::at(7) });
+        gate.commit(8).unwrap();
+        gate.holds_state(Some(9));
+        gate.reported();
+        assert_eq!(gate.freeze(1), Holding { state_hash: Some(9), ..Holding::at(8) });
+        gate.open_empty(2).unwrap();
+        assert_eq!(gate.freeze(2), Holding::default());
     }
 
     #[test]

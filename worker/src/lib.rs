@@ -11,6 +11,7 @@ mod commit;
 mod control;
 pub mod estimate;
 mod evaluate;
+mod faults;
 pub mod gate;
 mod gradients;
 pub mod host;

@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     fn holding(done: &[u32], running: Option<u32>) -> Holding {
-        Holding { step: Some(7), done: done.to_vec(), running }
+        Holding { step: Some(7), done: done.to_vec(), running, ..Holding::default() }
     }
 
     #[test]

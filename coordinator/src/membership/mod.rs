@@ -22,4 +22,4 @@ mod vocabulary;
 pub use self::assign::{assigned, resumed};
 pub use self::member::{Instruction, Member};
 pub use self::registry::Registry;
-pub use self::vocabulary::{Action, Candidate, Config, Event, Outcome, Phase};
+pub use self::vocabulary::{Action, Candidate, Config, Dissent, Event, Outcome, Phase};

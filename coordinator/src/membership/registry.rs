@@ -18,6 +18,7 @@
 
 mod forming;
 mod losses;
+mod quarantine;
 mod returns;
 mod scale;
 
@@ -256,6 +257,11 @@ impl Registry {
             Event::Held(id, generation, holding) => self.hold(id, generation, holding),
             Event::Broken(id, broken) => self.break_ring(id, broken),
             Event::Stepped => self.breaks = 0,
+            Event::Disagreed(reason) if self.phase == Phase::Running => {
+                self.stale.get_or_insert(Stale { reason, ..Stale::default() });
+            }
+            // The ring is over already.
+            Event::Disagreed(_) => {}
             Event::Finished(id, finish) => {
                 self.hear(id);
                 // Who does not train is not done, whatever he says: he would not be missed any more.
@@ -387,6 +393,9 @@ impl Registry {
         }
         if !self.has_begun() && self.stop {
             return self.end(Outcome::Failed, "stopped before training began", actions);
+        }
+        if let Err(reason) = self.judge(actions) {
+            return self.end(Outcome::Failed, &reason, actions);
         }
         self.release_leavers(actions);
         let free = self.free();

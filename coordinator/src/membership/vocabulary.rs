@@ -1,5 +1,6 @@
 //! What a registry is told, and what it decides: plain data on both sides.
 
+use std::fmt;
 use std::time::Duration;
 
 use crate::ids::WorkerId;
@@ -63,6 +64,8 @@ pub enum Event {
     Broken(WorkerId, Break),
     /// All ranks have committed a step.
     Stepped,
+    /// Ranks tell of different states after the same step.
+    Disagreed(String),
     /// A worker is done.
     Finished(WorkerId, Finish),
     /// A worker cannot go on.
@@ -103,6 +106,34 @@ pub enum Outcome {
     Failed,
 }
 
+/// How a worker differs from more than half of its ring.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dissent {
+    /// Steps done.
+    pub step: u64,
+    /// What differs: the state, or the parameters that are computed with.
+    pub what: &'static str,
+    /// Its hash.
+    pub got: u64,
+    /// That of the others.
+    pub want: u64,
+    /// How many ranks agree on that.
+    pub agreed: usize,
+    /// Of how many.
+    pub ranks: usize,
+}
+
+impl fmt::Display for Dissent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { step, what, got, want, agreed, ranks } = self;
+        write!(
+            f,
+            "its {what} after step {step} has hash {got:016x}, that of {agreed} of {ranks} ranks is {want:016x}: its memory or \
+             processor did something wrong"
+        )
+    }
+}
+
 /// What the driver does.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {
@@ -112,6 +143,8 @@ pub enum Action {
     Refuse(WorkerId, String),
     /// It is lost: should it still be there, nothing that it says counts any more.
     Lose(WorkerId, String),
+    /// Its state is not that of the majority: nothing of what it has said of open steps counts. It is lost next.
+    Quarantine(WorkerId, Dissent),
     /// It leaves, and is free to go.
     Release(WorkerId, String),
     /// End this ring: each of these members says what it holds.

@@ -15,7 +15,7 @@ use super::{Command, Ending, RunEnd, ServerConfig};
 use crate::event::{Event, StepRecord};
 use crate::ids::WorkerId;
 use crate::ledger::{Disagreement, Ledger};
-use crate::membership::{self, Action, Candidate, Outcome, Phase, Registry};
+use crate::membership::{self, Action, Candidate, Dissent, Outcome, Phase, Registry};
 use crate::protocol::{
     About, Blame, Failure, Formation, FromCoordinator, FromWorker, Holding, Return, StepReport,
 };
@@ -208,6 +208,10 @@ impl Core {
                 }
                 std::iter::once(heard).chain(stepped).collect()
             }
+            // Who of them is wrong is known when all have said what they hold.
+            Err(disagreement @ Disagreement::Hash { .. }) => {
+                vec![heard, membership::Event::Disagreed(disagreement.to_string())]
+            }
             Err(disagreement) => vec![disagree(worker, &disagreement)],
         }
     }
@@ -266,6 +270,7 @@ impl Core {
                 Action::Admit(worker) => self.admit(worker).await,
                 Action::Refuse(worker, reason) => self.refuse(worker, reason).await,
                 Action::Lose(worker, reason) => self.lose(worker, reason).await,
+                Action::Quarantine(worker, dissent) => self.quarantine(worker, dissent).await,
                 Action::Release(worker, reason) => self.release(worker, reason).await,
                 Action::Recall { generation, members, reason } => {
                     self.recall(generation, &members, reason).await;
@@ -317,6 +322,19 @@ impl Core {
         self.tell(worker, &end);
         self.links.remove(&worker);
         self.emit(Event::WorkerLost { worker: worker.0, reason }).await;
+    }
+
+    /// Nothing that it has said of its state and sums counts.
+    async fn quarantine(&mut self, worker: WorkerId, dissent: Dissent) {
+        if let Some(ledger) = &mut self.ledger {
+            ledger.disown(worker);
+        }
+        if let Some(take_over) = &mut self.take_over {
+            take_over.disown(worker);
+        }
+        let Dissent { step, what, got, want, agreed, ranks } = dissent;
+        let (worker, hash, majority) = (worker.0, format!("{got:016x}"), format!("{want:016x}"));
+        self.emit(Event::WorkerQuarantined { worker, step, what, hash, majority, agreed, ranks }).await;
     }
 
     async fn release(&mut self, worker: WorkerId, reason: String) {

@@ -24,6 +24,11 @@ impl TakeOver {
     pub(super) fn begin(recorded: Option<u64>) -> Self {
         Self { since: Instant::now(), past: Past::new(recorded) }
     }
+
+    /// What a worker has told of steps does not count.
+    pub(super) fn disown(&mut self, worker: WorkerId) {
+        self.past.disown(worker);
+    }
 }
 
 impl Core {

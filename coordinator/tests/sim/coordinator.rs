@@ -187,6 +187,9 @@ impl Sim {
                     self.decide(Event::Stepped);
                 }
             }
+            Err(disagreement @ Disagreement::Hash { .. }) => {
+                self.decide(Event::Disagreed(disagreement.to_string()));
+            }
             Err(disagreement) => {
                 let (text, blame) = (disagreement.to_string(), Blame::Run);
                 self.decide(Event::Failed(worker, Failure { text, blame }));
@@ -319,6 +322,10 @@ impl Sim {
             }
             Action::Refuse(worker, reason) => self.dismiss(worker, FromCoordinator::Refused { reason }),
             Action::Lose(worker, reason) => self.dismiss(worker, FromCoordinator::End { reason }),
+            Action::Quarantine(worker, _) => {
+                self.coordinator.ledger.iter_mut().for_each(|ledger| ledger.disown(worker));
+                self.coordinator.past.iter_mut().for_each(|past| past.disown(worker));
+            }
             Action::Release(worker, reason) => self.dismiss(worker, FromCoordinator::Released { reason }),
             Action::Recall { generation, members, reason } => {
                 let message = FromCoordinator::Recall { generation, reason };

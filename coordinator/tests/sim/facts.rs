@@ -55,6 +55,8 @@ pub(crate) enum Cause {
     BadInput,
     /// A state is not what it should be.
     Corruption,
+    /// This worker's is not, and the rest of its ring is a majority.
+    Flipped(WorkerId),
     /// Anything else that ends a run.
     Failure,
 }

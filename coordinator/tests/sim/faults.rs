@@ -137,6 +137,18 @@ impl Sim {
         }
     }
 
+    /// A bit of a worker's memory flips, while it is one of three or more that have something left to do.
+    pub(crate) fn flip(&mut self) -> Option<WorkerId> {
+        let steps = self.setup.steps;
+        let can = |worker: &&Worker| !worker.is_gone() && worker.whole && worker.state.step < steps;
+        let able: Vec<WorkerId> = self.workers.values().filter(can).map(|worker| worker.id).collect();
+        let victim = self.rng.pick(&able)?;
+        trace(|| format!("{:?} a bit of {victim} flips", self.now));
+        self.cause(Cause::Flipped(victim));
+        self.worker(victim).state.hash ^= 1 << self.rng.number(&(0..=63));
+        Some(victim)
+    }
+
     /// Kills a process; what it had sent arrives in part, and the news of its death soon or never.
     pub(crate) fn kill(&mut self, victim: WorkerId) {
         self.cause(Cause::Trouble(victim));
@@ -214,7 +226,7 @@ impl Sim {
         let forged = forged(generation, step + 1);
         let failure = Failure { text: "babble".to_owned(), blame: Blame::Input };
         let broken = |generation| Break { generation, lost_rank: Some(0), text: "babble".to_owned() };
-        let holding = Holding { step: Some(step + 1), done: vec![0], running: None };
+        let holding = Holding { step: Some(step + 1), done: vec![0], ..Holding::default() };
         let own = [
             FromWorker::Broken(broken(generation + 100)),
             FromWorker::Broken(broken(generation.wrapping_sub(1))),

@@ -30,6 +30,8 @@ pub(crate) struct Part {
     pub(crate) counted: BTreeSet<u32>,
     /// The sum of their gradients.
     pub(crate) sum: u64,
+    /// The state that they are of.
+    pub(crate) basis: State,
     /// Whether it was asked to stop.
     pub(crate) stop: bool,
 }
@@ -40,6 +42,8 @@ pub(crate) struct Total {
     /// How often each micro-batch was counted.
     pub(crate) counts: Vec<u32>,
     pub(crate) sum: u64,
+    /// Whether all ranks started from the same state.
+    pub(crate) same: bool,
     /// Whether some rank was asked to stop.
     pub(crate) stop: bool,
 }
@@ -166,8 +170,15 @@ impl Sim {
         counted.for_each(|&index| counts[index as usize] += 1);
         let sum = contributions.values().fold(0u64, |sum, part| sum.wrapping_add(part.sum));
         let stop = contributions.values().any(|part| part.stop);
+        let basis = contributions.values().next().map(|part| part.basis);
+        let same = contributions.values().all(|part| Some(part.basis) == basis);
         let waiting: Vec<WorkerId> = contributions.keys().map(|&rank| ring.places[rank as usize]).collect();
-        ring.totals.entry(step).or_insert(Total { counts, sum: everything.unwrap_or(sum), stop });
+        ring.totals.entry(step).or_insert(Total {
+            counts,
+            sum: everything.unwrap_or(sum),
+            same: same || hasty,
+            stop,
+        });
         for other in waiting {
             let takes = self.rng.duration(&TOTAL_DELAY);
             self.schedule_in(takes, Happening::Total(other, generation, step));

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Mutex;
 use std::time::Duration;
 
+use mattock_coordinator::WorkerId;
 use mattock_coordinator::membership::{Event, Outcome, Phase};
 
 use crate::facts::Violation;
@@ -258,6 +259,28 @@ fn a_link_that_breaks_costs_no_worker() {
         sim.run_until(sim.now + 2 * WHOLE_RUN, |sim| sim.phase() == Phase::Ended)?;
         assert!(sim.has_completed(), "{:?}", sim.coordinator.end);
         assert!(sim.generation() <= 2, "{} rings", sim.generation());
+        sim.settle()
+    });
+}
+
+/// A bit that flips in one of three or more workers' memory costs that worker its place, and the run nothing else: it is found
+/// before anything of it counts.
+#[test]
+fn a_bit_that_flips_is_found_and_leaves_no_trace() {
+    for_each_seed_of(2, |seed| {
+        let mut sim = Sim::new(seed, Swarm { steps: 10..=60, workers: 3..=8, ..Swarm::calm() });
+        (sim.local, sim.respawn) = (true, true);
+        sim.workers.values_mut().for_each(|worker| worker.local = true);
+        if sim.setup.quorum() < 3 || !sim.run_until_training()? {
+            return Ok(());
+        }
+        let into = sim.rng.duration(&(Duration::ZERO..=Duration::from_secs(2)));
+        sim.run_for(into)?;
+        let victim = sim.flip();
+        sim.run_until(sim.now + 3 * WHOLE_RUN, |sim| sim.phase() == Phase::Ended)?;
+        assert!(sim.has_completed(), "{victim:?}: {:?}", sim.coordinator.end);
+        let there = |id: &WorkerId| sim.coordinator.registry.workers().any(|(other, _)| other == *id);
+        assert!(victim.is_none_or(|victim| !there(&victim)), "{victim:?} is still there");
         sim.settle()
     });
 }

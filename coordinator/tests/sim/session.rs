@@ -200,14 +200,14 @@ impl Sim {
         self.works(id, false);
         let worker = self.worker(id);
         let counted: BTreeSet<u32> = worker.counted.clone();
-        let sum = worker.state.sum(counted.iter().copied());
+        let (basis, sum) = (worker.state, worker.state.sum(counted.iter().copied()));
         let (step, stop) = (worker.state.step + 1, worker.stop);
         match (seat.cancelled, seat.broken) {
             (true, _) => self.part_ends(id),
             (false, Some(rank)) => self.breaks_off(id, rank),
             (false, None) => {
                 self.turn_to(id, Stage::Exchanging, None);
-                self.contribute(seat, step, Part { counted, sum, stop });
+                self.contribute(seat, step, Part { counted, sum, basis, stop });
             }
         }
     }
@@ -221,6 +221,11 @@ impl Sim {
         let waits = worker.stage == Stage::Exchanging && worker.generation() == Some(generation);
         if !waits || step != worker.state.step + 1 {
             return;
+        }
+        if !total.same {
+            let text = "the ranks did not start from the same state".to_owned();
+            self.report(id, FromWorker::Broken(Break { generation, lost_rank: None, text }));
+            return self.part_ends(id);
         }
         if !worker.gate.commit(step) {
             return self.part_ends(id);

@@ -78,7 +78,12 @@ impl Gate {
     pub(crate) fn freeze(&mut self, generation: u64) -> Option<Holding> {
         self.recalled = self.recalled.max(Some(generation));
         let done = self.done.iter().copied().collect();
-        (!self.writing).then_some(Holding { step: self.step, done, running: self.running })
+        (!self.writing).then_some(Holding {
+            step: self.step,
+            done,
+            running: self.running,
+            ..Holding::default()
+        })
     }
 
     fn is_within_step(&self) -> bool {

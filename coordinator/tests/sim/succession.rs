@@ -177,7 +177,7 @@ impl Sim {
         let worker = self.worker(id);
         let Some(generation) = worker.drains else { return };
         // It is being written; when it is, this is called again.
-        let Some(holding) = worker.gate.freeze(generation) else { return };
+        let Some(holding) = worker.freeze(generation) else { return };
         worker.drains = None;
         trace(|| format!("{:?} {id} holds {holding:?} without a coordinator", self.now));
         self.observe(&Fact::Told { worker: id, generation, holding: &holding });
@@ -230,7 +230,7 @@ impl Sim {
         match (worker.journal.ready, generation) {
             (Some(step), _) => told.push(FromWorker::Ready { step }),
             (None, Some(generation)) => {
-                let Some(holding) = worker.gate.freeze(generation) else { return };
+                let Some(holding) = worker.freeze(generation) else { return };
                 self.observe(&Fact::Told { worker: id, generation, holding: &holding });
                 told.push(FromWorker::Returned(holding));
             }

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use mattock_coordinator::WorkerId;
 use mattock_coordinator::membership::{Instruction, Member};
-use mattock_coordinator::protocol::{About, Failure, Finish, Formation, FromCoordinator, FromWorker, Pulse};
+use mattock_coordinator::protocol::{
+    About, Failure, Finish, Formation, FromCoordinator, FromWorker, Holding, Pulse,
+};
 
 use crate::facts::Fact;
 use crate::network::Parcel;
@@ -190,6 +192,12 @@ impl Worker {
         !self.is_gone() && (self.drains.is_some() || self.looks_until.is_some())
     }
 
+    /// What it holds once this ring is over, unless a step is being written.
+    pub(crate) fn freeze(&mut self, generation: u64) -> Option<Holding> {
+        let holding = self.gate.freeze(generation)?;
+        Some(Holding { state_hash: holding.step.map(|_| self.state.hash), ..holding })
+    }
+
     /// Its ring's number.
     pub(crate) fn generation(&self) -> Option<u64> {
         self.seat.as_ref().map(|seat| seat.formation.generation)
@@ -359,7 +367,7 @@ impl Sim {
     /// Says what it holds, as soon as no step is being written.
     fn answer(&mut self, id: WorkerId, generation: u64, reason: &str) {
         let worker = self.worker(id);
-        let Some(holding) = worker.gate.freeze(generation) else {
+        let Some(holding) = worker.freeze(generation) else {
             worker.owes = Some((generation, reason.to_owned()));
             return;
         };

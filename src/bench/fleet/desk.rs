@@ -195,7 +195,11 @@ impl Desk {
                 Some(Decision::Start(generation))
             }
             Action::End(_, reason) | Action::Refuse(_, reason) => return Err(reason),
-            Action::Release(..) | Action::Restore(_) | Action::Wait { .. } | Action::Stop => None,
+            Action::Release(..)
+            | Action::Restore(_)
+            | Action::Wait { .. }
+            | Action::Stop
+            | Action::Quarantine(..) => None,
         })
     }
 

@@ -404,7 +404,8 @@ impl<'a> World<'a> {
             .collect();
         let step = Some(ring.step);
         for id in members {
-            let holding = Holding { step, done: shares.get(id).cloned().unwrap_or_default(), running: None };
+            let done = shares.get(id).cloned().unwrap_or_default();
+            let holding = Holding { step, done, ..Holding::default() };
             let soon = earliest + self.within(ANSWER);
             self.later(soon, What::Say(*id, FromWorker::Held { generation, holding }));
         }

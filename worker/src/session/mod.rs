@@ -22,7 +22,7 @@ use mattock_collectives::{
 use mattock_coordinator::identity::{Identity, JoinToken};
 use mattock_coordinator::membership::Instruction;
 use mattock_coordinator::protocol::{About, Blame, Failure, FromWorker};
-use mattock_coordinator::{Client, ClientError, JoinError, Passport};
+use mattock_coordinator::{Client, ClientError, JoinError, Passport, WorkerId};
 use mattock_kernels::{Cpu, Device, DeviceChoice, DeviceError};
 
 use self::training::Training;
@@ -197,11 +197,11 @@ pub fn run<T: Task>(options: Options<'_>) -> Result<End, SessionError> {
     (options.told)(Milestone::Joined);
     let (run, recipe, settings) =
         (client.run().to_owned(), client.recipe().to_owned(), client.settings().to_owned());
-    let under_way = client.under_way();
+    let (id, under_way) = (client.worker(), client.under_way());
     let control = Control::start(client, limit, succession)?;
     control.leave_on(options.leave, limit / LEAVE)?;
     let (cache, resolve, told) = (options.cache.as_path(), options.resolve, options.told);
-    let worker = Worker { cache, resolve, told, device, node, control, limit, run, recipe, under_way };
+    let worker = Worker { id, cache, resolve, told, device, node, control, limit, run, recipe, under_way };
     let ended = worker.work::<T>(&settings);
     let ended = worker.say_goodbye(ended);
     worker.control.close();
@@ -245,6 +245,7 @@ fn beginnings<'a, T: Task>(
 
 /// A joined worker.
 struct Worker<'a> {
+    id: WorkerId,
     cache: &'a Path,
     resolve: &'a dyn Fn(&str) -> Result<Plan, String>,
     told: &'a dyn Fn(Milestone),

@@ -20,6 +20,7 @@ use mattock_kernels::TrainBackend;
 
 use super::{End, Milestone, SessionError, Worker, beginnings};
 use crate::commit::CommitError;
+use crate::faults::Faults;
 use crate::plan::Plan;
 use crate::settings::Settings;
 use crate::storage::Saver;
@@ -50,6 +51,7 @@ pub(super) struct Training<'a, B: TrainBackend, T: Task> {
     flawed: Option<u64>,
     saver: Option<Saver>,
     finish: Option<Finish>,
+    faults: Faults,
 }
 
 /// Why training in a ring ended.
@@ -75,6 +77,10 @@ impl<E: Into<SessionError>> From<E> for Interruption {
             SessionError::Step(StepError::Collective(
                 ref error @ (PeerLost { peer, .. } | TimedOut { peer, .. }),
             )) => Self::Broken { lost_rank: Some(peer.0), text: error.to_string() },
+            // The source's memory changed since it wrote that, or something did on the way: where it happens again, it goes.
+            SessionError::Step(ref error @ StepError::Transfer { root, .. }) => {
+                Self::Broken { lost_rank: Some(root), text: error.to_string() }
+            }
             // Who of them is wrong the coordinator can tell: it knows all hashes.
             SessionError::Step(
                 ref error @ (StepError::Commit(CommitError::OtherState { .. })
@@ -94,8 +100,9 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
         settings: &'a Settings,
         trainer: Trainer<'a, B, T>,
     ) -> Self {
-        let (whole, facts) = (!worker.under_way, task.facts());
-        Self { worker, task, plan, settings, trainer, facts, whole, flawed: None, saver: None, finish: None }
+        let (whole, facts, faults) = (!worker.under_way, task.facts(), Faults::of(worker.id));
+        let (flawed, saver, finish) = (None, None, None);
+        Self { worker, task, plan, settings, trainer, facts, whole, flawed, saver, finish, faults }
     }
 
     /// Follows the coordinator until the run is over, or goes on without this worker.
@@ -238,6 +245,9 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
         self.open_saver(rank)?;
         let mut proved = false;
         while self.trainer.state().step < self.plan.steps {
+            if self.faults.flips(self.trainer.state().step + 1) {
+                self.trainer.flip_bit();
+            }
             let before = group.counters();
             let share = formation.places[rank as usize].share(formation.step, self.trainer.state().step);
             let done =
@@ -341,6 +351,7 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
         let kept = self.trainer.holds(share);
         let gate = self.worker.control.gate();
         gate.open(*generation, *step, kept).map_err(|error| wrapped(error.into()))?;
+        gate.holds_state(self.trainer.known_hash());
         self.trainer.resume(share);
         Ok(())
     }

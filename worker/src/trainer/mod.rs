@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use mattock_collectives::{Buffer, CollectiveError, Group, Rank, SaturatingSum};
 use mattock_data::keys::MicroBatchKey;
-use mattock_exact::{BLOCK, Exponents, block_maxima, chunk_squares, exponent_hash, norm};
+use mattock_exact::{BLOCK, Exponents, block_maxima, chunk_squares, exponent_hash, norm, parameter_hash};
 use mattock_kernels::TrainBackend;
 
 use self::sharding::Sharding;
@@ -145,6 +145,8 @@ pub struct Trainer<'a, B: TrainBackend, T: Task> {
     origin: Option<Origin>,
     /// Of the state, where a rank has all of it.
     state_hash: u64,
+    /// Of the parameters that the step is computed with: what has changed in memory since they were written shows here.
+    attached: u64,
     sharding: Option<Sharding>,
     device: B::Device,
     blocks: Vec<T::Block<B>>,
@@ -187,6 +189,7 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
             task,
             plan,
             state_hash: 0,
+            attached: 0,
             state: State::blank(0, 0),
             own: Stretches::default(),
             origin: None,
@@ -214,6 +217,11 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
     /// The state after the last step; where it is sharded, this rank's part of it.
     pub fn state(&self) -> &State {
         &self.state
+    }
+
+    /// Hash of the state, where this rank has all of it.
+    pub fn known_hash(&self) -> Option<u64> {
+        self.sharding.is_none().then_some(self.state_hash)
     }
 
     /// Where parameters lie.
@@ -303,6 +311,13 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
         self.clock.enter(Phase::Recovery);
     }
 
+    /// What a memory does that fails: no hash is told of it.
+    pub(crate) fn flip_bit(&mut self) {
+        let flipped = |value: &mut f32| *value = f32::from_bits(value.to_bits() ^ 1 << 20);
+        let [parameters, ..] = self.state.arrays_mut();
+        parameters.first_mut().map(flipped);
+    }
+
     /// Does one step together with the other ranks of the group, who compute the other micro-batches.
     ///
     /// `stop` asks all ranks to end after this step.
@@ -333,6 +348,7 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
         } else {
             self.gather_parameters(group, gate)?;
             self.attach();
+            gate.computes_with(self.attached);
             self.settle_exponents(group, gate)?;
             self.compute(group, share, gate)?;
         }
@@ -353,6 +369,9 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
     /// Puts the parameters into the model's blocks, as leaves of new graphs.
     fn attach(&mut self) {
         self.clock.enter(Phase::Other);
+        let buckets = self.space.buckets().iter().enumerate();
+        let parts = buckets.map(|(bucket, range)| parameter_hash(self.gathered(bucket), range.start as u64));
+        self.attached = parts.fold(0, u64::wrapping_add);
         let blocks = std::mem::take(&mut self.blocks);
         let attach = |(bucket, block)| attach(block, self.gathered(bucket), &self.device);
         self.blocks = blocks.into_iter().enumerate().map(attach).collect();
@@ -526,6 +545,7 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
             sharding.total = total.into_words();
         }
         self.forget();
+        gate.holds_state(state_hash);
         let Verdict { loss, stop, .. } = verdict;
         let step = self.state.step;
         Ok(StepDone { step, loss, grad_norm, lr, hash_before, state_hash, stop, wide_blocks })

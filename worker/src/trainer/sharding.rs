@@ -13,7 +13,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use mattock_collectives::{Buffer, CollectiveError, Element, Group, Sum};
-use mattock_exact::{CHUNK, chunk_squares, exponent_hash, parameter_hash};
+use mattock_exact::{CHUNK, chunk_squares, exponent_hash};
 use mattock_kernels::TrainBackend;
 
 use super::Trainer;
@@ -270,13 +270,11 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
 
     /// By which ranks tell that they compute with the same: for sharded state, a hash of the parameters that each gathered.
     pub(super) fn basis(&self) -> u64 {
-        let Some(Sharding { seat: Some(_), full, .. }) = &self.sharding else { return self.state_hash };
-        if *full {
-            return exponent_hash(&self.state.exponents);
+        match &self.sharding {
+            Some(Sharding { full: true, .. }) => exponent_hash(&self.state.exponents),
+            Some(_) => exponent_hash(&self.state.exponents).wrapping_add(self.attached),
+            None => self.state_hash.wrapping_add(self.attached),
         }
-        let buckets = self.space.buckets().iter().enumerate();
-        let parts = buckets.map(|(bucket, range)| parameter_hash(self.gathered(bucket), range.start as u64));
-        parts.fold(exponent_hash(&self.state.exponents), u64::wrapping_add)
     }
 
     /// The hash of the whole state. Where it is sharded, all ranks of the group call this together.

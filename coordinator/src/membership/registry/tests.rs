@@ -6,6 +6,7 @@ use crate::protocol::{Blame, Break, Failure};
 mod changes;
 mod ends;
 mod hangs;
+mod quarantine;
 mod returns;
 mod scaling;
 
@@ -95,7 +96,7 @@ fn finish(state_hash: u64, held_out_loss: Option<f64>) -> Finish {
 }
 
 fn holding(step: u64, done: &[u32], running: Option<u32>) -> Holding {
-    Holding { step: Some(step), done: done.to_vec(), running }
+    Holding { step: Some(step), done: done.to_vec(), running, ..Holding::default() }
 }
 
 /// Workers, by rank, with their shares of the first step.

@@ -24,6 +24,8 @@ pub(crate) struct Ledger {
     /// By generation, step and rank.
     reported: BTreeMap<(u64, u64, u32), StepReport>,
     corrupt: bool,
+    /// Whose reports do not count.
+    flipped: Option<WorkerId>,
     /// The step that the run ended with.
     ended: Option<u64>,
 }
@@ -85,7 +87,11 @@ impl Ledger {
             "rank {rank} of step {step} is {}, recorded as {recorded:?}",
             place.worker
         );
-        let Some(report) = self.reported.get(&(generation, step, rank)) else {
+        let report = self.reported.get(&(generation, step, rank));
+        if report.is_some() && self.flipped == Some(place.worker) && generation < self.newest {
+            return Ok(false);
+        }
+        let Some(report) = report else {
             demand!(generation < self.newest, "step {step} is recorded before rank {rank} has reported it");
             return Ok(false);
         };
@@ -107,6 +113,7 @@ impl Invariant for Ledger {
     fn observe(&mut self, _: Duration, fact: &Fact<'_>) -> Result<(), String> {
         match fact {
             Fact::Caused(Cause::Corruption) => self.corrupt = true,
+            Fact::Caused(Cause::Flipped(worker)) => self.flipped = Some(*worker),
             Fact::Decided { event, actions, .. } => {
                 if let Event::Ready(worker, Some(step)) = event {
                     self.loaded.insert(*worker, *step);

@@ -60,7 +60,9 @@ impl Truth {
     }
 
     fn may_be_lost(&self, worker: WorkerId, reason: &str) -> Result<(), String> {
-        let trouble = self.causes.contains(&Cause::Trouble(worker));
+        // Who has got a state that is wrong differs, too.
+        let trouble = [Cause::Trouble(worker), Cause::Flipped(worker), Cause::Corruption];
+        let trouble = trouble.into_iter().any(|cause| self.causes.contains(&cause));
         // Who was let go, and whose coordinator has died since, is missed by the next.
         let trouble = trouble || self.successor && self.was_told(worker);
         demand!(trouble, "{worker} is called lost, and nothing happened to it: {reason}");

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use mattock_coordinator::WorkerId;
+
 use super::{Invariant, demand};
 use crate::facts::{Cause, Fact, Setup};
 use crate::state::State;
@@ -11,11 +13,18 @@ pub(crate) struct States {
     serial: Vec<State>,
     /// A bit has flipped somewhere: what follows may be anything, until the run ends.
     corrupt: bool,
+    /// Whose memory it was, where that is to be found out.
+    flipped: Option<WorkerId>,
 }
 
 impl States {
     pub(crate) fn new(setup: &Setup) -> Self {
-        Self { micro_batches: setup.micro_batches, serial: vec![State::INITIAL], corrupt: false }
+        Self {
+            micro_batches: setup.micro_batches,
+            serial: vec![State::INITIAL],
+            corrupt: false,
+            flipped: None,
+        }
     }
 
     fn check(&mut self, what: &str, step: u64, hash: u64) -> Result<(), String> {
@@ -37,6 +46,11 @@ impl Invariant for States {
     fn observe(&mut self, _: Duration, fact: &Fact<'_>) -> Result<(), String> {
         match fact {
             Fact::Caused(Cause::Corruption) => self.corrupt = true,
+            Fact::Caused(Cause::Flipped(worker)) => self.flipped = Some(*worker),
+            // Nothing of that may be used.
+            Fact::Committed { worker, .. } | Fact::Reported(worker, _) if self.flipped == Some(*worker) => {}
+            // Where its state is wrong, so may be what it saves; real ones are found out by their hash.
+            Fact::Saved(_) if self.flipped.is_some() => {}
             Fact::Committed { worker, state, .. } => {
                 self.check(&format!("{worker} commits"), state.step, state.hash)?;
             }

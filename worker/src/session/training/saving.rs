@@ -12,6 +12,7 @@ use mattock_coordinator::protocol::{Finish, FromWorker};
 use mattock_kernels::TrainBackend;
 
 use super::{Interruption, Seat, Training, wrapped};
+use crate::commit::Ballot;
 use crate::evaluate::held_out;
 use crate::phases::Phase;
 use crate::plan::Shard;
@@ -63,16 +64,21 @@ impl<B: TrainBackend, T: Task> Training<'_, B, T> {
         Ok(())
     }
 
-    /// What all ranks of a ring say together; one that is `done` writes no more.
+    /// What all ranks of a ring say together; one that is `done` writes no more. They must have the same state: nobody writes one
+    /// that the others do not have.
     fn agree(&mut self, group: &Group, done: bool) -> Result<Readiness, Interruption> {
         let Readiness { busy, blind } = match &mut self.saver {
             Some(saver) if !done => saver.readiness(),
             _ => Readiness { busy: 0, blind: 1 },
         };
-        let words = Arc::new(Buffer::from(vec![busy, blind]));
-        let total = group.all_reduce_now::<SaturatingSum>(words, Buffer::default());
-        let total = total.map_err(|error| wrapped(error.into()))?;
-        Ok(Readiness { busy: total[0], blind: total[1] })
+        let mut words = Ballot::new(0, self.trainer.known_hash().unwrap_or_default()).into_words();
+        words.extend([busy, blind]);
+        let total = group.all_reduce_now::<SaturatingSum>(Arc::new(Buffer::from(words)), Buffer::default());
+        let mut total = total.map_err(|error| wrapped(error.into()))?.into_vec();
+        let (blind, busy) = (total.pop().unwrap_or_default(), total.pop().unwrap_or_default());
+        let same = Ballot::from_total(total, 0).same_state(self.trainer.state().step);
+        same.map_err(|error| wrapped(error.into()))?;
+        Ok(Readiness { busy, blind })
     }
 
     /// Hands this rank's share to its writer; returns the hash of the state.
