@@ -5,6 +5,7 @@
 //!
 //! Deliberately absent here: the recipe's text, launching, and anything about other workers but their sums.
 
+mod balance;
 pub mod bits;
 mod commit;
 mod control;

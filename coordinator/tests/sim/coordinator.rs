@@ -144,6 +144,7 @@ impl Sim {
             FromWorker::Hello(_)
             | FromWorker::Return(_)
             | FromWorker::Checkpoint { .. }
+            | FromWorker::Rebalanced(_)
             | FromWorker::Notice { .. }
             | FromWorker::Heartbeat => Event::Heard(worker),
         };
