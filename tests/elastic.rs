@@ -316,3 +316,31 @@ fn where_two_differ_the_run_stops() {
     let ended = kinds(&events, "run_ended")[0]["error"].as_str().unwrap().to_owned();
     assert!(ended.contains("no majority") && ended.contains("newest checkpoint"), "{ended}");
 }
+
+/// One of three takes four times as long for a micro-batch: it gets fewer, which leaves no trace.
+#[cfg(debug_assertions)]
+#[test]
+fn a_slow_worker_gets_fewer_micro_batches() {
+    for shard in ["none", "full"] {
+        let bench = Bench::new();
+        // What workers measure on a busy machine would be anything.
+        let faults = [("MATTOCK_FAULTS", "slow:0:1000,slow:1:1100,slow:2:4000")];
+        let shard = format!("parallel.shard={shard}");
+        let arguments = ["--workers", "3", "--set", &shard];
+        let mut run = Watched::start_with(&bench, "run", &arguments, &faults);
+        let event = run.wait_for("other shares", |event| event["event"] == "rebalanced");
+        assert_eq!(event["median_ms"], 1.1, "{event}");
+        let slow = event["shares"].as_array().unwrap().iter().find(|share| share["worker"] == 2).unwrap();
+        assert_eq!((&slow["before"], &slow["after"], &slow["ms"]), (&3.into(), &1.into(), &4.0.into()));
+        let of_slow = |event: &Value| event["ranks"][2]["micro_batches"].as_array().map(Vec::len);
+        run.wait_for("a step of these", |event| event["event"] == "step" && of_slow(event) == Some(1));
+        // With other shares a ring breaks as any does.
+        let (seen, workers) = (run.read().len(), run.workers());
+        run.signal(workers[&0], Signal::KILL);
+        run.wait_for_world(seen, 3);
+        let errors = run.errors();
+        let events = run.stop();
+        assert_no_trace(&bench, &events);
+        assert!(errors.contains("worker 2 has 1 micro-batches of a step instead of 3"), "{errors}");
+    }
+}

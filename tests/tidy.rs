@@ -37,6 +37,7 @@ const PURE: &[&str] = &[
     "worker/checkpoint/src/format",
     "worker/checkpoint/src/share.rs",
     "worker/checkpoint/src/slices.rs",
+    "worker/src/balance.rs",
     "worker/src/bits.rs",
     "worker/src/commit.rs",
     "worker/src/estimate",

@@ -107,6 +107,17 @@ pub enum Event {
     },
     /// All ranks have committed a step.
     Step(StepRecord),
+    /// Shares of a ring change, for some of its workers are slower than others.
+    Rebalanced {
+        /// The ring's number.
+        generation: u64,
+        /// Steps done; from the next one on it is so.
+        step: u64,
+        /// Milliseconds of a micro-batch, of the rank in the middle.
+        median_ms: f64,
+        /// Whose shares change, and how.
+        shares: Vec<ShareRecord>,
+    },
     /// A checkpoint is complete.
     Checkpoint {
         /// Steps done in it.
@@ -185,6 +196,19 @@ pub enum Event {
         #[serde(skip_serializing_if = "Option::is_none")]
         state_hash: Option<String>,
     },
+}
+
+/// A worker's share that changes.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct ShareRecord {
+    /// Whose.
+    pub worker: u64,
+    /// Micro-batches of a step until now.
+    pub before: u32,
+    /// From now on.
+    pub after: u32,
+    /// Milliseconds that one takes it.
+    pub ms: f64,
 }
 
 /// A committed step, of all ranks.

@@ -2,8 +2,8 @@
 //!
 //! # Invariants
 //! 1. A step is recorded once: when all ranks of its ring have reported it, or, where the ring broke meanwhile, when all
-//!    ranks of a later ring are known to have it. Ranks that could not report it did what they were assigned: no rank
-//!    commits a step unless every micro-batch was counted once.
+//!    ranks of a later ring are known to have it. Ranks that could not report it did what they were assigned, by the ring or by
+//!    the counts that the others tell: no rank commits a step unless every micro-batch was counted once.
 //! 2. All ranks report the same loss and state hash, or the ledger names one that differs; it records no step more until that
 //!    one's reports are [disowned](Ledger::disown), and the next ring is formed.
 //! 3. In a recorded step every micro-batch was computed by exactly one rank.
@@ -14,6 +14,7 @@
 //! before the others have got its state, they do the step again.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use crate::event::{RankRecord, StepRecord};
 use crate::ids::WorkerId;
@@ -224,6 +225,11 @@ impl Ledger {
 
     /// All ranks' parts: as reported, or as assigned where there is no report.
     fn ranks(&self, step: u64, reports: Vec<StepReport>) -> Vec<RankRecord> {
+        let counts = reports.iter().map(|report| report.counts.clone()).find(|counts| !counts.is_empty());
+        let had = |rank: u32, place: &Place| match &counts {
+            Some(counts) => stretch(counts, rank).collect(),
+            None => place.share(self.formation.step, step.saturating_sub(1)).to_vec(),
+        };
         let mut reports: BTreeMap<u32, StepReport> =
             reports.into_iter().map(|report| (report.rank, report)).collect();
         let part = |(rank, place): (u32, &Place)| match reports.remove(&rank) {
@@ -239,7 +245,7 @@ impl Ledger {
             None => RankRecord {
                 rank,
                 worker: place.worker.0,
-                micro_batches: place.share(self.formation.step, step.saturating_sub(1)).to_vec(),
+                micro_batches: had(rank, place),
                 tx_bytes: 0,
                 rx_bytes: 0,
                 held: BTreeMap::new(),
@@ -248,6 +254,13 @@ impl Ledger {
         };
         (0..).zip(&self.formation.places).map(part).collect()
     }
+}
+
+/// A rank's micro-batches, where ranks have so many each, in order.
+fn stretch(counts: &[u32], rank: u32) -> Range<u32> {
+    let rank = rank as usize;
+    let start = counts.iter().take(rank).sum();
+    start..start + counts.get(rank).copied().unwrap_or_default()
 }
 
 fn hex(hash: u64) -> String {
@@ -295,6 +308,7 @@ mod tests {
             tokens: 10,
             wide_blocks: 0,
             micro_batches: micro_batches.to_vec(),
+            counts: Vec::new(),
             tx_bytes: 1,
             rx_bytes: 2,
             held: Vec::new(),
@@ -434,6 +448,16 @@ mod tests {
         tell(&mut second, later(4, 2, 0)).unwrap();
         let record = tell(&mut second, later(4, 2, 1)).unwrap().remove(0);
         assert_eq!((record.step, record.generation), (2, 4));
+    }
+
+    #[test]
+    fn shares_that_had_changed_are_those_that_were_told() {
+        let mut ledger = ledger();
+        tell(&mut ledger, report(0, 9, &[1])).unwrap();
+        let after = StepReport { step: 2, counts: vec![1, 2], ..report(0, 10, &[0]) };
+        tell(&mut ledger, after).unwrap();
+        let records = ledger.reformed(formation(3, 2)).unwrap().finish(0);
+        assert_eq!(records[1].ranks[1].micro_batches, [1, 2]);
     }
 
     #[test]

@@ -165,6 +165,7 @@ mod tests {
             tokens: 10,
             wide_blocks: 0,
             micro_batches: vec![rank],
+            counts: Vec::new(),
             tx_bytes: 1,
             rx_bytes: 1,
             held: Vec::new(),

@@ -73,6 +73,8 @@ pub struct StepReport {
     pub wide_blocks: u64,
     /// Micro-batches that this rank computed.
     pub micro_batches: Vec<u32>,
+    /// By rank: how many each had, in order; empty in a ring's first step, where the formation says which.
+    pub counts: Vec<u32>,
     /// Bytes sent to the next rank in this step.
     pub tx_bytes: u64,
     /// Bytes received from the previous rank in this step.
@@ -81,6 +83,32 @@ pub struct StepReport {
     pub held: Vec<(String, u64)>,
     /// Seconds by phase.
     pub seconds: Vec<(String, f64)>,
+}
+
+/// Ranks whose shares change, for one is slower than others.
+#[derive(Debug, Clone, PartialEq, Archive, Serialize, Deserialize)]
+pub struct Rebalance {
+    /// The ring's.
+    pub generation: u64,
+    /// The step after which they do.
+    pub step: u64,
+    /// Microseconds of a micro-batch, of the rank in the middle.
+    pub median_micros: u32,
+    /// Whose shares, and how.
+    pub shifts: Vec<Shift>,
+}
+
+/// One rank's share that changes.
+#[derive(Debug, Clone, PartialEq, Archive, Serialize, Deserialize)]
+pub struct Shift {
+    /// Whose.
+    pub rank: u32,
+    /// Micro-batches of a step until now.
+    pub before: u32,
+    /// From now on.
+    pub after: u32,
+    /// Microseconds that one takes it.
+    pub micros: u32,
 }
 
 /// How a worker's part of the run ended.
@@ -193,6 +221,8 @@ pub enum FromWorker {
     },
     /// A step was committed.
     Step(StepReport),
+    /// Shares of a ring change; its first rank says so.
+    Rebalanced(Rebalance),
     /// A checkpoint is durable.
     Checkpoint {
         /// Steps done.

@@ -402,6 +402,7 @@ pub(super) fn report(formation: &Formation, rank: u32, done: u64) -> StepReport 
         state_hash: Some(hash(done + 1)),
         tokens: 1 << 24,
         wide_blocks: 0,
+        counts: formation.places.iter().map(|place| place.share(formation.step, done).len() as u32).collect(),
         micro_batches: share.unwrap_or_default(),
         tx_bytes: 1 << 33,
         rx_bytes: 1 << 33,

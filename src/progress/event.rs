@@ -66,6 +66,13 @@ pub enum Event {
     Recovered(Recovered),
     /// A step was committed by every rank.
     Step(Step),
+    /// Shares of a ring change, for some of its workers are slower than others.
+    Rebalanced {
+        /// Milliseconds of a micro-batch, of the rank in the middle.
+        median_ms: f64,
+        /// Whose shares change, and how.
+        shares: Vec<Share>,
+    },
     /// A checkpoint is complete.
     Checkpoint {
         /// Steps done in it.
@@ -122,6 +129,20 @@ pub enum Event {
     /// An event of a newer coordinator.
     #[serde(other)]
     Unknown,
+}
+
+/// A worker's share that changes.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct Share {
+    /// Whose.
+    #[serde(deserialize_with = "as_text")]
+    pub worker: String,
+    /// Micro-batches of a step until now.
+    pub before: u32,
+    /// From now on.
+    pub after: u32,
+    /// Milliseconds that one takes it.
+    pub ms: f64,
 }
 
 /// A committed step.

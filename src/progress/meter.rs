@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
-use super::event::{Event, Step};
+use super::event::{Event, Share, Step};
 
 /// Rates on the live line are taken over this long.
 const WINDOW: Duration = Duration::from_secs(10);
@@ -21,6 +21,8 @@ pub struct Meter {
     pub steps: u64,
     /// The newest step.
     pub last: Option<Step>,
+    /// Workers that have fewer micro-batches than others, for they are slow.
+    pub slow: BTreeSet<String>,
     /// Where complete checkpoints lie, in order.
     pub checkpoints: Vec<String>,
     /// Those that were told of since the run started, or went back.
@@ -58,6 +60,7 @@ impl Meter {
         Self {
             steps: 0,
             last: None,
+            slow: BTreeSet::new(),
             checkpoints: Vec::new(),
             told: BTreeSet::new(),
             phases: BTreeMap::new(),
@@ -91,6 +94,17 @@ impl Meter {
                 // What follows is done again.
                 self.last = self.last.take().filter(|last| last.step <= *resumed_from);
                 self.told.clear();
+            }
+            // Its shares are even at first.
+            Event::RingFormed { .. } => self.slow.clear(),
+            Event::Rebalanced { median_ms, shares } => {
+                for Share { worker, before, after, ms } in shares {
+                    if after < before && ms > median_ms {
+                        self.slow.insert(worker.clone());
+                    } else if ms <= median_ms {
+                        self.slow.remove(worker);
+                    }
+                }
             }
             Event::Checkpoint { url, .. } => {
                 self.checkpoints.push(url.clone());

@@ -15,7 +15,7 @@ mod tests;
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-pub use event::{Event, Rank, Recovered, RunEnded, RunOutcome, Step};
+pub use event::{Event, Rank, Recovered, RunEnded, RunOutcome, Share, Step};
 pub use meter::Meter;
 pub use summary::Summary;
 
@@ -136,8 +136,9 @@ impl<W: Write> Progress<W> {
 fn status(meter: &Meter) -> String {
     let Some(step) = &meter.last else { return String::new() };
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+    let slow: Vec<&str> = meter.slow.iter().map(String::as_str).collect();
     format!(
-        "step {}/{}  loss {:.4}  {} tokens/s  ring {} GB/s  {} worker{}  {} left",
+        "step {}/{}  loss {:.4}  {} tokens/s  ring {} GB/s  {} worker{}{}  {} left",
         step.step,
         meter.steps,
         step.loss,
@@ -145,6 +146,7 @@ fn status(meter: &Meter) -> String {
         or_dash(meter.ring_bytes_per_second().map(|rate| format!("{:.2}", rate / 1e9))),
         step.world_size,
         if step.world_size == 1 { "" } else { "s" },
+        if slow.is_empty() { String::new() } else { format!(" (slow: {})", slow.join(", ")) },
         or_dash(meter.time_left().map(clock)),
     )
 }
@@ -184,6 +186,15 @@ fn said(event: &Event) -> Option<String> {
              {transfer_ms:.0} to give the state, {step_ms:.0} to compute",
             hold_ms + form_ms + transfer_ms + step_ms
         ),
+        Event::Rebalanced { median_ms, shares } => {
+            let less = shares.iter().filter(|share| share.after < share.before);
+            let of = |Share { worker, before, after, ms }: &Share| {
+                format!(
+                    "worker {worker} has {after} micro-batches of a step instead of {before}: one takes it {ms:.1} ms"
+                )
+            };
+            format!("{}; the median is {median_ms:.1} ms", less.map(of).collect::<Vec<_>>().join(", "))
+        }
         Event::Checkpoint { step, url } => format!("checkpoint after step {step}: {url}"),
         Event::ScaleRequested { wanted, there } => {
             format!("the run is asked to have {wanted} workers; it has {there}")

@@ -69,6 +69,26 @@ fn the_live_line_stays_on_one_line_and_within_the_terminal() {
 }
 
 #[test]
+fn a_slow_worker_is_named_until_the_ring_is_another() {
+    let (now, status) = (Instant::now(), |progress: &Progress<Vec<u8>>| super::status(progress.meter()));
+    let mut progress = Progress::new(Vec::new(), Mode::Plain, now);
+    let share = |worker: u32, before: u32, after: u32, ms: f64| json!({ "worker": worker, "before": before, "after": after, "ms": ms });
+    let shares = [share(0, 2, 3, 1.0), share(2, 3, 1, 4.0)];
+    let slow =
+        json!({ "event": "rebalanced", "generation": 1, "step": 4, "median_ms": 1.5, "shares": shares });
+    progress.absorb(now, &event(slow)).unwrap();
+    progress.absorb(now, &step(5)).unwrap();
+    assert!(status(&progress).contains("2 workers (slow: 2)  "), "{}", status(&progress));
+    let formed = json!({ "event": "ring_formed", "generation": 2, "world_size": 2 });
+    progress.absorb(now, &event(formed)).unwrap();
+    assert!(!status(&progress).contains("slow"));
+    let said = String::from_utf8(progress.out).unwrap();
+    let line =
+        "worker 2 has 1 micro-batches of a step instead of 3: one takes it 4.0 ms; the median is 1.5 ms";
+    assert!(said.lines().any(|said| said == line), "{said}");
+}
+
+#[test]
 fn the_window_forgets_what_is_long_ago() {
     let (_, mut progress, now) = shown(Mode::Plain, 5);
     for second in 0..40 {

@@ -17,8 +17,8 @@ const HASH_BITS: usize = 64;
 /// The words at the end: whether a gradient was not finite, whether to stop, how many ranks there are.
 const FLAGS: usize = 3;
 
-/// One rank's contribution, or the total over ranks: `[counts; M] [loss bits; M] [hash bits; 64] [nonfinite] [stop] [ranks]`,
-/// and where state is sharded among `N` ranks, in pairs of words that one rank sets: `[shard hash; N] [buddy's shard hash; N]
+/// One rank's contribution, or the total over `N` ranks: `[counts; M] [loss bits; M] [hash bits; 64] [nonfinite] [stop] [ranks]
+/// [microseconds of a micro-batch; N]`, and where state is sharded among them, in pairs of words that one rank sets: `[shard hash; N] [buddy's shard hash; N]
 /// [squares of the gradient's chunks]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Ballot {
@@ -115,6 +115,19 @@ impl Ballot {
     fn flags(&mut self) -> &mut [u32] {
         let start = 2 * self.micro_batches + HASH_BITS;
         &mut self.words[start..start + FLAGS]
+    }
+
+    /// A micro-batch took this rank so many microseconds; 0 where it had none. Told before what is sharded.
+    pub(crate) fn took(&mut self, rank: u32, world: u32, micros: u32) {
+        let start = self.words.len();
+        self.words.resize(start + world as usize, 0);
+        self.words[start + rank as usize] = micros;
+    }
+
+    /// Of a total: how many microseconds a micro-batch took each rank.
+    pub(crate) fn times(&self, world: u32) -> &[u32] {
+        let start = 2 * self.micro_batches + HASH_BITS + FLAGS;
+        self.words.get(start..start + world as usize).unwrap_or_default()
     }
 
     /// This rank's part of what is sharded.
@@ -272,6 +285,7 @@ mod tests {
         let ballot = |rank: u32| {
             let mut ballot = Ballot::new(3, HASH);
             ballot.count(rank as usize, 1.0);
+            ballot.took(rank, 3, 1000 + rank);
             let own = [u64::MAX, 1 << 40, 77][rank as usize];
             let (before, squares) = (Some(copies[rank as usize]), &squares[rank as usize][..]);
             ballot.shard(&ShardVote { rank, world: 3, own, before, chunks: 6, squares });
@@ -284,6 +298,7 @@ mod tests {
     fn shards_are_put_together() {
         let total = sharded(u64::MAX);
         assert!(total.verdict(7, NonFinite::Stop).is_ok());
+        assert_eq!(total.times(3), [1000, 1001, 1002]);
         let shards = total.shards(7, 3, true).unwrap();
         assert_eq!(shards.hash, (1 << 40) + 76);
         assert_eq!(shards.squares, [1.5, f64::MAX, 0.0, 2.5, 1e-300, 3.0]);

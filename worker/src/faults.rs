@@ -1,6 +1,7 @@
 //! Faults on purpose, for tests: what processes and networks do not show by themselves.
 //!
-//! `MATTOCK_FAULTS=flip:2:5` lets a bit of worker 2's parameters flip before step 5. Several are told apart by commas. Only builds
+//! `MATTOCK_FAULTS=flip:2:5` lets a bit of worker 2's parameters flip before step 5; `slow:2:900` lets it say that a micro-batch
+//! takes it 900 microseconds, whatever it does. Several are told apart by commas. Only builds
 //! with debug assertions look there.
 
 use mattock_coordinator::WorkerId;
@@ -12,6 +13,8 @@ const VARIABLE: &str = "MATTOCK_FAULTS";
 pub(crate) struct Faults {
     /// A bit of its parameters flips before this step.
     flip: Option<u64>,
+    /// A micro-batch is said to take it so many microseconds.
+    pub(crate) micros: Option<u32>,
 }
 
 impl Faults {
@@ -29,6 +32,7 @@ impl Faults {
             let (kind, numbers) = fault.split_once(':').unwrap_or((fault, ""));
             let numbers: Vec<u64> = numbers.split(':').filter_map(|number| number.parse().ok()).collect();
             match (kind, &numbers[..]) {
+                ("slow", &[id, micros]) if id == worker.0 => faults.micros = u32::try_from(micros).ok(),
                 ("flip", &[id, step]) if id == worker.0 => faults.flip = Some(step),
                 _ => {}
             }
@@ -50,6 +54,7 @@ mod tests {
     fn a_fault_is_one_workers_and_happens_once() {
         let mut faults = Faults::read("flip:2:5,flip:3:6", WorkerId(2));
         assert!(!faults.flips(4) && faults.flips(5) && !faults.flips(5));
+        assert_eq!(Faults::read("flip:2:5,slow:4:900", WorkerId(4)).micros, Some(900));
         assert_eq!(Faults::read("flip:2:5", WorkerId(4)), Faults::default());
         assert_eq!(Faults::read("flip:2,flop:2:5,:", WorkerId(2)), Faults::default());
     }

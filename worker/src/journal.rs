@@ -129,6 +129,7 @@ mod tests {
             tokens: 0,
             wide_blocks: 0,
             micro_batches: Vec::new(),
+            counts: Vec::new(),
             tx_bytes: 0,
             rx_bytes: 0,
             held: Vec::new(),

@@ -5,6 +5,7 @@
 //!
 //! Deliberately absent here: the recipe's text, launching, and anything about other workers but their sums.
 
+mod balance;
 mod beginning;
 pub mod bits;
 mod commit;

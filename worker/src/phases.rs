@@ -77,6 +77,13 @@ impl Clock {
         std::mem::replace(&mut self.phase, phase)
     }
 
+    /// Seconds of this worker's own work on micro-batches since the start or the last lap.
+    pub fn own_work(&mut self) -> f64 {
+        let phase = self.enter(Phase::Other);
+        self.enter(phase);
+        self.seconds[Phase::Data as usize] + self.seconds[Phase::Compute as usize]
+    }
+
     /// Seconds of each phase since the start or the last call, with the phase's name.
     pub fn lap(&mut self) -> Vec<(String, f64)> {
         self.enter(Phase::Other);

@@ -12,12 +12,13 @@ use super::past::TakeOver;
 use super::scale::Asked;
 use super::tenure::Tenure;
 use super::{Command, Ending, RunEnd, ServerConfig};
-use crate::event::{Event, StepRecord};
+use crate::event::{Event, ShareRecord, StepRecord};
 use crate::ids::WorkerId;
 use crate::ledger::{Disagreement, Ledger};
 use crate::membership::{self, Action, Candidate, Dissent, Outcome, Phase, Registry};
 use crate::protocol::{
-    About, Blame, Failure, Formation, FromCoordinator, FromWorker, Holding, Return, StepReport,
+    About, Blame, Failure, Formation, FromCoordinator, FromWorker, Holding, Rebalance, Return, Shift,
+    StepReport,
 };
 use crate::recovery::Recovery;
 use crate::status::Status;
@@ -161,6 +162,10 @@ impl Core {
                 self.emit(Event::Checkpoint { step, url, bytes, seconds }).await;
                 Meaning::Heard(worker)
             }
+            FromWorker::Rebalanced(rebalance) => {
+                self.tell_of_shares(worker, &rebalance).await;
+                Meaning::Heard(worker)
+            }
             FromWorker::Notice { text } => {
                 self.emit(Event::Notice { message: text }).await;
                 Meaning::Heard(worker)
@@ -214,6 +219,24 @@ impl Core {
             }
             Err(disagreement) => vec![disagree(worker, &disagreement)],
         }
+    }
+
+    /// A ring's first rank says whose shares change.
+    async fn tell_of_shares(&mut self, worker: WorkerId, rebalance: &Rebalance) {
+        let Rebalance { generation, step, median_micros, ref shifts } = *rebalance;
+        let ring = self.registry.formation().filter(|ring| ring.generation == generation);
+        let Some(places) = ring.map(|ring| &ring.places) else { return };
+        if places.first().is_none_or(|place| place.worker != worker) {
+            return;
+        }
+        let ms = |micros: u32| f64::from(micros) / 1e3;
+        let share = |shift: &Shift| {
+            let Shift { rank, before, after, micros } = *shift;
+            let worker = places.get(rank as usize)?.worker.0;
+            Some(ShareRecord { worker, before, after, ms: ms(micros) })
+        };
+        let shares = shifts.iter().take(places.len()).filter_map(share).collect();
+        self.emit(Event::Rebalanced { generation, step, median_ms: ms(median_micros), shares }).await;
     }
 
     async fn commit(&mut self, record: StepRecord) {
@@ -527,6 +550,12 @@ pub(super) fn misreport(
     let computed = report.micro_batches.len();
     if computed > micro_batches as usize {
         return Some(format!("it reported {computed} micro-batches in a step of {micro_batches}"));
+    }
+    let all: u64 = report.counts.iter().map(|&count| u64::from(count)).sum();
+    if !report.counts.is_empty()
+        && (report.counts.len() != ring.places.len() || all != u64::from(micro_batches))
+    {
+        return Some(format!("it reported shares {:?} of {micro_batches} micro-batches", report.counts));
     }
     let wordy = report.seconds.iter().any(|(phase, _)| phase.len() > PHASE_BYTES_MAX);
     (wordy || report.seconds.len() > PHASES_MAX)

@@ -145,6 +145,7 @@ impl Sim {
             | FromWorker::Return(_)
             | FromWorker::Scale { .. }
             | FromWorker::Checkpoint { .. }
+            | FromWorker::Rebalanced(_)
             | FromWorker::Notice { .. }
             | FromWorker::Heartbeat => Event::Heard(worker),
         };

@@ -273,6 +273,7 @@ fn forged(generation: u64, step: u64) -> StepReport {
         tokens: 0,
         wide_blocks: 0,
         micro_batches: Vec::new(),
+        counts: Vec::new(),
         tx_bytes: 0,
         rx_bytes: 0,
         held: Vec::new(),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use mattock_coordinator::WorkerId;
 use mattock_coordinator::membership::Instruction;
-use mattock_coordinator::protocol::{Blame, Break, Failure, Finish, FromWorker, StepReport};
+use mattock_coordinator::protocol::{Blame, Break, Failure, Finish, Formation, FromWorker, StepReport};
 
 use crate::facts::Fact;
 use crate::ring::Part;
@@ -166,8 +166,8 @@ impl Sim {
     fn next_micro_batch(&mut self, id: WorkerId) {
         let worker = self.worker(id);
         let Some(seat) = worker.seat.clone() else { return };
-        let (start, done) = (seat.formation.step, worker.state.step);
-        let share = seat.formation.places[seat.rank as usize].share(start, done);
+        let done = worker.state.step;
+        let share = share(&seat.formation, seat.rank, done);
         let Some(index) = share.iter().copied().find(|index| !worker.counted.contains(index)) else {
             return self.exchange(id, &seat);
         };
@@ -261,7 +261,7 @@ impl Sim {
     fn report_step(&mut self, id: WorkerId, seat: &Seat) {
         let worker = self.worker(id);
         let (state, repeats) = (worker.state, worker.repeats);
-        let (start, done) = (seat.formation.step, state.step - 1);
+        let done = state.step - 1;
         let report = StepReport {
             generation: seat.formation.generation,
             step: state.step,
@@ -273,7 +273,8 @@ impl Sim {
             state_hash: Some(state.hash),
             tokens: 1,
             wide_blocks: 0,
-            micro_batches: seat.formation.places[seat.rank as usize].share(start, done).to_vec(),
+            micro_batches: share(&seat.formation, seat.rank, done),
+            counts: counts(&seat.formation, done).unwrap_or_default(),
             tx_bytes: 1,
             rx_bytes: 1,
             held: Vec::new(),
@@ -377,6 +378,23 @@ impl Sim {
             }
         }
     }
+}
+
+/// How many micro-batches each rank has in the step after `done`, in order, where the ring's shares have changed: in some rings
+/// others have more from the third step on.
+fn counts(ring: &Formation, done: u64) -> Option<Vec<u32>> {
+    let mut counts: Vec<u32> = ring.places.iter().map(|place| place.micro_batches.len() as u32).collect();
+    counts.rotate_right(1);
+    (done >= ring.step + 2 && !ring.generation.is_multiple_of(3)).then_some(counts)
+}
+
+/// A rank's micro-batches of the step after `done`.
+pub(crate) fn share(ring: &Formation, rank: u32, done: u64) -> Vec<u32> {
+    let Some(counts) = counts(ring, done) else {
+        return ring.places[rank as usize].share(ring.step, done).to_vec();
+    };
+    let start = counts[..rank as usize].iter().sum();
+    (start..start + counts[rank as usize]).collect()
 }
 
 fn nonsense(text: &str) -> Failure {

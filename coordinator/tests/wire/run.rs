@@ -268,6 +268,7 @@ pub fn report(generation: u64, rank: u32, ranks: u32, step: u64) -> StepReport {
         tokens: 1024,
         wide_blocks: 0,
         micro_batches: assigned(MICRO_BATCHES, ranks, rank).collect(),
+        counts: Vec::new(),
         tx_bytes: 1,
         rx_bytes: 1,
         held: Vec::new(),

@@ -15,13 +15,14 @@ use mattock_collectives::{
     CollectiveError, Generation, Group, JoinError as RingError, Rank, Ring, RingSpec, WorldSize,
 };
 use mattock_coordinator::membership::Instruction;
-use mattock_coordinator::protocol::{Break, Finish, Formation, FromWorker, StepReport};
+use mattock_coordinator::protocol::{Break, Finish, Formation, FromWorker, Rebalance, Shift, StepReport};
 use mattock_kernels::TrainBackend;
 
 use super::{End, Milestone, SessionError, Worker, beginnings};
+use crate::balance::{Balance, Change, Pace, median};
 use crate::commit::CommitError;
 use crate::faults::Faults;
-use crate::plan::Plan;
+use crate::plan::{Plan, Shard};
 use crate::settings::Settings;
 use crate::storage::Saver;
 use crate::task::{Facts, Task};
@@ -244,14 +245,21 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
         let (control, rank) = (&self.worker.control, *rank);
         self.open_saver(rank)?;
         let mut proved = false;
+        let mut balance = self.balance(formation);
         while self.trainer.state().step < self.plan.steps {
             if self.faults.flips(self.trainer.state().step + 1) {
                 self.trainer.flip_bit();
             }
             let before = group.counters();
-            let share = formation.places[rank as usize].share(formation.step, self.trainer.state().step);
-            let done =
-                self.trainer.step(group, share, control.gate(), control.stop_requested()).map_err(wrapped)?;
+            let first = self.trainer.state().step == formation.step;
+            let share = match first {
+                true => formation.places[rank as usize].first.clone(),
+                false => balance.share(rank).collect(),
+            };
+            let done = self
+                .trainer
+                .step(group, &share, control.gate(), control.stop_requested())
+                .map_err(wrapped)?;
             let after = group.counters();
             control.report(FromWorker::Step(StepReport {
                 generation: formation.generation,
@@ -264,13 +272,17 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
                 state_hash: done.state_hash,
                 tokens: u64::from(self.plan.batch.size) * self.task.tokens_per_sample(),
                 wide_blocks: done.wide_blocks as u64,
-                micro_batches: share.to_vec(),
+                micro_batches: share,
+                counts: if first { Vec::new() } else { balance.counts().to_vec() },
                 tx_bytes: after.sent_bytes - before.sent_bytes,
                 rx_bytes: after.received_bytes - before.received_bytes,
                 held: self.trainer.held_bytes(),
                 seconds: self.trainer.clock().lap(),
             }));
             control.gate().reported();
+            if let Some(change) = balance.note(&done.times).filter(|_| rank == 0) {
+                control.report(FromWorker::Rebalanced(shifts(formation.generation, done.step, &change)));
+            }
             self.checkpoint(seat, &done)?;
             if !std::mem::replace(&mut proved, true) {
                 (self.worker.told)(Milestone::Stepped);
@@ -283,6 +295,14 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
         // The last checkpoint has a limit of its own.
         control.gate().wait();
         self.finish(seat)
+    }
+
+    /// The shares that a ring starts with; they change with the times that its ranks tell.
+    fn balance(&mut self, formation: &Formation) -> Balance {
+        self.trainer.said_to_take = self.faults.micros;
+        let counts = formation.places.iter().map(|place| place.micro_batches.len() as u32).collect();
+        let pace = if self.plan.parallel.shard == Shard::Full { Pace::Rounds } else { Pace::Alone };
+        Balance::new(counts, pace)
     }
 
     /// Brings this worker to where the ring starts: with the state of another rank, if its own is not that.
@@ -354,6 +374,20 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
         gate.holds_state(self.trainer.known_hash());
         self.trainer.resume(share);
         Ok(())
+    }
+}
+
+/// What the coordinator is told of shares that change.
+fn shifts(generation: u64, step: u64, change: &Change) -> Rebalance {
+    let Change { before, after, times } = change;
+    let shift = |(rank, ((&before, &after), &micros))| Shift { rank, before, after, micros };
+    let all = (0..).zip(before.iter().zip(after).zip(times)).map(shift);
+    let median_micros = median(times).unwrap_or_default();
+    Rebalance {
+        generation,
+        step,
+        median_micros,
+        shifts: all.filter(|shift| shift.before != shift.after).collect(),
     }
 }
 

@@ -125,6 +125,8 @@ pub struct StepDone {
     pub stop: bool,
     /// Blocks whose sum may have needed more bits than the recipe gives it, and followed in 64.
     pub wide_blocks: usize,
+    /// By rank: how many microseconds a micro-batch took it, 0 where it had none.
+    pub times: Vec<u32>,
 }
 
 /// For how long a state that is being read is not written; then the reader keeps the old arrays, and writing makes new ones.
@@ -170,6 +172,9 @@ pub struct Trainer<'a, B: TrainBackend, T: Task> {
     /// Ends when the state is no longer read by another thread.
     lent: Option<mpsc::Receiver<()>>,
     clock: Clock,
+    /// How many microseconds a micro-batch of this step has taken, or is said to have taken.
+    took: u32,
+    pub(crate) said_to_take: Option<u32>,
 }
 
 impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
@@ -208,6 +213,8 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
             scratch: Vec::new(),
             lent: None,
             clock: Clock::start(),
+            took: 0,
+            said_to_take: None,
             space,
         };
         trainer.replace(beginning);
@@ -332,7 +339,8 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
         stop: bool,
     ) -> Result<StepDone, StepError> {
         let total = self.contribute(group, share, gate, stop)?;
-        self.write_pending(total, gate)
+        let times = total.times(group.ring().world_size().get()).to_vec();
+        Ok(StepDone { times, ..self.write_pending(total, gate)? })
     }
 
     /// Does what can be done before the commit, and contributes to that; returns the total.
@@ -343,8 +351,11 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
         gate: &Gate,
         stop: bool,
     ) -> Result<Ballot, StepError> {
+        self.took = 0;
         if self.plan.parallel.shard == Shard::Full {
+            let before = self.clock.own_work();
             self.compute_in_rounds(group, share, gate)?;
+            self.note_time(before, share.len());
         } else {
             self.gather_parameters(group, gate)?;
             self.attach();
@@ -358,7 +369,17 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
         let summed = self.sum.finish(group, &self.exponents, &self.own, &mut self.gradient)?;
         self.hand_on(group)?;
         self.pending = Some(summed);
-        Ok(self.commit(group, self.ballot(stop))?)
+        let mut ballot = self.ballot(stop);
+        ballot.took(group.ring().rank().0, group.ring().world_size().get(), self.took);
+        self.vote(&mut ballot);
+        Ok(self.commit(group, ballot)?)
+    }
+
+    /// So many micro-batches have taken what was worked since `before`.
+    fn note_time(&mut self, before: f64, micro_batches: usize) {
+        let seconds = self.clock.own_work() - before;
+        let each = (seconds * 1e6 / micro_batches as f64).clamp(1.0, f64::from(u32::MAX)) as u32;
+        self.took = if micro_batches == 0 { 0 } else { self.said_to_take.unwrap_or(each) };
     }
 
     /// This rank's part of the mean gradient of the step that was summed last.
@@ -442,6 +463,7 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
         let seat = self.sharding.as_ref().and_then(|sharding| sharding.seat.as_ref());
         let lens: Option<Arc<[Vec<usize>]>> = seat.map(|seat| Arc::clone(&seat.lens));
         let lens_of = |bucket: usize| lens.as_ref().map(|lens| &lens[bucket][..]);
+        let before = self.clock.own_work();
         for (position, &index) in missing.iter().enumerate() {
             let last = position + 1 == missing.len();
             // Before the micro-batch begins: who waits for a store does not hang, and has nothing to tell of.
@@ -457,6 +479,7 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
             self.counted.insert(index, loss);
             gate.end(index);
         }
+        self.note_time(before, missing.len());
         if missing.is_empty() {
             (0..self.lengths.len()).rev().for_each(|bucket| self.sum.send(bucket, group, lens_of(bucket)));
         }
@@ -502,7 +525,6 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
         if stop {
             ballot.stop();
         }
-        self.vote(&mut ballot);
         ballot
     }
 
@@ -548,7 +570,17 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
         gate.holds_state(state_hash);
         let Verdict { loss, stop, .. } = verdict;
         let step = self.state.step;
-        Ok(StepDone { step, loss, grad_norm, lr, hash_before, state_hash, stop, wide_blocks })
+        Ok(StepDone {
+            step,
+            loss,
+            grad_norm,
+            lr,
+            hash_before,
+            state_hash,
+            stop,
+            wide_blocks,
+            times: Vec::new(),
+        })
     }
 
     /// Writes the state after an update; returns its hash, where this rank has all of it.

@@ -12,6 +12,7 @@ use mattock_coordinator::protocol::{Formation, Place, StepReport};
 
 use super::{Invariant, demand};
 use crate::facts::{Cause, Fact};
+use crate::session::share;
 
 #[derive(Default)]
 pub(crate) struct Ledger {
@@ -64,7 +65,7 @@ impl Ledger {
         let mut reports = 0;
         for (rank, (recorded, place)) in (0..).zip(record.ranks.iter().zip(&ring.places)) {
             reports += u32::from(self.recorded_as_reported(record, rank, recorded, place)?);
-            let share = place.share(ring.step, step - 1);
+            let share = share(ring, rank, step - 1);
             demand!(recorded.micro_batches == share, "rank {rank} had {share:?}, recorded is {recorded:?}");
         }
         let complete = generation == self.newest && self.rings[&generation].step < step;
