@@ -216,7 +216,8 @@ impl RunDir {
         let mut notes = Vec::new();
         for change in recipe.changes_since(&saved_recipe) {
             let table = change.key.split('.').next().unwrap_or_default();
-            if ["seed", "model", "batch"].contains(&table) {
+            // What is computed again has the same bits.
+            if ["seed", "model", "batch"].contains(&table) && change.key != "model.recompute" {
                 return Err(another(&change.key, change.was, change.is, change.origin));
             }
             notes.push(format!("{}: {} -> {}", change.key, change.was, change.is));

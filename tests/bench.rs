@@ -24,7 +24,7 @@ fn samples(operation: &[&str], transport: &str) -> Vec<Value> {
 fn every_operation_is_right_between_processes() {
     let operations =
         ["allreduce", "reducescatter", "allgather", "broadcast", "reduce", "gather", "scatter", "alltoall"];
-    for operation in operations {
+    for operation in operations.into_iter().chain(["sendreceive"]) {
         for (transport, named) in [("shm", "shared memory"), ("quic", "QUIC")] {
             let samples = samples(&[operation], transport);
             assert_eq!(samples.len(), 3, "{operation} over {transport}");
@@ -52,6 +52,19 @@ fn results_in_place_and_means_are_right() {
             }
         }
     }
+}
+
+#[test]
+fn a_line_is_right() {
+    let samples = samples(&["allreduce", "--shape", "line"], "quic");
+    assert!(
+        samples.iter().all(|sample| sample["errors"] == 0 && sample["algorithm"] == "line"),
+        "{samples:?}"
+    );
+    let output = bench(&["allreduce", "--shape", "circle"]);
+    assert!(!output.status.success());
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("ring and line are"), "{said}");
 }
 
 #[test]
@@ -87,11 +100,14 @@ fn links_are_measured_both_ways() {
 #[test]
 fn an_order_is_found_before_the_measurement() {
     let size = ["--min", "64KiB", "--max", "64KiB", "--runs", "1", "--json"];
-    let output = bench(&[&["allreduce", "--ranks", "3", "--order", "auto"], &size[..]].concat());
+    let output = bench(
+        &[&["allreduce", "--ranks", "3", "--order", "auto", "--transport", "quic"], &size[..]].concat(),
+    );
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success() && said.contains("numbered in the order of ring 0 > "), "{said}");
     let sample: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(sample["errors"], 0, "{sample}");
+    assert!(sample["predicted_us"].as_f64().unwrap() > 0.0, "{sample}");
 }
 
 #[test]

@@ -157,6 +157,15 @@ pub fn plan(links: &Links, bytes: u64) -> Plan {
     Plan { bytes, given, ring: search(Shape::Ring).route(), line: search(Shape::Line).route() }
 }
 
+/// How long an all-reduce of so many bytes is predicted to take in this order; `None` where it is not one of all ranks.
+pub fn predict(links: &Links, shape: Shape, order: &[Rank], bytes: u64) -> Option<Route> {
+    let mut known: Vec<usize> = order.iter().map(|rank| rank.0 as usize).collect();
+    let order = known.clone();
+    known.sort_unstable();
+    let is_whole = known.into_iter().eq(0..links.ranks);
+    is_whole.then(|| Search { links, shape, bytes: bytes as f64 }.route_in(order))
+}
+
 impl Plan {
     /// What is predicted to be faster; a ring, where both are the same.
     pub fn best(&self) -> &Route {

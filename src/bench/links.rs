@@ -7,7 +7,7 @@ use std::fmt;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, ensure};
-use mattock_collectives::topology::{Link, Links, Plan, Route, plan};
+use mattock_collectives::topology::{Link, Links, Plan, Route, Shape, plan, predict};
 use mattock_collectives::{Node, Rank};
 use serde_json::{Value, json};
 
@@ -22,6 +22,7 @@ use crate::exit::Failure;
 pub(crate) struct Survey {
     /// By rank: its links to all others, in their order.
     links: Vec<Vec<Measured>>,
+    known: Links,
     pub(crate) plan: Plan,
 }
 
@@ -43,7 +44,7 @@ pub(crate) fn survey(launch: &Launch, long_enough: Duration, bytes: u64) -> Resu
     };
     let known = Links::new(links.len(), measured).map_err(Failure::run)?;
     let plan = plan(&known, bytes);
-    Ok(Survey { links, plan })
+    Ok(Survey { links, known, plan })
 }
 
 /// Hears what each rank measured, round by round.
@@ -94,6 +95,11 @@ pub(super) fn serve(
 }
 
 impl Survey {
+    /// Microseconds that an all-reduce of so many bytes is predicted to take in this order.
+    pub(crate) fn predict_us(&self, shape: Shape, order: &[Rank], bytes: u64) -> Option<f64> {
+        predict(&self.known, shape, order, bytes).map(|route| route.seconds * 1e6)
+    }
+
     /// As one line.
     pub(crate) fn json(&self) -> Value {
         let link = |from: usize, link: &Measured| {

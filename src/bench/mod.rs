@@ -26,7 +26,7 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use mattock_collectives::{Congestion, TransportChoice};
+use mattock_collectives::{Congestion, Shape, TransportChoice};
 use mattock_coordinator::WorkerId;
 use mattock_coordinator::identity::{Authority, Request};
 use serde::{Deserialize, Serialize};
@@ -36,7 +36,7 @@ use crate::exit::Failure;
 pub(crate) use crowd::{Crowd, CrowdSample, measure_crowd, serve_crowd};
 pub(crate) use data::{DataWork, measure_data};
 pub(crate) use fleet::{Fleet, Report as FleetReport, simulate};
-pub(crate) use links::{Survey, survey};
+pub(crate) use links::survey;
 pub(crate) use rank::serve_rank;
 
 /// What is measured.
@@ -85,9 +85,17 @@ pub enum Operation {
     /// Each rank receives its part of everybody's input
     #[value(skip)]
     AllToAll,
+    /// Each rank sends a message to the next one, and receives that of the one before
+    #[value(skip)]
+    SendReceive,
 }
 
 impl Operation {
+    /// Whether it is an all-reduce of so many bytes, and nothing beside.
+    pub(crate) fn reduces_for_all(self) -> bool {
+        matches!(self, Self::F32 | Self::Mean)
+    }
+
     /// Of the elements.
     fn element(self) -> &'static str {
         match self {
@@ -100,7 +108,8 @@ impl Operation {
     fn count(self, bytes: u64, ranks: u32) -> u64 {
         let (count, ranks) = (bytes / size_of::<f32>() as u64, u64::from(ranks));
         match self {
-            Self::F32 | Self::Mean | Self::Exact | Self::Copy | Self::Broadcast | Self::Reduce => count,
+            Self::F32 | Self::Mean | Self::Exact | Self::Copy => count,
+            Self::Broadcast | Self::Reduce | Self::SendReceive => count,
             _ => (count / ranks).max(1) * ranks,
         }
     }
@@ -110,7 +119,7 @@ impl Operation {
         let others = f64::from(ranks - 1) / f64::from(ranks);
         match self {
             Self::F32 | Self::Mean | Self::Exact => 2.0 * others,
-            Self::Copy | Self::Broadcast | Self::Reduce => 1.0,
+            Self::Copy | Self::Broadcast | Self::Reduce | Self::SendReceive => 1.0,
             Self::ReduceScatter | Self::AllGather | Self::Gather | Self::Scatter | Self::AllToAll => others,
         }
     }
@@ -137,8 +146,12 @@ pub(crate) struct Launch {
     pub(crate) transport: TransportChoice,
     /// How fast to send between hosts.
     pub(crate) congestion: Congestion,
-    /// Each rank's place, which `{}` stands for below, counted from 1; by rank.
+    /// Each rank's place, by rank.
     pub(crate) places: Vec<u32>,
+    /// So many places are on one host, for which `{}` stands below, counted from 1.
+    pub(crate) per_host: u32,
+    /// How the ranks are arranged.
+    pub(crate) shape: Shape,
     /// The command before the program's own.
     pub(crate) via: Option<String>,
     /// Where ranks listen.
@@ -159,6 +172,9 @@ pub(crate) struct Sample {
     pub(crate) element: String,
     /// Median over runs of the slowest rank's time for one operation.
     pub(crate) time_us: f64,
+    /// What the links were predicted to need for it, where they were measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) predicted_us: Option<f64>,
     /// Payload over time.
     #[serde(rename = "algbw_GBps")]
     pub(crate) algbw: f64,
@@ -181,7 +197,7 @@ pub(crate) struct Sample {
 
 impl Sample {
     /// Above the columns.
-    pub(crate) const HEADING: &'static str = "     bytes        count  type      time us  algbw GB/s  busbw GB/s  errors  transport      algorithm";
+    pub(crate) const HEADING: &'static str = "     bytes        count  type      time us  predicted us  algbw GB/s  busbw GB/s  errors  transport      algorithm";
 
     /// As one line.
     pub(crate) fn json(&self) -> io::Result<String> {
@@ -192,9 +208,10 @@ impl Sample {
 impl fmt::Display for Sample {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { bytes, count, element, time_us, algbw, busbw, errors, transport, algorithm, .. } = self;
+        let predicted = self.predicted_us.map_or_else(|| "-".into(), |us| format!("{us:.2}"));
         write!(
             f,
-            "{bytes:>10} {count:>12}  {element:<5} {time_us:>11.2} {algbw:>11.3} {busbw:>11.3} {errors:>7}"
+            "{bytes:>10} {count:>12}  {element:<5} {time_us:>11.2} {predicted:>13} {algbw:>11.3} {busbw:>11.3} {errors:>7}"
         )?;
         write!(f, "  {transport:<13}  {algorithm}")
     }
@@ -211,6 +228,7 @@ struct Assignment {
     bind: IpAddr,
     transport: String,
     congestion: String,
+    is_line: bool,
     timeout_s: u64,
     task: Task,
 }
@@ -255,6 +273,7 @@ impl Launch {
             bind,
             transport: self.transport.to_string(),
             congestion: self.congestion.to_string(),
+            is_line: self.shape == Shape::Line,
             timeout_s: self.timeout.as_secs(),
             task: task.clone(),
         })
@@ -278,7 +297,7 @@ impl Launch {
 
     fn numbered(&self, template: &str, rank: u32) -> String {
         let place = self.places.get(rank as usize).copied().unwrap_or(rank);
-        template.replace("{}", &(place + 1).to_string())
+        template.replace("{}", &(place / self.per_host + 1).to_string())
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, ensure};
 use mattock_collectives::{
     Buffer, Generation, Group, GroupConfig, Identity, Node, NodeConfig, Rank, Ring, RingSpec, SaturatingSum,
-    WorldSize,
+    Shape, WorldSize,
 };
 use mattock_coordinator::WorkerId;
 use serde::Serialize;
@@ -45,7 +45,9 @@ fn serve_operation(
 ) -> anyhow::Result<()> {
     let addresses = lines.addresses()?;
     let members: Vec<u32> = (0..assignment.ranks).collect();
-    let group = node.join_ring(spec(assignment.rank, &members, 0, &addresses)?)?;
+    let spec = spec(assignment.rank, &members, 0, &addresses)?;
+    let shape = if assignment.is_line { Shape::Line } else { Shape::Ring };
+    let group = node.join_ring(RingSpec { ring: spec.ring.shaped(shape), ..spec })?;
     for &bytes in &work.sizes {
         let sample = measure(&group, work, bytes).inspect_err(|_| {
             let history: String = group.history().iter().map(|record| format!("  {record}\n")).collect();
@@ -133,6 +135,7 @@ fn measure(group: &Group, work: &Work, bytes: u64) -> anyhow::Result<Sample> {
     let algbw = bytes as f64 / seconds / 1e9;
     let (transport, algorithm) = match operation {
         Operation::Copy => ("none".into(), "copy".into()),
+        Operation::SendReceive => (group.transport().to_string(), "direct".into()),
         _ => (group.transport().to_string(), group.algorithm(bytes as usize).into()),
     };
     Ok(Sample {
@@ -140,6 +143,7 @@ fn measure(group: &Group, work: &Work, bytes: u64) -> anyhow::Result<Sample> {
         count,
         element: operation.element().into(),
         time_us: seconds * 1e6,
+        predicted_us: None,
         algbw,
         busbw: algbw * operation.bus_factor(ranks),
         errors: errors.into(),

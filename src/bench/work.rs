@@ -54,6 +54,19 @@ pub(super) fn run(group: &Group, work: &Work, count: usize) -> anyhow::Result<(f
             |i| element(i % (count / ranks), i / (count / ranks)) as f32,
             count,
         ),
+        Operation::SendReceive => {
+            let (ring, before) = (group.ring(), (own + ranks - 1) % ranks);
+            bench.run(
+                count,
+                |input, output| {
+                    let sent = group.send(ring.next(), 0, input);
+                    let received = group.receive(ring.prev(), 0, output).wait()?;
+                    sent.wait().map(|()| received)
+                },
+                |i| element(i, before) as f32,
+                count,
+            )
+        }
         Operation::AllToAll => bench.run(
             count,
             |input, output| group.all_to_all(input, output).wait(),

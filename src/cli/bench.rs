@@ -5,12 +5,12 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
-use mattock_collectives::{Congestion, TransportChoice};
+use mattock_collectives::{Congestion, Shape, TransportChoice};
 use mattock_data::Cutting;
 use mattock_data::config::parse_size;
 
 use super::bench_coordinator::{CrowdArgs, FLEET_EXAMPLES, FleetArgs};
-use crate::bench::{self, DataWork, Launch, Operation, Sample, Survey, Work};
+use crate::bench::{self, DataWork, Launch, Operation, Sample, Work};
 use crate::exit::{EXIT_CODES, Exit, Failure};
 
 const EXAMPLES: &str = "\
@@ -72,6 +72,9 @@ pub enum BenchAction {
     /// Each rank receives its part of everybody's input
     #[command(after_help = EXIT_CODES)]
     Alltoall(RunArgs),
+    /// Each rank sends a message to the next one, and receives that of the one before
+    #[command(after_help = EXIT_CODES)]
+    Sendreceive(RunArgs),
     /// Latency and bandwidth between all ranks, and the order that suits them
     #[command(after_help = format!("{LINKS_EXAMPLES}\n{EXIT_CODES}"))]
     Links(LinksArgs),
@@ -132,7 +135,8 @@ pub struct RunArgs {
     /// Measurements of each payload; their median counts
     #[arg(long, value_name = "N", default_value = "10", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub runs: u32,
-    /// Which rank is next to which: given, or auto, which measures all links first and crosses slow ones least
+    /// Which rank is next to which: given, or auto, which measures all links first, crosses slow ones least, and predicts
+    /// how long sums take
     #[arg(long, value_name = "ORDER", default_value = "given")]
     pub order: Order,
     /// Where and how ranks run.
@@ -207,6 +211,12 @@ pub struct LaunchArgs {
     /// What carries the bytes: auto (shared memory within hosts, QUIC between), quic or shm
     #[arg(long, value_name = "TRANSPORT", default_value = "auto")]
     pub transport: TransportChoice,
+    /// Ranks on each host: {} below is then the host's number from 1, not the rank's
+    #[arg(long, value_name = "N", default_value = "1")]
+    pub per_host: NonZeroU32,
+    /// How ranks are arranged: ring, or line, which leaves the link from the last to the first out of sums
+    #[arg(long, value_name = "SHAPE", default_value = "ring", value_parser = shape)]
+    pub shape: Shape,
     /// Starts each rank by this command, {} being its number from 1: 'ssh host{}', say
     #[arg(long, value_name = "COMMAND")]
     pub via: Option<String>,
@@ -238,6 +248,7 @@ pub fn run(args: &BenchArgs, out: &mut impl Write) -> Result<Exit, Failure> {
         BenchAction::Gather(args) => measure(args, Operation::Gather, false, out),
         BenchAction::Scatter(args) => measure(args, Operation::Scatter, false, out),
         BenchAction::Alltoall(args) => measure(args, Operation::AllToAll, false, out),
+        BenchAction::Sendreceive(args) => measure(args, Operation::SendReceive, false, out),
         BenchAction::Links(args) => survey(args, out),
         BenchAction::Data(args) => stream(args, out),
         BenchAction::Coordinator(args) => args.run(out),
@@ -255,20 +266,33 @@ fn measure(
 ) -> Result<Exit, Failure> {
     let work = Work { operation, sizes: args.sizes()?, runs: args.runs, in_place };
     let mut launch = args.launch.launch();
-    if args.order == Order::Auto && launch.ranks > 2 {
-        let Survey { plan, .. } = bench::survey(&launch, LONG_ENOUGH, args.max)?;
-        // What is less may be chance.
-        let better = plan.ring.seconds * WORTH_IT < plan.given.seconds;
-        let chosen = if better { &plan.ring } else { &plan.given };
+    let mut survey = None;
+    if args.order == Order::Auto && launch.ranks > 1 {
+        let known = bench::survey(&launch, LONG_ENOUGH, args.max)?;
+        let plan = &known.plan;
+        let chosen = match launch.shape {
+            Shape::Line => &plan.line,
+            // What is less may be chance.
+            Shape::Ring if plan.ring.seconds * WORTH_IT < plan.given.seconds => &plan.ring,
+            Shape::Ring => &plan.given,
+        };
         eprintln!("{plan}\nranks are numbered in the order of {chosen}");
         launch.places = chosen.order.iter().map(|rank| rank.0).collect();
+        survey = Some((chosen.order.clone(), known));
     }
+    let predicted_us = |sample: &Sample| {
+        let shape =
+            [Shape::Ring, Shape::Line].into_iter().find(|shape| shape.to_string() == sample.algorithm)?;
+        let (order, known) = survey.as_ref().filter(|_| operation.reduces_for_all())?;
+        known.predict_us(shape, order, sample.bytes)
+    };
     let mut errors = 0;
     if !args.json {
         writeln!(out, "{}", Sample::HEADING).map_err(Failure::internal)?;
     }
     bench::measure(&launch, &work, |sample| {
         errors += sample.errors;
+        let sample = Sample { predicted_us: predicted_us(sample), ..sample.clone() };
         match args.json {
             true => sample.json().and_then(|line| writeln!(out, "{line}")),
             false => writeln!(out, "{sample}"),
@@ -320,6 +344,11 @@ fn stream(args: &DataBenchArgs, out: &mut impl Write) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
+fn shape(text: &str) -> Result<Shape, String> {
+    let known = [Shape::Ring, Shape::Line].into_iter().find(|shape| shape.to_string() == text);
+    known.ok_or_else(|| format!("'{text}' is no shape: ring and line are"))
+}
+
 impl LaunchArgs {
     /// Ranks at the places of their numbers.
     fn launch(&self) -> Launch {
@@ -328,6 +357,8 @@ impl LaunchArgs {
             transport: self.transport,
             congestion: self.congestion,
             places: (0..self.ranks.get()).collect(),
+            per_host: self.per_host.get(),
+            shape: self.shape,
             via: self.via.clone(),
             bind: self.bind.clone(),
             timeout: Duration::from_secs(self.timeout),

@@ -144,7 +144,8 @@ fn events() -> impl Strategy<Value = Vec<Event>> {
         3 => (0usize..2).prop_map(|from| Event::Depart { from }),
         3 => (0usize..2, 1usize..200).prop_map(|(from, bytes)| Event::Arrive { from, bytes }),
     ];
-    proptest::collection::vec(event, 0..120)
+    // An interpreter takes a thousand times as long.
+    proptest::collection::vec(event, 0..if cfg!(miri) { 30 } else { 120 })
 }
 
 proptest! {

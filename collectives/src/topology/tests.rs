@@ -171,3 +171,16 @@ fn what_cannot_be_measured_is_refused() {
     }
     assert_eq!(Links::new(1, |_, _| good), Err(TopologyError::Alone { ranks: 1 }));
 }
+
+#[test]
+fn an_order_is_predicted_as_it_was_planned() {
+    let links = links(4, |from, to| megabits(if from + to == 3 { 20.0 } else { 200.0 }, 5.0));
+    let plan = plan(&links, 16 * MIB);
+    for route in [&plan.given, &plan.ring, &plan.line] {
+        assert_eq!(predict(&links, route.shape, &route.order, 16 * MIB).as_ref(), Some(route));
+    }
+    for order in [&[0, 1, 2][..], &[0, 1, 2, 2], &[0, 1, 2, 4]] {
+        let order: Vec<Rank> = order.iter().copied().map(Rank).collect();
+        assert_eq!(predict(&links, Shape::Ring, &order, MIB), None);
+    }
+}
