@@ -344,3 +344,23 @@ fn a_slow_worker_gets_fewer_micro_batches() {
         assert!(errors.contains("worker 2 has 1 micro-batches of a step instead of 3"), "{errors}");
     }
 }
+
+/// A device computes wrongly: no hash of the state shows that, another worker that computes the same does.
+#[cfg(debug_assertions)]
+#[test]
+fn a_device_that_computes_wrongly_is_found_by_an_audit() {
+    let bench = Bench::new();
+    // From the first step on, and all are audited: nothing of it is ever written.
+    let faults = [("MATTOCK_FAULTS", "wrong:1:1")];
+    let mut run = Watched::start_with(&bench, "run", &["--workers", "3", "--audit", "1"], &faults);
+    let named = run.wait_for("its name", |event| event["event"] == "worker_quarantined");
+    assert_eq!((&named["worker"], &named["what"]), (&1.into(), &"gradient".into()), "{named}");
+    let seen = run.read().len();
+    run.wait_for_world(seen, 3);
+    let events = run.stop();
+    assert_no_trace(&bench, &events);
+    let recalled = kinds(&events, "ring_recalled")[0]["reason"].as_str().unwrap().to_owned();
+    assert!(recalled.contains("different gradients of micro-batch"), "{recalled}");
+    let lost = kinds(&events, "worker_lost");
+    assert!(lost.len() == 1 && lost[0]["worker"] == 1, "{lost:?}");
+}

@@ -172,6 +172,8 @@ pub struct Holding {
     pub state_hash: Option<u64>,
     /// Hash of the parameters that it computes the next step with, once it does.
     pub basis: Option<u64>,
+    /// Hash of a micro-batch's gradient as it computes it, where ranks have found different ones.
+    pub audit: Option<u64>,
 }
 
 impl Holding {

@@ -158,8 +158,14 @@ mod tests {
         assert_eq!(golden(&encode(&form()).unwrap()), "b15a7d60a369a04a");
         assert_eq!(golden(&encode(&report()).unwrap()), "cd2977aeaea5253f");
         let reason = || "a reason".to_owned();
-        let holding =
-            Holding { step: Some(8), done: vec![3, 5], running: Some(6), state_hash: Some(7), basis: None };
+        let holding = Holding {
+            step: Some(8),
+            done: vec![3, 5],
+            running: Some(6),
+            state_hash: Some(7),
+            basis: None,
+            audit: None,
+        };
         let FromCoordinator::Form(ring) = form() else { panic!("it is a ring") };
         let about = About { pid: 7, host: reason(), address: reason(), fingerprint: reason() };
         let broken = Break { generation: 4, lost_rank: Some(2), text: reason() };

@@ -115,6 +115,11 @@ impl CoordinatorArgs {
     /// What the server must know, and what the user should.
     fn server_config(&self, recipe: &Resolved) -> Result<(ServerConfig, Option<String>), Failure> {
         let plan = &recipe.plan;
+        if self.mixed && plan.elastic.audit > 0 {
+            return Err(Failure::bad_input(anyhow!(
+                "`elastic.audit` compares bits, which workers of different kinds do not share: leave it or --mixed out"
+            )));
+        }
         let settings = Settings {
             checkpoints: checkpoints_of(&plan.checkpoint.to, &self.out),
             start: match self.resume {

@@ -30,7 +30,7 @@ pub enum RecipeAction {
 }
 
 /// A recipe and what is laid over it.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 pub struct RecipeFile {
     /// The recipe, a TOML file
     pub recipe: PathBuf,

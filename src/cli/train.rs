@@ -52,6 +52,9 @@ pub struct TrainArgs {
     /// Do not start another worker in the place of one that has ended: the run goes on with fewer
     #[arg(long)]
     pub no_respawn: bool,
+    /// Let a second worker compute this share of all micro-batches too, such as 0.01: a device that computes wrongly is found
+    #[arg(long, value_name = "SHARE")]
+    pub audit: Option<f64>,
     /// The run's folder [default: a fresh runs/NAME-DATE-TIME]
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
@@ -96,7 +99,7 @@ pub trait Parts {
 /// # Errors
 /// Bad input before anything is started; a failed run after.
 pub fn run(args: &TrainArgs, parts: &impl Parts, out: &mut impl Write) -> Result<Exit, Failure> {
-    let recipe = args.recipe.resolve_for_run()?;
+    let recipe = args.recipe_with_audit().resolve_for_run()?;
     let place = args.nodes.place()?;
     args.check(&recipe, &place)?;
     if place.nodes > 1 {
@@ -164,6 +167,13 @@ fn lead(
 }
 
 impl TrainArgs {
+    /// The recipe, with the share that is audited laid over it.
+    fn recipe_with_audit(&self) -> RecipeFile {
+        let mut recipe = self.recipe.clone();
+        recipe.sets.extend(self.audit.map(|share| format!("elastic.audit={share:?}")));
+        recipe
+    }
+
     fn check(&self, recipe: &Resolved, place: &Place) -> Result<(), Failure> {
         let (elastic, workers) = (&recipe.plan.elastic, self.all_workers(place).get());
         if !(elastic.min_workers..=elastic.max_workers).contains(&workers) {
@@ -430,6 +440,7 @@ mod tests {
             device: "cpu".into(),
             transport: TransportChoice::Auto,
             no_respawn: false,
+            audit: None,
             out: None,
             resume,
             resume_if_any: false,

@@ -80,6 +80,7 @@ pub(super) const KEYS: &[Key] = &[
     optional("elastic.min_workers", "1", "the run waits for this many", &["min_nodes"]),
     optional("elastic.max_workers", "64", "no more than this are admitted", &["max_nodes", "workers"]),
     optional("elastic.timeout", "\"10s\"", "how long a silent peer is waited for", &[]),
+    optional("elastic.audit", "0.0", "the share of micro-batches that a second worker computes too", &[]),
 ];
 
 /// The key at a path.

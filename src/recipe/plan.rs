@@ -265,7 +265,15 @@ impl Reader<'_> {
                 format!("is {min_workers}, more than `elastic.max_workers`, which is {max_workers}"),
             ));
         }
-        Ok(Elastic { min_workers, max_workers, timeout: self.timeout()? })
+        let audit =
+            self.real("elastic.audit", "a share from 0 to 1", |share| (0.0..=1.0).contains(&share))?;
+        let shard = self.value("parallel.shard")?;
+        if audit > 0.0 && shard.as_str() == Some("full") {
+            let problem = "needs whole parameters on each worker: `parallel.shard` is \"full\"".to_owned();
+            return Err(self.refuse("elastic.audit", problem));
+        }
+        let audit = (audit * 1e6).ceil() as u32;
+        Ok(Elastic { min_workers, max_workers, timeout: self.timeout()?, audit })
     }
 
     fn timeout(&mut self) -> Result<Duration, RecipeError> {

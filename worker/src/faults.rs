@@ -1,7 +1,7 @@
 //! Faults on purpose, for tests: what processes and networks do not show by themselves.
 //!
 //! `MATTOCK_FAULTS=flip:2:5` lets a bit of worker 2's parameters flip before step 5; `slow:2:900` lets it say that a micro-batch
-//! takes it 900 microseconds, whatever it does. Several are told apart by commas. Only builds
+//! takes it 900 microseconds, whatever it does; with `wrong:2:5` its gradients are wrong from step 5 on. Several are told apart by commas. Only builds
 //! with debug assertions look there.
 
 use mattock_coordinator::WorkerId;
@@ -13,6 +13,8 @@ const VARIABLE: &str = "MATTOCK_FAULTS";
 pub(crate) struct Faults {
     /// A bit of its parameters flips before this step.
     flip: Option<u64>,
+    /// Its gradients are wrong from this step on.
+    pub(crate) wrong: Option<u64>,
     /// A micro-batch is said to take it so many microseconds.
     pub(crate) micros: Option<u32>,
 }
@@ -33,6 +35,7 @@ impl Faults {
             let numbers: Vec<u64> = numbers.split(':').filter_map(|number| number.parse().ok()).collect();
             match (kind, &numbers[..]) {
                 ("slow", &[id, micros]) if id == worker.0 => faults.micros = u32::try_from(micros).ok(),
+                ("wrong", &[id, step]) if id == worker.0 => faults.wrong = Some(step),
                 ("flip", &[id, step]) if id == worker.0 => faults.flip = Some(step),
                 _ => {}
             }

@@ -45,6 +45,8 @@ struct Progress {
     state_hash: Option<u64>,
     /// Hash of the parameters that the next step is computed with, once it is.
     basis: Option<u64>,
+    /// Hash of the gradient that ranks differ in, as this one computes it.
+    audit: Option<u64>,
     /// The ring that training is in.
     generation: u64,
     /// The newest that was recalled.
@@ -88,7 +90,7 @@ impl Progress {
     }
 
     fn forget_hashes(&mut self) {
-        (self.state_hash, self.basis) = (None, None);
+        (self.state_hash, self.basis, self.audit) = (None, None, None);
     }
 
     fn check(&self) -> Result<(), Recalled> {
@@ -109,6 +111,11 @@ impl Gate {
     /// The state has this hash, where that is known.
     pub(crate) fn holds_state(&self, hash: Option<u64>) {
         self.lock().state_hash = hash;
+    }
+
+    /// Ranks differ in a micro-batch's gradient; this one computes it with this hash.
+    pub(crate) fn audited(&self, hash: u64) {
+        self.lock().audit = Some(hash);
     }
 
     /// The next step is computed with parameters of this hash.
@@ -132,8 +139,8 @@ impl Gate {
         while progress.writing {
             progress = self.reported.wait(progress).unwrap_or_else(PoisonError::into_inner);
         }
-        let Progress { step, ref done, running, state_hash, basis, .. } = *progress;
-        Holding { step, done: done.iter().copied().collect(), running, state_hash, basis }
+        let Progress { step, ref done, running, state_hash, basis, audit, .. } = *progress;
+        Holding { step, done: done.iter().copied().collect(), running, state_hash, basis, audit }
     }
 
     /// Ends a ring after the step that is under way, or where that takes longer than `limit`, as it is; says what is held.
@@ -164,6 +171,7 @@ impl Gate {
         progress.generation = generation;
         progress.check()?;
         (progress.step, progress.done, progress.running) = (Some(step), done.into_iter().collect(), None);
+        progress.audit = None;
         progress.inside = true;
         progress.work.turn(true);
         Ok(())
@@ -284,7 +292,9 @@ mod tests {
         gate.open(1, 7, []).unwrap();
         gate.holds_state(Some(5));
         gate.computes_with(6);
-        assert_eq!(gate.freeze(0), Holding { state_hash: Some(5), basis: Some(6), ..Holding::at(7) });
+        gate.audited(4);
+        let told = Holding { state_hash: Some(5), basis: Some(6), audit: Some(4), ..Holding::at(7) };
+        assert_eq!(gate.freeze(0), told);
         gate.commit(8).unwrap();
         gate.holds_state(Some(9));
         gate.reported();

@@ -178,4 +178,6 @@ pub struct Elastic {
     pub max_workers: u32,
     /// How long a silent peer is waited for. Every other interval derives from it.
     pub timeout: Duration,
+    /// Micro-batches of a million that a second rank computes too.
+    pub audit: u32,
 }

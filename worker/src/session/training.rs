@@ -85,6 +85,7 @@ impl<E: Into<SessionError>> From<E> for Interruption {
             // Who of them is wrong the coordinator can tell: it knows all hashes.
             SessionError::Step(
                 ref error @ (StepError::Commit(CommitError::OtherState { .. })
+                | StepError::Audit { .. }
                 | StepError::ShardsLost { .. }
                 | StepError::Flawed { .. }),
             ) => Self::Broken { lost_rank: None, text: error.to_string() },
@@ -247,15 +248,16 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
         let mut proved = false;
         let mut balance = self.balance(formation);
         while self.trainer.state().step < self.plan.steps {
-            if self.faults.flips(self.trainer.state().step + 1) {
-                self.trainer.flip_bit();
-            }
             let before = group.counters();
             let first = self.trainer.state().step == formation.step;
-            let share = match first {
-                true => formation.places[rank as usize].first.clone(),
-                false => balance.share(rank).collect(),
+            let mut shares: Vec<Vec<u32>> = match first {
+                true => formation.places.iter().map(|place| place.first.clone()).collect(),
+                false => {
+                    (0..formation.places.len() as u32).map(|rank| balance.share(rank).collect()).collect()
+                }
             };
+            self.prepare(&shares);
+            let share = shares.swap_remove(rank as usize);
             let done = self
                 .trainer
                 .step(group, &share, control.gate(), control.stop_requested())
@@ -295,6 +297,18 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
         // The last checkpoint has a limit of its own.
         control.gate().wait();
         self.finish(seat)
+    }
+
+    /// Lets happen what is to happen before a step, and says who computes what, where that is audited.
+    fn prepare(&mut self, shares: &[Vec<u32>]) {
+        let step = self.trainer.state().step + 1;
+        if self.faults.flips(step) {
+            self.trainer.flip_bit();
+        }
+        self.trainer.wrong = self.faults.wrong.is_some_and(|from| step >= from);
+        if self.plan.elastic.audit > 0 {
+            self.trainer.audit_shares(shares.to_vec());
+        }
     }
 
     /// The shares that a ring starts with; they change with the times that its ranks tell.

@@ -15,6 +15,7 @@
 //!
 //! Deliberately absent: membership, checkpoints, reports. The session calls [`Trainer::step`] and does those.
 
+mod audit;
 mod blocks;
 mod regroup;
 mod rounds;
@@ -32,6 +33,7 @@ use mattock_data::keys::MicroBatchKey;
 use mattock_exact::{BLOCK, Exponents, block_maxima, chunk_squares, exponent_hash, norm, parameter_hash};
 use mattock_kernels::TrainBackend;
 
+use self::audit::{Audit, with_loss};
 use self::sharding::Sharding;
 use crate::beginning::Beginning;
 use crate::commit::{Ballot, CommitError, Verdict};
@@ -71,6 +73,21 @@ pub enum StepError {
     /// The samples of a micro-batch cannot be read; nothing of it was added up.
     #[error(transparent)]
     Samples(#[from] TaskError),
+    /// Two ranks have computed a micro-batch, with different results; nothing was written.
+    #[error(
+        "ranks {owner} and {auditor} have different gradients of micro-batch {index} in step {step}: one's device computes \
+         wrongly, and nothing was written"
+    )]
+    Audit {
+        /// The step.
+        step: u64,
+        /// The micro-batch.
+        index: u32,
+        /// Who has it in its sums.
+        owner: u32,
+        /// Who has computed it again.
+        auditor: u32,
+    },
     /// What came from another rank is not its state.
     #[error("the state that came from rank {root} has hash {got:016x}, there it has {want:016x}")]
     Transfer {
@@ -174,6 +191,9 @@ pub struct Trainer<'a, B: TrainBackend, T: Task> {
     clock: Clock,
     /// How many microseconds a micro-batch of this step has taken, or is said to have taken.
     took: u32,
+    audit: Audit,
+    /// Whether its gradients are wrong on purpose.
+    pub(crate) wrong: bool,
     pub(crate) said_to_take: Option<u32>,
 }
 
@@ -214,6 +234,8 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
             lent: None,
             clock: Clock::start(),
             took: 0,
+            audit: Audit::default(),
+            wrong: false,
             said_to_take: None,
             space,
         };
@@ -267,6 +289,7 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
     /// Forgets what was added up; the sums themselves only when they are needed again, for links may hold them still.
     fn forget(&mut self) {
         self.counted.clear();
+        self.audit.forget();
         self.clean = false;
     }
 
@@ -362,6 +385,7 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
             gate.computes_with(self.attached);
             self.settle_exponents(group, gate)?;
             self.compute(group, share, gate)?;
+            self.audit(group, gate)?;
         }
         gate.wait();
 
@@ -463,19 +487,26 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
         let seat = self.sharding.as_ref().and_then(|sharding| sharding.seat.as_ref());
         let lens: Option<Arc<[Vec<usize>]>> = seat.map(|seat| Arc::clone(&seat.lens));
         let lens_of = |bucket: usize| lens.as_ref().map(|lens| &lens[bucket][..]);
-        let before = self.clock.own_work();
+        let (before, starts) = (self.clock.own_work(), self.starts());
         for (position, &index) in missing.iter().enumerate() {
             let last = position + 1 == missing.len();
             // Before the micro-batch begins: who waits for a store does not hang, and has nothing to tell of.
             let batch = self.batch_of(index)?;
             gate.begin(index)?;
             let key = self.key_of(index).stream(ROUNDING).bits();
+            let mut hash = self.is_audited(index).then_some(0u64);
             let loss = self.gradients_of(index, &batch, |bucket, gradient, sum, exponents| {
+                if let Some(hash) = &mut hash {
+                    *hash = hash.wrapping_add(parameter_hash(gradient, starts[bucket]));
+                }
                 sum.add(bucket, gradient, exponents, key);
                 if last {
                     sum.send(bucket, group, lens_of(bucket));
                 }
             });
+            if let Some(hash) = hash {
+                self.audit.keep(index, with_loss(hash, loss));
+            }
             self.counted.insert(index, loss);
             gate.end(index);
         }
@@ -504,13 +535,16 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
         mut sink: impl FnMut(usize, &[f32], &mut GradientSum, &Exponents),
     ) -> f32 {
         let pass = Pass::Train(self.key_of(index));
-        let Self { task, plan, blocks, inner, lengths, scratch, clock, sum, exponents, .. } = self;
+        let Self { task, plan, blocks, inner, lengths, scratch, clock, sum, exponents, wrong, .. } = self;
         let inner = plan.recompute.then_some(&mut inner[..]);
         let mut model = gradients::Model { task: *task, blocks, lengths, inner };
         clock.enter(Phase::Compute);
         model.micro_batch(batch, pass, scratch, |bucket, gradient| {
             clock.enter(Phase::Round);
-            sink(bucket, gradient, sum, exponents);
+            match *wrong {
+                false => sink(bucket, gradient, sum, exponents),
+                true => sink(bucket, &vec![1e-3; gradient.len()], sum, exponents),
+            }
             clock.enter(Phase::Compute);
         })
     }

@@ -135,6 +135,7 @@ fn plan(micro: u32, sum: Sum) -> Plan {
             min_workers: 1,
             max_workers: 9,
             timeout: std::time::Duration::from_secs(60),
+            audit: 0,
         },
     }
 }
@@ -259,6 +260,55 @@ fn survive(
         gate.reported();
     }
     Some(trainer.state.clone())
+}
+
+/// What a rank tells of the micro-batch that ranks differ in, and the state that it has then: in the third step rank 1 computes
+/// wrongly.
+fn audited(group: &Group, plan: &Plan) -> (Option<u64>, State) {
+    let (mut trainer, gate) = (trainer(plan), Gate::default());
+    let rank = group.ring().rank().0 as usize;
+    gate.open(1, 0, []).unwrap();
+    trainer.audit_shares(SHARES.map(|share| share.to_vec()).to_vec());
+    for _ in 0..2 {
+        trainer.step(group, &SHARES[rank], &gate, false).unwrap();
+        gate.reported();
+    }
+    trainer.wrong = rank == 1;
+    let error = trainer.step(group, &SHARES[rank], &gate, false).unwrap_err();
+    assert!(matches!(error, StepError::Audit { step: 3, index: 0, owner: 0, auditor: 1 }), "{error}");
+    (gate.freeze(1).audit, trainer.state.clone())
+}
+
+#[test]
+fn an_audit_finds_who_computes_wrongly_before_anything_is_written() {
+    let mut plan = plan(2, Sum::Exact);
+    plan.elastic.audit = 1_000_000;
+    let (_, _, reference) = train(&plan, 1, 2).remove(0);
+    let told: Vec<(Option<u64>, State)> = thread::scope(|scope| {
+        let start = |group: Group| {
+            scope.spawn({
+                let plan = &plan;
+                move || audited(&group, plan)
+            })
+        };
+        let ranks: Vec<_> = groups(3).into_iter().map(start).collect();
+        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+    });
+    assert!(told.iter().all(|(hash, state)| hash.is_some() && *state == reference));
+    assert!(told[0].0 == told[2].0 && told[0].0 != told[1].0, "two agree, and rank 1 differs");
+}
+
+#[test]
+fn so_many_micro_batches_are_audited_as_were_asked_for() {
+    let mut plan = plan(2, Sum::Exact);
+    plan.elastic.audit = 100_000;
+    let mut trainer = trainer(&plan);
+    let mut audited = 0;
+    for step in 0..1000 {
+        trainer.state.step = step;
+        audited += (0..6).filter(|&index| trainer.is_audited(index)).count();
+    }
+    assert!((540..660).contains(&audited), "{audited} of 6000");
 }
 
 #[test]

@@ -21,8 +21,12 @@ use crate::protocol::Holding;
 /// Of what ranks tell hashes, and how it is called.
 type Hashed = (&'static str, fn(&Holding) -> Option<u64>);
 
-const HASHED: [Hashed; 2] =
-    [("state", |holding| holding.state_hash), ("parameters", |holding| holding.basis)];
+const STATE: &str = "state";
+const HASHED: [Hashed; 3] = [
+    (STATE, |holding| holding.state_hash),
+    ("parameters", |holding| holding.basis),
+    ("gradient", |holding| holding.audit),
+];
 
 /// What the hashes of a ring's ranks say.
 #[derive(Debug, PartialEq, Eq)]
@@ -66,7 +70,7 @@ impl Registry {
                     }
                 }
                 // Who has not begun to compute cannot say. The next commit asks again, and nothing is written before.
-                Verdict::Split if what == "parameters" && told.iter().any(|(_, hash)| hash.is_none()) => {}
+                Verdict::Split if what != STATE && told.iter().any(|(_, hash)| hash.is_none()) => {}
                 Verdict::Split => return Err(split(what, step, &told)),
             }
         }

@@ -31,6 +31,18 @@ fn the_one_that_differs_is_named_and_what_it_did_is_done_again() {
 }
 
 #[test]
+fn who_computes_another_gradient_than_the_others_goes() {
+    let mut run = differing();
+    let audited = |audit, done: &[u32]| Holding { audit: Some(audit), ..with_hash(4, done, 7, 5) };
+    run.held(0, audited(3, &[0, 1]));
+    run.held(1, audited(2, &[2, 3]));
+    let actions = run.held(2, audited(3, &[4, 5]));
+    let dissent = Dissent { step: 4, what: "gradient", got: 2, want: 3, agreed: 2, ranks: 3 };
+    assert_eq!(actions[0], Action::Quarantine(WorkerId(1), dissent));
+    assert!(formed(&actions).3.iter().all(|(worker, _)| *worker != 1));
+}
+
+#[test]
 fn without_a_majority_the_run_stops() {
     let mut run = differing();
     run.lost(0);
