@@ -6,7 +6,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use quinn::Endpoint;
 use tokio::sync::{mpsc, watch};
@@ -33,6 +33,8 @@ mod tenure;
 
 /// Messages that may wait for the deciding task, over all workers; each may have a megabyte.
 const INBOX_MAX: usize = 64;
+/// The server looks at its clock this often in a timeout, and so notices that it did not run.
+const TURN: u32 = 8;
 /// Messages that may wait for one worker.
 const OUTBOX_MAX: usize = 256;
 /// What a server must know.
@@ -223,7 +225,8 @@ impl Server {
         .await;
         let mut commanded = true;
         let ending = loop {
-            let due = core.registry.deadline().unwrap_or_else(|| core.now() + limit) + core.stalled();
+            let soon = Instant::now() + limit / TURN;
+            let due = core.registry.deadline().map_or(soon, |due| soon.min(due + core.stalled()));
             let meant = tokio::select! {
                 Some((worker, message)) = inbound.recv() => core.absorb(worker, message).await,
                 command = commands.recv(), if commanded => match command {
@@ -232,7 +235,10 @@ impl Server {
                     None => { commanded = false; Vec::new() }
                 },
                 Some(successor) = successors.recv() => break Ending::Superseded(successor),
-                () = sleep_until(due.into()) => vec![membership::Event::Tick],
+                () = sleep_until(due.into()) => {
+                    core.came_late(Instant::now().saturating_duration_since(due), limit / TURN);
+                    vec![membership::Event::Tick]
+                }
             };
             if let Some(ending) = core.decide(meant).await {
                 break ending;

@@ -62,7 +62,7 @@ pub(super) struct Core {
     recovery: Option<Recovery>,
     /// Who wants to know that the launcher has heard of another number of workers.
     pub(super) asked: Vec<Asked>,
-    /// How long it has waited for those who read events, all in all.
+    /// How long it has waited for those who read events, or did not run, all in all.
     stalled: Duration,
 }
 
@@ -103,8 +103,8 @@ impl Core {
         }
     }
 
-    /// The registry's time: it stands still while nobody reads the events, for then nobody listens to workers either,
-    /// and what was not heard is no silence.
+    /// The registry's time: it stands still while nobody reads the events, or this process does not run, for then nobody listens to
+    /// workers either, and what was not heard is no silence.
     pub(super) fn now(&self) -> Instant {
         Instant::now() - self.stalled
     }
@@ -112,6 +112,18 @@ impl Core {
     /// How far the registry's time is behind.
     pub(super) fn stalled(&self) -> Duration {
         self.stalled
+    }
+
+    /// Hears how long after its time a turn came. Where that is more than this process is ever due, it was stopped or starved, and
+    /// what workers sent meanwhile is still to be read.
+    pub(super) fn came_late(&mut self, late: Duration, usual: Duration) {
+        if late > usual {
+            tracing::warn!(
+                ?late,
+                "this coordinator did not run: what it did not hear meanwhile is no silence"
+            );
+            self.stalled += late;
+        }
     }
 
     pub(super) async fn emit(&mut self, event: Event) {
