@@ -5,8 +5,6 @@
 //!                                 buckets of the last leave ┘
 //! ```
 //! Where state is sharded, parameters are gathered first, and each rank updates its shard (`sharding.rs`).
-//! ```text
-//! ```
 //!
 //! # Invariants
 //! 1. State is written only after the commit point, so it is at step s or s + 1, never between.
@@ -17,6 +15,7 @@
 
 mod audit;
 mod blocks;
+mod error;
 mod regroup;
 mod rounds;
 mod sharding;
@@ -34,12 +33,13 @@ use mattock_exact::{BLOCK, Exponents, block_maxima, chunk_squares, exponent_hash
 use mattock_kernels::TrainBackend;
 
 use self::audit::{Audit, with_loss};
+pub use self::error::{SHARDS_LOST, StepError};
 use self::sharding::Sharding;
 use crate::beginning::Beginning;
 use crate::commit::{Ballot, CommitError, Verdict};
-use crate::gate::{Gate, Recalled};
+use crate::gate::Gate;
 use crate::gradients;
-use crate::origin::{Origin, OriginError};
+use crate::origin::Origin;
 use crate::params::{Space, attach, release};
 use crate::partition::Stretches;
 use crate::phases::{Clock, Phase};
@@ -53,75 +53,6 @@ use crate::update::Update;
 
 /// The place of rounding among what draws random numbers for a micro-batch; those of the model count from 0.
 const ROUNDING: u64 = u64::MAX;
-
-/// How [`StepError::ShardsLost`] says it.
-pub const SHARDS_LOST: &str = "were lost with the workers that held them";
-
-/// Why a step was not done.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum StepError {
-    /// The exchange failed; nothing was written, and the step can be run again.
-    #[error(transparent)]
-    Collective(#[from] CollectiveError),
-    /// The coordinator has ended the ring; nothing was written.
-    #[error(transparent)]
-    Recalled(#[from] Recalled),
-    /// The total says that the step may not be written.
-    #[error(transparent)]
-    Commit(#[from] CommitError),
-    /// The samples of a micro-batch cannot be read; nothing of it was added up.
-    #[error(transparent)]
-    Samples(#[from] TaskError),
-    /// Two ranks have computed a micro-batch, with different results; nothing was written.
-    #[error(
-        "ranks {owner} and {auditor} have different gradients of micro-batch {index} in step {step}: one's device computes \
-         wrongly, and nothing was written"
-    )]
-    Audit {
-        /// The step.
-        step: u64,
-        /// The micro-batch.
-        index: u32,
-        /// Who has it in its sums.
-        owner: u32,
-        /// Who has computed it again.
-        auditor: u32,
-    },
-    /// What came from another rank is not its state.
-    #[error("the state that came from rank {root} has hash {got:016x}, there it has {want:016x}")]
-    Transfer {
-        /// The rank.
-        root: u32,
-        /// Of what came.
-        got: u64,
-        /// Of what was sent.
-        want: u64,
-    },
-    /// The ranks of a ring do not have all of the state.
-    #[error(
-        "{elements} parameters of the state after step {step} {lost}: it is read from the newest checkpoint; [parallel] buddies \
-         = true keeps a second copy of each shard",
-        lost = SHARDS_LOST
-    )]
-    ShardsLost {
-        /// The step.
-        step: u64,
-        /// How many parameters nobody has.
-        elements: usize,
-    },
-    /// The checkpoint that the ranks of a ring start from is not whole, as some of them found when they read their parts.
-    #[error("the checkpoint of step {step} is not whole: the one before it is used")]
-    Flawed {
-        /// Of the checkpoint.
-        step: u64,
-        /// What this rank found, if it was this one.
-        what: Option<String>,
-    },
-    /// The state that the ranks of a ring start from cannot be read.
-    #[error(transparent)]
-    Origin(#[from] OriginError),
-}
 
 /// What a step did.
 #[derive(Debug, Clone, PartialEq)]
