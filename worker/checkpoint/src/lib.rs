@@ -54,6 +54,8 @@ pub use claim::{ClaimError, How, claim, holder_of};
 pub use flaw::{Flaw, Unusable};
 pub use foreign::{Foreign, ForeignError};
 pub use format::manifest::{Chunks, Manifest, ManifestError, PieceInfo};
+#[doc(hidden)]
+pub use format::safetensors::header_of;
 pub use gc::{Garbage, gc};
 pub use layout::{Layout, LayoutError, TensorMeta};
 pub use listing::{Listing, Summary, list};

@@ -96,6 +96,23 @@ impl HeaderReader {
     }
 }
 
+/// How many tensors the header of a safetensors file names, read in chunks of so many bytes; nothing where the file ends within
+/// it. For `tests/fuzz`.
+///
+/// # Errors
+/// Says in words what is wrong with it.
+pub fn header_of(file: &[u8], chunk_bytes: usize) -> Result<Option<usize>, String> {
+    let mut reader = HeaderReader::new(file.len() as u64);
+    for chunk in file.chunks(chunk_bytes.max(1)) {
+        match reader.push(chunk) {
+            Ok(None) => {}
+            Ok(Some((metadata, _))) => return Ok(Some(metadata.tensors().len())),
+            Err(HeaderError::Malformed(why) | HeaderError::Differs(why)) => return Err(why),
+        }
+    }
+    Ok(None)
+}
+
 fn parse(json: &[u8], data_bytes: u64) -> Result<Metadata, HeaderError> {
     let malformed = |why: String| HeaderError::Malformed(why);
     let metadata: Metadata = serde_json::from_slice(json).map_err(|e| malformed(e.to_string()))?;
