@@ -198,6 +198,12 @@ fn wait_for(events: &mpsc::Receiver<Value>, kind: &str, limit: Duration) -> anyh
         match event["event"].as_str() {
             Some(found) if found == kind => return Ok(()),
             Some("run_ended") => bail!("the run ended: {}", event["error"]),
+            Some("worker_lost") => bail!(
+                "worker {} was lost while they gathered ({}): this machine is too small or too busy for so many, or --timeout \
+                 too short",
+                event["worker"],
+                event["reason"]
+            ),
             _ => {}
         }
     }

@@ -26,6 +26,8 @@ pub(crate) struct Load {
     pub(crate) steps: u64,
     /// Processor time.
     pub(crate) cpu: Duration,
+    /// That part of it in which more came than pulses and reports.
+    pub(crate) cpu_of_changes: Duration,
 }
 
 impl AddAssign for Load {
@@ -37,6 +39,7 @@ impl AddAssign for Load {
         self.rings += other.rings;
         self.steps += other.steps;
         self.cpu += other.cpu;
+        self.cpu_of_changes += other.cpu_of_changes;
     }
 }
 
@@ -52,6 +55,7 @@ impl Sub for Load {
             rings: self.rings - other.rings,
             steps: self.steps - other.steps,
             cpu: self.cpu - other.cpu,
+            cpu_of_changes: self.cpu_of_changes - other.cpu_of_changes,
         }
     }
 }
@@ -82,6 +86,8 @@ pub(super) struct Desk {
     ledger: Option<Ledger>,
     micro_batches: u32,
     pub(super) load: Load,
+    /// Something has come that is neither pulse nor report.
+    changing: bool,
     /// The longest that decisions about a slice of time took.
     pub(super) longest: Duration,
     /// The largest message of a ring.
@@ -92,7 +98,15 @@ impl Desk {
     pub(super) fn new(config: Config, now: Instant) -> Self {
         let micro_batches = config.micro_batches;
         let (registry, ledger, load) = (Registry::new(config, now), None, Load::default());
-        Self { registry, ledger, micro_batches, load, longest: Duration::ZERO, ring_bytes: 0 }
+        Self {
+            registry,
+            ledger,
+            micro_batches,
+            load,
+            changing: false,
+            longest: Duration::ZERO,
+            ring_bytes: 0,
+        }
     }
 
     pub(super) fn deadline(&self) -> Option<Instant> {
@@ -123,6 +137,9 @@ impl Desk {
         let took = Duration::new(after.tv_sec as u64, after.tv_nsec as u32)
             - Duration::new(before.tv_sec as u64, before.tv_nsec as u32);
         self.load.cpu += took;
+        if std::mem::take(&mut self.changing) {
+            self.load.cpu_of_changes += took;
+        }
         self.longest = self.longest.max(took);
         Ok(decisions)
     }
@@ -130,13 +147,17 @@ impl Desk {
     fn meaning(&mut self, said: &Said) -> Result<Vec<Event>, String> {
         let (worker, bytes) = match said {
             Said::Tick => return Ok(vec![Event::Tick]),
-            Said::Exited(worker) => return Ok(vec![Event::Lost(*worker, "its process ended".to_owned())]),
+            Said::Exited(worker) => {
+                self.changing = true;
+                return Ok(vec![Event::Lost(*worker, "its process ended".to_owned())]);
+            }
             Said::Message(worker, bytes) => (*worker, bytes),
         };
         self.load.received += 1;
         self.load.received_bytes += bytes.len() as u64;
         let message: FromWorker =
             wire::decode(&bytes[wire::HEADER_BYTES..]).map_err(|error| error.to_string())?;
+        self.changing |= !matches!(message, FromWorker::Pulse(_) | FromWorker::Step(_));
         Ok(vec![match message {
             FromWorker::Hello(about) => {
                 Event::Joined(worker, Candidate { address: about.address, fingerprint: about.fingerprint })

@@ -70,7 +70,7 @@ impl Report {
         self.messages_per_second = self.quiet.received as f64 / self.quiet_seconds;
         let quiet_cpu = self.quiet.cpu.as_secs_f64() / self.quiet_seconds;
         self.cpu_seconds_per_quiet_hour = quiet_cpu * SECONDS_PER_HOUR;
-        let changes = (self.changes.cpu.as_secs_f64() - simulated * quiet_cpu).max(0.0);
+        let changes = self.changes.cpu_of_changes.as_secs_f64();
         self.cpu_seconds_per_ring = changes / self.rings.max(1) as f64;
         self.cpu_seconds_per_hour = (changes + wall * quiet_cpu) / (wall / SECONDS_PER_HOUR);
         self.longest_decision_ms = world.desk.longest.as_secs_f64() * 1e3;
