@@ -171,7 +171,8 @@ impl Gate {
         progress.generation = generation;
         progress.check()?;
         (progress.step, progress.done, progress.running) = (Some(step), done.into_iter().collect(), None);
-        progress.audit = None;
+        // They may be those of another step: this ring's are told when they are known.
+        progress.forget_hashes();
         progress.inside = true;
         progress.work.turn(true);
         Ok(())
@@ -299,8 +300,12 @@ mod tests {
         gate.holds_state(Some(9));
         gate.reported();
         assert_eq!(gate.freeze(1), Holding { state_hash: Some(9), ..Holding::at(8) });
-        gate.open_empty(2).unwrap();
-        assert_eq!(gate.freeze(2), Holding::default());
+        gate.open(2, 8, []).unwrap();
+        gate.computes_with(1);
+        gate.open(3, 9, []).unwrap();
+        assert_eq!(gate.freeze(3), Holding::at(9), "another's state, of which nothing is known yet");
+        gate.open_empty(4).unwrap();
+        assert_eq!(gate.freeze(4), Holding::default());
     }
 
     #[test]

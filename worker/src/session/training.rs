@@ -22,11 +22,11 @@ use super::{End, Milestone, SessionError, Worker, beginnings};
 use crate::balance::{Balance, Change, Pace, median};
 use crate::commit::CommitError;
 use crate::faults::Faults;
-use crate::plan::{Plan, Shard};
+use crate::plan::{Plan, Shard, Sum};
 use crate::settings::Settings;
 use crate::storage::Saver;
 use crate::task::{Facts, Task};
-use crate::trainer::{StepError, Trainer};
+use crate::trainer::{StepDone, StepError, Trainer};
 
 /// How often a worker that links up looks whether the ring is still wanted.
 const LINK_PULSE: Duration = Duration::from_millis(5);
@@ -282,9 +282,7 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
                 seconds: self.trainer.clock().lap(),
             }));
             control.gate().reported();
-            if let Some(change) = balance.note(&done.times).filter(|_| rank == 0) {
-                control.report(FromWorker::Rebalanced(shifts(formation.generation, done.step, &change)));
-            }
+            self.rebalance(seat, &mut balance, &done);
             self.checkpoint(seat, &done)?;
             if !std::mem::replace(&mut proved, true) {
                 (self.worker.told)(Milestone::Stepped);
@@ -317,6 +315,18 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
         let counts = formation.places.iter().map(|place| place.micro_batches.len() as u32).collect();
         let pace = if self.plan.parallel.shard == Shard::Full { Pace::Rounds } else { Pace::Alone };
         Balance::new(counts, pace)
+    }
+
+    /// Shares follow the times that the ranks have told; the first rank says how.
+    fn rebalance(&self, seat: &Seat, balance: &mut Balance, done: &StepDone) {
+        // Plain sums are the same for the same shares only: those stay as they are.
+        if matches!(self.plan.reduce.sum, Sum::F32 | Sum::Bf16) {
+            return;
+        }
+        if let Some(change) = balance.note(&done.times).filter(|_| seat.rank == 0) {
+            let shifts = shifts(seat.formation.generation, done.step, &change);
+            self.worker.control.report(FromWorker::Rebalanced(shifts));
+        }
     }
 
     /// Brings this worker to where the ring starts: with the state of another rank, if its own is not that.
