@@ -41,7 +41,7 @@ pub fn inspect(url: &str, tokens: &[u32]) -> Result<Inspected, TaskError> {
     let parameters = pretrained.load(&space).map_err(|error| other(error.to_string()))?;
     type Backend = Autodiff<Cpu>;
     let device = Default::default();
-    let blocks = blocks::<Backend>(&config, vocab, None, &device).into_iter().zip(space.buckets());
+    let blocks = blocks::<Backend>(&config, vocab, None, &device).zip(space.buckets());
     let blocks: Vec<GptBlock<Backend>> =
         blocks.map(|(block, range)| attach(block, &parameters[range.clone()], &device)).collect();
     Ok(run(&blocks, &space, tokens))
