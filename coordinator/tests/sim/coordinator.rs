@@ -167,6 +167,10 @@ impl Sim {
 
     fn record(&mut self, worker: WorkerId, report: StepReport) {
         self.decide(Event::Heard(worker));
+        // What arrives while workers are told of the end is not looked at.
+        if self.coordinator.end.is_some() {
+            return;
+        }
         if let Some(past) = &mut self.coordinator.past {
             if self.sabotage != Some(Sabotage::ForgetsPast) {
                 past.report(worker, report.clone());
