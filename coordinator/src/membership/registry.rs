@@ -16,6 +16,7 @@
 //!
 //! A coordinator that has taken over from a dead one gathers too: those who were in the last ring come back to it.
 
+mod ending;
 mod forming;
 mod losses;
 mod quarantine;
@@ -549,33 +550,6 @@ impl Registry {
 
     fn members(&self) -> impl Iterator<Item = &Worker> {
         self.workers.values().filter(|worker| worker.standing == Standing::Member)
-    }
-
-    fn all_finished(&self) -> bool {
-        self.members().all(|worker| worker.finish.is_some())
-    }
-
-    fn finish(&mut self, actions: &mut Vec<Action>) {
-        let finishes: Vec<&Finish> = self.members().filter_map(|worker| worker.finish.as_ref()).collect();
-        let Some(mut finish) = finishes.first().map(|&first| first.clone()) else { return };
-        if let Some(other) = finishes.iter().find(|other| other.state_hash != finish.state_hash) {
-            let (a, b) = (finish.state_hash, other.state_hash);
-            let reason = format!("workers ended with different states: {a:016x} and {b:016x}");
-            return self.end(Outcome::Failed, &reason, actions);
-        }
-        finish.held_out_loss = finishes.iter().find_map(|finish| finish.held_out_loss);
-        match finish.completed {
-            true => self.end(Outcome::Completed(finish), "all steps are done", actions),
-            false => self.end(Outcome::Stopped(finish), "stopped on request", actions),
-        }
-    }
-
-    fn end(&mut self, outcome: Outcome, reason: &str, actions: &mut Vec<Action>) {
-        if self.phase == Phase::Ended {
-            return;
-        }
-        self.phase = Phase::Ended;
-        actions.push(Action::End(outcome, reason.to_owned()));
     }
 }
 

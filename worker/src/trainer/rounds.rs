@@ -13,6 +13,7 @@ use super::blocks::{Gathers, Round, Sink};
 use super::sharding::Sharding;
 use super::{ROUNDING, StepError, Trainer};
 use crate::gate::Gate;
+use crate::params::Space;
 use crate::samples;
 use crate::sum::{GradientSum, Target};
 use crate::task::{Pass, Task};
@@ -94,15 +95,10 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
             inner,
         };
         let loss = match (maxima, sum) {
-            (Some(maxima), _) => {
-                let sink: &mut Sink<'_> = &mut |bucket, gradient| {
-                    let measured = gradient.map(block_maxima).unwrap_or_default();
-                    let first = space.buckets()[bucket].start / BLOCK;
-                    maxima[first..first + measured.len()].copy_from_slice(&measured);
-                    Ok(())
-                };
-                run.run(lengths, scratch, sink)
-            }
+            (Some(maxima), _) => run.run(lengths, scratch, &mut |bucket, gradient| {
+                measure(space, bucket, gradient, maxima);
+                Ok(())
+            }),
             (None, GradientSum::Sharded(sum)) => {
                 let sink: &mut Sink<'_> = &mut |bucket, gradient| {
                     let (range, lens) = (&space.buckets()[bucket], &seat.lens[bucket][..]);
@@ -178,4 +174,11 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
         self.blocks = blocks.into_iter().flatten().collect();
         loss
     }
+}
+
+/// Notes the largest gradient of each block of a bucket.
+fn measure(space: &Space, bucket: usize, gradient: Option<&[f32]>, maxima: &mut [f32]) {
+    let measured = gradient.map(block_maxima).unwrap_or_default();
+    let first = space.buckets()[bucket].start / BLOCK;
+    maxima[first..first + measured.len()].copy_from_slice(&measured);
 }
