@@ -137,6 +137,8 @@ def main():
     dist.all_gather_object(peaks, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     if dist.get_rank() == 0:
         print(json.dumps(result | {"peak_mib": max(peaks), "torch": torch.__version__}))
+    # Who goes first would take the others with it.
+    dist.barrier()
     dist.destroy_process_group()
 
 
