@@ -52,7 +52,25 @@ fn main() -> Result<(), Failure> {
 fn plain_puts(url: &str, bytes: usize, writers: u32) -> Result<Duration, Failure> {
     // Two rustls providers may be linked, and then none is the default. Fails if one is set.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let (store, prefix): (Arc<dyn ObjectStore>, Path) = match url.strip_prefix("s3://") {
+    let tuning = Tuning::default();
+    let part = Bytes::from(vec![7; tuning.part_bytes]);
+    let begun = Instant::now();
+    let threads: Vec<_> = (0..writers)
+        .map(|writer| {
+            // Each with a store of its own: connections end with the runtime that they were made in.
+            let (store, prefix) = open(url)?;
+            let (path, part) = (prefix.join(format!("plain-{writer}")), part.clone());
+            Ok(std::thread::spawn(move || put(&*store, &path, bytes, &part, tuning.parts_in_flight)))
+        })
+        .collect::<Result<_, Failure>>()?;
+    for thread in threads {
+        thread.join().map_err(|_| "a put panicked")??;
+    }
+    Ok(begun.elapsed())
+}
+
+fn open(url: &str) -> Result<(Arc<dyn ObjectStore>, Path), Failure> {
+    Ok(match url.strip_prefix("s3://") {
         Some(rest) => {
             let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
             (Arc::new(AmazonS3Builder::from_env().with_bucket_name(bucket).build()?), Path::parse(prefix)?)
@@ -61,21 +79,7 @@ fn plain_puts(url: &str, bytes: usize, writers: u32) -> Result<Duration, Failure
             std::fs::create_dir_all(url)?;
             (Arc::new(LocalFileSystem::new_with_prefix(url)?.with_fsync(true)), Path::default())
         }
-    };
-    let tuning = Tuning::default();
-    let part = Bytes::from(vec![7; tuning.part_bytes]);
-    let begun = Instant::now();
-    let threads: Vec<_> = (0..writers)
-        .map(|writer| {
-            let (store, part) = (Arc::clone(&store), part.clone());
-            let path = prefix.clone().join(format!("plain-{writer}"));
-            std::thread::spawn(move || put(&*store, &path, bytes, &part, tuning.parts_in_flight))
-        })
-        .collect();
-    for thread in threads {
-        thread.join().map_err(|_| "a put panicked")??;
-    }
-    Ok(begun.elapsed())
+    })
 }
 
 #[tokio::main(flavor = "current_thread")]
