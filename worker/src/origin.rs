@@ -58,6 +58,9 @@ impl Origin {
             Self::Stored { location, step } => {
                 let layout = layout(space)?;
                 let read = |part: &&Stretches| {
+                    if part.len() == 0 {
+                        return Ok(State::blank(*step, 0));
+                    }
                     let ranges = part.ranges();
                     let loaded = load_ranges(location, Which::Step(*step), &layout, ranges, ranges);
                     let (loaded, _) = loaded.map_err(|error| match error {

@@ -214,8 +214,10 @@ impl Saver {
 
     /// What this rank has to say before a checkpoint.
     pub(crate) fn readiness(&mut self) -> Readiness {
-        // One that cannot be written is told of where it was to be saved.
-        self.refused |= self.settle().is_err();
+        if let Err(error) = self.settle() {
+            tracing::warn!("this worker writes no more checkpoints: {error}");
+            self.refused = true;
+        }
         let busy = self.writer.as_ref().is_some_and(|writer| !writer.is_free());
         Readiness { busy: busy.into(), blind: (self.writer.is_none() || self.refused).into() }
     }
@@ -231,23 +233,21 @@ impl Saver {
     ) -> Result<(), StorageError> {
         let moments = share.of_elements(self.layout.elements(), BLOCK);
         let weights = self.weights(share);
-        let all = 0..self.layout.elements();
+        let (step, all) = (state.step, 0..self.layout.elements());
         let cut = move || {
             let cut = |array: &Arc<Vec<f32>>, ranges: &[Range<usize>]| match ranges {
                 [range] if loan.is_none() && *range == all => Arc::clone(array),
                 ranges => Arc::new(ranges.iter().flat_map(|range| &array[range.clone()]).copied().collect()),
             };
-            Part {
-                step: state.step,
-                exponents: state.exponents.eighths().to_vec(),
-                weights: (weights.clone(), cut(&state.parameters, &weights)),
-                moments: (
-                    vec![moments.clone()],
-                    [&state.first, &state.second].map(|array| cut(array, std::slice::from_ref(&moments))),
-                ),
-            }
+            let parameters = cut(&state.parameters, &weights);
+            let both = [&state.first, &state.second].map(|array| cut(array, std::slice::from_ref(&moments)));
+            let exponents = state.exponents.eighths().to_vec();
+            // Before the loan ends: who writes to arrays that are shared makes new ones.
+            drop(state);
+            drop(loan);
+            Part { step, exponents, weights: (weights, parameters), moments: (vec![moments], both) }
         };
-        self.save_as(state.step, state_hash, share, cut)
+        self.save_as(step, state_hash, share, cut)
     }
 
     /// Hands over a share of a state of which this rank has a part; a copy of its moments where training goes on, which has lent
@@ -260,15 +260,14 @@ impl Saver {
         loan: Option<Loan>,
     ) -> Result<(), StorageError> {
         let step = part.step;
-        let copied = move || match loan {
-            Some(loan) => {
-                let (ranges, moments) = &part.moments;
-                let moments = moments.each_ref().map(|moments| Arc::new(moments.to_vec()));
-                let part = Part { moments: (ranges.clone(), moments), ..part };
-                drop(loan);
-                part
+        let copied = move || {
+            let Part { moments: (ranges, mut moments), .. } = part;
+            if loan.is_some() {
+                // One after the other, and all before the loan ends: see above.
+                moments = moments.map(|moments| Arc::new(moments.to_vec()));
             }
-            None => part,
+            drop(loan);
+            Part { moments: (ranges, moments), ..part }
         };
         self.save_as(step, state_hash, share, copied)
     }

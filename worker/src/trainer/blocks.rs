@@ -96,7 +96,7 @@ impl<B: TrainBackend, T: Task> Round<'_, B, T> {
     /// Runs it forward only; returns the loss.
     pub(super) fn evaluate(mut self) -> Result<Option<f32>, StepError> {
         let (coming, input) = self.below_the_last(&mut |_| {})?;
-        match self.without_graph(self.blocks.len() - 1, coming, input)? {
+        match self.without_graph(self.inner.len() - 1, coming, input)? {
             Some(Output::Loss(loss)) => Ok(Some(loss.into_scalar().elem())),
             Some(Output::Next(_)) => unreachable!("{LAST}"),
             None => Ok(None),
@@ -158,7 +158,7 @@ impl<B: TrainBackend, T: Task> Round<'_, B, T> {
     ) -> Result<LastInput<B>, StepError> {
         let mut input = None;
         let mut coming = self.gathers.begin(0);
-        for block in 0..self.blocks.len() - 1 {
+        for block in 0..self.inner.len() - 1 {
             let next = self.gathers.begin(block + 1);
             let pending = std::mem::replace(&mut coming, next);
             input = match self.without_graph(block, pending, input)? {

@@ -158,21 +158,18 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
         let Some(Sharding { seat: Some(seat), spare, .. }) = sharding else {
             unreachable!("a ring with sharded state begins with a regroup");
         };
-        let mut blocks: Vec<Option<T::Block<B>>> =
-            std::mem::take(&mut self.blocks).into_iter().map(Some).collect();
-        let round = Round {
+        let round: Round<'_, B, T> = Round {
             task: *task,
             batch: batch.map(|batch| (batch, Pass::Evaluate)),
             device,
             gathers: Gathers { group, parameters: &state.parameters, own, lens: &seat.lens, spare },
             gate,
             clock,
-            blocks: &mut blocks,
+            // Nothing keeps a graph here.
+            blocks: &mut [],
             inner,
         };
-        let loss = round.evaluate();
-        self.blocks = blocks.into_iter().flatten().collect();
-        loss
+        round.evaluate()
     }
 }
 
