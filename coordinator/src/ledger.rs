@@ -138,6 +138,11 @@ impl Ledger {
         self.open.values_mut().for_each(|reports| reports.retain(|rank, _| !own(rank)));
     }
 
+    /// Whether all ranks of the ring have reported a step that they did together.
+    pub(crate) fn has_settled(&self) -> bool {
+        self.settled > self.formation.step
+    }
+
     /// Whether a worker may hold the state after `step`: it has reported that, or its ring started from it, or later.
     pub fn may_hold(&self, worker: WorkerId, step: u64) -> bool {
         let rank = self.ranks.get(&worker);

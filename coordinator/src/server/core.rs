@@ -217,7 +217,12 @@ impl Core {
         if let Some(text) = misreport(ring, worker, &report, self.config.membership.micro_batches) {
             return vec![membership::Event::Failed(worker, Failure { text, blame: Blame::Worker })];
         }
-        match self.ledger.as_mut().map_or(Ok(Vec::new()), |ledger| ledger.report(worker, report)) {
+        let reported = self.ledger.as_mut().map_or(Ok(Vec::new()), |ledger| ledger.report(worker, report));
+        let settled = self.ledger.as_ref().is_some_and(Ledger::has_settled);
+        if let Some(recovery) = self.recovery.as_mut().filter(|recovery| settled && recovery.has_started()) {
+            recovery.commit(Instant::now());
+        }
+        match reported {
             Ok(records) => {
                 let stepped = (!records.is_empty()).then_some(membership::Event::Stepped);
                 for record in records {
@@ -283,7 +288,9 @@ impl Core {
                 let bad_input = bad_input && lost.is_none();
                 let cause = format!("process {pid}: {status}");
                 let abandoned = || membership::Event::Abandoned { cause, bad_input, left };
-                lost.into_iter().chain((!replaced).then(abandoned)).collect()
+                // Who comes is known before it is decided what follows from the loss.
+                let expected = replaced.then_some(membership::Event::Replaced);
+                expected.into_iter().chain(lost).chain((!replaced).then(abandoned)).collect()
             }
         }
     }

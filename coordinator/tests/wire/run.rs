@@ -230,6 +230,7 @@ pub fn config(setup: Setup) -> ServerConfig {
         max_workers: setup.expected,
         timeout: setup.timeout,
         mixed: false,
+        divided: false,
     };
     ServerConfig {
         listen: ([127, 0, 0, 1], 0).into(),

@@ -128,6 +128,7 @@ impl<'a> World<'a> {
             max_workers: fleet.workers * 2,
             timeout: fleet.timeout,
             mixed: false,
+            divided: false,
         };
         let origin = Instant::now();
         let mut world = Self {

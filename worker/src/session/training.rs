@@ -303,6 +303,7 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
         if self.faults.flips(step) {
             self.trainer.flip_bit();
         }
+        self.trainer.death = self.faults.death(step);
         self.trainer.wrong = self.faults.wrong.is_some_and(|from| step >= from);
         if self.plan.elastic.audit > 0 {
             self.trainer.audit_shares(shares.to_vec());

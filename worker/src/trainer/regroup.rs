@@ -8,7 +8,8 @@
 //!
 //! # Invariants
 //! 1. A rank goes from step s to s + 1 by the total of that step's commit only.
-//! 2. Each element travels once, from one rank that has it.
+//! 2. Each element travels once to each rank that lacks it, from one that has it, and by no other.
+//! 3. What a rank holds already is neither copied nor hashed again.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -51,6 +52,9 @@ struct Told {
 }
 
 const TOLD_WORDS: usize = 5;
+
+/// The tag of what moves.
+const MOVES: u32 = 0;
 
 impl Told {
     fn words(self) -> [i64; TOLD_WORDS] {
@@ -249,22 +253,29 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
         }
     }
 
-    /// Arrays over a part, with what this rank has of it.
+    /// Arrays over a part, with what this rank has of it; the arrays that it has, where it has just these.
     fn in_memory(&self, held: &Stretches, step: u64, outdated: bool) -> State {
+        if outdated {
+            return State::blank(step, held.len());
+        }
+        let copy = self.sharding.as_ref().and_then(|sharding| sharding.copy.as_ref());
+        let others = copy.map(|copy| (&copy.held, &copy.state));
+        let mut had = std::iter::once((&self.own, &self.state)).chain(others);
+        if let Some((_, state)) = had.clone().find(|(from, _)| *from == held) {
+            return State { exponents: Exponents::default(), ..state.clone() };
+        }
         let mut state = State::blank(step, held.len());
-        if !outdated {
-            let copy = self.sharding.as_ref().and_then(|sharding| sharding.copy.as_ref());
-            let others = copy.map(|copy| (&copy.held, &copy.state));
-            for (from, arrays) in std::iter::once((&self.own, &self.state)).chain(others) {
-                for (array, from_array) in state.arrays_mut().into_iter().zip(arrays.arrays()) {
-                    held.copy_from(array, from, from_array);
-                }
+        for (from, arrays) in &mut had {
+            for (array, from_array) in state.arrays_mut().into_iter().zip(arrays.arrays()) {
+                held.copy_from(array, from, from_array);
             }
         }
         state
     }
 
     /// Sends and receives what moves, piece by piece: parameters, first and second moments in one buffer.
+    ///
+    /// All ranks go through the pieces in the same order, so that the oldest that is under way anywhere always has both its ends.
     fn carry_out(
         &self,
         group: &Group,
@@ -273,59 +284,88 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
         keep: &mut Keep<'_>,
     ) -> Result<(), CollectiveError> {
         let own = group.ring().rank().0;
-        let mut under_way: VecDeque<(Range<usize>, Piece)> = VecDeque::new();
-        let mut land = |(range, piece): (Range<usize>, Piece)| {
-            let Piece::Coming(pending, wanted) = piece else { return piece.wait() };
-            let arrays = pending.wait()?;
-            if wanted {
-                let len = range.len();
-                keep(range, [&arrays[..len], &arrays[len..2 * len], &arrays[2 * len..]]);
-            }
-            Ok(())
-        };
+        let mut under_way: VecDeque<Piece> = VecDeque::new();
+        // Buffers that have gone out, to be filled again.
+        let mut spare: Vec<Arc<Buffer<f32>>> = Vec::new();
         for Move { from, to, range } in moves {
-            for start in range.clone().step_by(PIECE / 3) {
+            let receives = to.contains(&own);
+            let others: &[u32] = if *from == own {
+                to
+            } else if receives {
+                &[own]
+            } else {
+                &[]
+            };
+            for (start, &to) in
+                range.clone().step_by(PIECE / 3).flat_map(|start| others.iter().map(move |to| (start, to)))
+            {
                 let range = start..range.end.min(start + PIECE / 3);
                 if under_way.len() == UNDER_WAY
                     && let Some(oldest) = under_way.pop_front()
                 {
-                    land(oldest)?;
+                    spare.extend(oldest.land(keep)?);
                 }
-                let piece = match *from == own {
-                    true => Piece::Going(group.broadcast(Arc::new(Buffer::from(self.packed(&range, gifts))))),
-                    false => {
-                        let output = Buffer::zeroed(3 * range.len());
-                        Piece::Coming(group.receive_broadcast(Rank(*from), output), to.contains(&own))
-                    }
-                };
-                under_way.push_back((range, piece));
+                under_way.push_back(if *from == own {
+                    let packed = self.packed(group, &range, gifts, spare.pop());
+                    Piece::Going(group.send(Rank(to), MOVES, Arc::clone(&packed)), packed)
+                } else {
+                    let output = Buffer::zeroed(3 * range.len());
+                    Piece::Coming(group.receive(Rank(*from), MOVES, output), range)
+                });
             }
         }
-        under_way.into_iter().try_for_each(land)
+        under_way.into_iter().try_for_each(|piece| piece.land(keep).map(drop))
     }
 
     /// The three arrays over a range that this rank has: from its shard and its copy of another, or from what it has read.
-    fn packed(&self, range: &Range<usize>, (given, read): &(Stretches, State)) -> Vec<f32> {
+    fn packed(
+        &self,
+        group: &Group,
+        range: &Range<usize>,
+        (given, read): &(Stretches, State),
+        spare: Option<Arc<Buffer<f32>>>,
+    ) -> Arc<Buffer<f32>> {
         let held = Stretches::new(vec![range.clone()]);
         let copy = self.sharding.as_ref().and_then(|sharding| sharding.copy.as_ref());
         let others = copy.map(|copy| (&copy.held, &copy.state));
-        let mut packed = vec![0.0; 3 * range.len()];
+        let len = 3 * range.len();
+        let mut packed = spare
+            .and_then(Arc::into_inner)
+            .filter(|spare| spare.len() == len)
+            .unwrap_or_else(|| group.buffer(len));
         for (from, state) in [(&self.own, &self.state), (given, read)].into_iter().chain(others) {
             for (array, from_array) in packed.chunks_exact_mut(range.len()).zip(state.arrays()) {
                 held.copy_from(array, from, from_array);
             }
         }
-        packed
+        Arc::new(packed)
     }
 
     /// Takes its place among the shards of a ring.
     fn sit(&mut self, seat: Seat, held: Stretches, state: State, copy: Option<Copied>) {
+        let known = self.known_hashes();
+        let hash_of = |held: &Stretches, state: &State| {
+            let known = known.iter().find(|(array, _)| Arc::ptr_eq(array, &state.parameters));
+            known.map_or_else(|| state.part_hash(held), |(_, hash)| *hash)
+        };
+        let own_hash = hash_of(&held, &state);
+        let copy = copy.map(|copy| Copied { hash: hash_of(&copy.held, &copy.state), ..copy });
         (self.own, self.state, self.pending, self.origin) = (held, state, None, None);
         self.gradient = self.gradients();
         let Some(sharding) = &mut self.sharding else { return };
-        sharding.own_hash = self.state.part_hash(&self.own);
-        sharding.copy = copy.map(|copy| Copied { hash: copy.state.part_hash(&copy.held), ..copy });
+        sharding.own_hash = own_hash;
+        sharding.copy = copy;
         sharding.seat = Some(seat);
+    }
+
+    /// Hashes of the shards that this rank has had in a ring, by where their parameters lie.
+    fn known_hashes(&self) -> Vec<(Arc<Vec<f32>>, u64)> {
+        let Some(sharding) = self.sharding.as_ref().filter(|sharding| sharding.seat.is_some()) else {
+            return Vec::new();
+        };
+        let own = (Arc::clone(&self.state.parameters), sharding.own_hash);
+        let copy = sharding.copy.as_ref().map(|copy| (Arc::clone(&copy.state.parameters), copy.hash));
+        std::iter::once(own).chain(copy).collect()
     }
 }
 
@@ -350,16 +390,22 @@ struct Taken {
     gifts: (Stretches, State),
 }
 
+/// A part of a move that is under way.
 enum Piece {
-    Going(Pending<()>),
-    Coming(Pending<Buffer<f32>>, bool),
+    Going(Pending<()>, Arc<Buffer<f32>>),
+    Coming(Pending<Buffer<f32>>, Range<usize>),
 }
 
 impl Piece {
-    fn wait(self) -> Result<(), CollectiveError> {
+    /// Waits for it; what has come is kept, and the buffer of what has gone comes back.
+    fn land(self, keep: &mut Keep<'_>) -> Result<Option<Arc<Buffer<f32>>>, CollectiveError> {
         match self {
-            Self::Going(pending) => pending.wait(),
-            Self::Coming(pending, _) => pending.wait().map(|_| ()),
+            Self::Going(pending, buffer) => pending.wait().map(|()| Some(buffer)),
+            Self::Coming(pending, range) => {
+                let (arrays, len) = (pending.wait()?, range.len());
+                keep(range, [&arrays[..len], &arrays[len..2 * len], &arrays[2 * len..]]);
+                Ok(None)
+            }
         }
     }
 }

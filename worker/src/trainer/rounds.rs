@@ -12,6 +12,7 @@ use mattock_kernels::TrainBackend;
 use super::blocks::{Gathers, Round, Sink};
 use super::sharding::Sharding;
 use super::{ROUNDING, StepError, Trainer};
+use crate::faults::Moment;
 use crate::gate::Gate;
 use crate::params::Space;
 use crate::samples;
@@ -77,6 +78,7 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
             clock,
             sum,
             exponents,
+            death,
             ..
         } = self;
         let Some(Sharding { seat: Some(seat), spare, .. }) = sharding else {
@@ -102,6 +104,7 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
             (None, GradientSum::Sharded(sum)) => {
                 let sink: &mut Sink<'_> = &mut |bucket, gradient| {
                     let (range, lens) = (&space.buckets()[bucket], &seat.lens[bucket][..]);
+                    (bucket == lengths.len() / 2).then(|| death.at(Moment::Buckets));
                     sum.exchange(Target { group, bucket, range, lens, own }, gradient, exponents, key)
                 };
                 let loss = run.run(lengths, scratch, sink);
