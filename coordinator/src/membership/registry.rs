@@ -269,8 +269,6 @@ impl Registry {
             Event::Disagreed(reason) if self.phase == Phase::Running => {
                 self.stale.get_or_insert(Stale { reason, ..Stale::default() });
             }
-            // The ring is over already.
-            Event::Disagreed(_) => {}
             Event::Finished(id, finish) => {
                 self.hear(id);
                 // Who does not train is not done, whatever he says: he would not be missed any more.
@@ -294,7 +292,8 @@ impl Registry {
             Event::Replaced => self.expect_replacement(),
             Event::Shrink(workers) => self.shrink_to = Some(workers),
             Event::StopRequested => self.request_stop(actions),
-            Event::Tick => {}
+            // The ring is over already, or nothing happened.
+            Event::Disagreed(_) | Event::Tick => {}
         }
     }
 

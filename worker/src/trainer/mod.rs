@@ -16,6 +16,7 @@
 mod audit;
 mod blocks;
 mod error;
+mod former;
 mod regroup;
 mod rounds;
 mod sharding;
@@ -532,6 +533,7 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
             unreachable!("the total of a commit is that of contributions, and this rank made one");
         };
         let lr = learning_rate(&self.plan.optimizer, self.state.step, self.plan.steps);
+        self.sharding.iter_mut().for_each(Sharding::forget_former);
         let state_hash = match verdict.update {
             true => self.update(lr, grad_norm, exponents),
             false => self.skip(),

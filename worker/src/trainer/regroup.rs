@@ -19,13 +19,14 @@ use mattock_collectives::{Buffer, CollectiveError, Group, Pending, Rank, Sum};
 use mattock_exact::{BLOCK, Exponents};
 use mattock_kernels::TrainBackend;
 
-use super::sharding::{Copied, Seat};
+use super::former::Place;
+use super::sharding::{Copied, Seat, Sharding};
 use super::transfer::{PIECE, UNDER_WAY, spread_small};
 use super::{StepError, Trainer};
 use crate::commit::Ballot;
 use crate::gate::Gate;
 use crate::origin::OriginError;
-use crate::partition::{Lost, Move, ShardMap, Stretches, plan};
+use crate::partition::{Lost, Move, Stretches, plan};
 use crate::phases::Phase;
 use crate::state::State;
 use crate::task::Task;
@@ -39,10 +40,9 @@ struct Told {
     /// The step of its state, if it has any.
     step: Option<u64>,
     /// Its place among shards; rank 0 of 1 where it has all.
-    rank: u32,
-    world: u32,
-    /// Whether it has a copy of the shard before its own.
-    copy: bool,
+    place: Place,
+    /// The place that it had before, if it still has what it had there.
+    former: Option<Place>,
     /// Whether it can write the next step, given the total.
     pending: bool,
     /// Whether it has all of it where it lies, and has read nothing yet.
@@ -51,7 +51,7 @@ struct Told {
     total: usize,
 }
 
-const TOLD_WORDS: usize = 5;
+const TOLD_WORDS: usize = 7;
 
 /// The tag of what moves.
 const MOVES: u32 = 0;
@@ -59,32 +59,47 @@ const MOVES: u32 = 0;
 impl Told {
     fn words(self) -> [i64; TOLD_WORDS] {
         let step = self.step.map_or(-1, u64::cast_signed);
-        let flags = i64::from(self.copy) | i64::from(self.pending) << 1 | i64::from(self.at_origin) << 2;
-        [step, self.rank.into(), self.world.into(), flags, self.total as i64]
+        let Self { place, pending, at_origin, .. } = self;
+        // A world of nobody says that there is none.
+        let former = self.former.unwrap_or(Place { rank: 0, world: 0, copy: false });
+        let flags = [place.copy, pending, at_origin, former.copy];
+        let flags = (0..).zip(flags).map(|(bit, set)| i64::from(set) << bit).sum();
+        let [rank, world, before, world_before] =
+            [place.rank, place.world, former.rank, former.world].map(i64::from);
+        [step, rank, world, flags, self.total as i64, before, world_before]
     }
 
     fn of(words: &[i64]) -> Self {
+        let is_set = |bit: u32| words[3] >> bit & 1 != 0;
+        let former = Place { rank: words[5] as u32, world: words[6] as u32, copy: is_set(3) };
         Self {
             step: u64::try_from(words[0]).ok(),
-            rank: words[1] as u32,
-            world: (words[2] as u32).max(1),
-            copy: words[3] & 1 != 0,
-            pending: words[3] & 2 != 0,
-            at_origin: words[3] & 4 != 0,
+            place: Place { rank: words[1] as u32, world: (words[2] as u32).max(1), copy: is_set(0) },
+            former: Some(former).filter(|former| former.world > 0),
+            pending: is_set(1),
+            at_origin: is_set(2),
             total: words[4] as usize,
         }
     }
 
-    /// Its ranges of the flat space.
+    /// Its ranges of the flat space, apart from each other and in order.
     fn ranges(&self, buckets: &[Range<usize>]) -> Vec<Range<usize>> {
-        let map = ShardMap::new(buckets, self.world);
-        let rank = self.rank.min(self.world - 1);
-        let mut ranges = map.parts(rank);
-        if self.copy {
-            ranges.extend(map.parts((rank + self.world - 1) % self.world));
-        }
-        ranges
+        let former = self.former.map(|former| former.ranges(buckets));
+        apart(self.place.ranges(buckets).into_iter().chain(former.into_iter().flatten()).collect())
     }
+}
+
+/// The same elements, in ranges that do not overlap.
+fn apart(mut ranges: Vec<Range<usize>>) -> Vec<Range<usize>> {
+    ranges.sort_by_key(|range| range.start);
+    let mut apart: Vec<Range<usize>> = Vec::new();
+    for range in ranges.into_iter().filter(|range| !range.is_empty()) {
+        match apart.last_mut() {
+            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+            _ => apart.push(range),
+        }
+    }
+    apart
 }
 
 impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
@@ -103,6 +118,7 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
     ) -> Result<(), StepError> {
         gate.wait();
         self.clock.enter(Phase::Transfer);
+        self.go_back_to_origin();
         let mut told = self.tell_all(group, has_state)?;
         self.catch_up(group, step, &mut told, gate)?;
         let current = |told: &Told| told.step == Some(step);
@@ -135,22 +151,22 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
             self.forget();
             // That of another step than the one it is at now.
             self.sharding.iter_mut().for_each(|sharding| sharding.total.clear());
+            self.sharding.iter_mut().for_each(Sharding::forget_former);
+        } else if !moves.is_empty() || at_origin {
+            self.keep_former();
         }
         self.sit(seat, held, state, copy);
         Ok(())
     }
 
     fn tell_all(&self, group: &Group, has_state: bool) -> Result<Vec<Told>, CollectiveError> {
-        let sharding = self.sharding.as_ref();
-        let seat = sharding.and_then(|sharding| sharding.seat.as_ref());
         let own = Told {
             step: has_state.then_some(self.state.step),
-            rank: seat.map_or(0, |seat| seat.rank),
-            world: seat.map_or(1, |seat| seat.map.world()),
-            copy: sharding.is_some_and(|sharding| sharding.copy.is_some()),
+            place: self.place(),
+            former: self.former_place(),
             pending: self.pending.is_some(),
             at_origin: self.origin.is_some(),
-            total: sharding.map_or(0, |sharding| sharding.total.len()),
+            total: self.sharding.as_ref().map_or(0, |sharding| sharding.total.len()),
         };
         let words = own.words().to_vec();
         let all = words.len() * group.ring().world_size().get() as usize;
@@ -258,14 +274,12 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
         if outdated {
             return State::blank(step, held.len());
         }
-        let copy = self.sharding.as_ref().and_then(|sharding| sharding.copy.as_ref());
-        let others = copy.map(|copy| (&copy.held, &copy.state));
-        let mut had = std::iter::once((&self.own, &self.state)).chain(others);
+        let had = self.parts_held();
         if let Some((_, state)) = had.clone().find(|(from, _)| *from == held) {
             return State { exponents: Exponents::default(), ..state.clone() };
         }
         let mut state = State::blank(step, held.len());
-        for (from, arrays) in &mut had {
+        for (from, arrays) in had {
             for (array, from_array) in state.arrays_mut().into_iter().zip(arrays.arrays()) {
                 held.copy_from(array, from, from_array);
             }
@@ -326,14 +340,12 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
         spare: Option<Arc<Buffer<f32>>>,
     ) -> Arc<Buffer<f32>> {
         let held = Stretches::new(vec![range.clone()]);
-        let copy = self.sharding.as_ref().and_then(|sharding| sharding.copy.as_ref());
-        let others = copy.map(|copy| (&copy.held, &copy.state));
         let len = 3 * range.len();
         let mut packed = spare
             .and_then(Arc::into_inner)
             .filter(|spare| spare.len() == len)
             .unwrap_or_else(|| group.buffer(len));
-        for (from, state) in [(&self.own, &self.state), (given, read)].into_iter().chain(others) {
+        for (from, state) in self.parts_held().chain([(given, read)]) {
             for (array, from_array) in packed.chunks_exact_mut(range.len()).zip(state.arrays()) {
                 held.copy_from(array, from, from_array);
             }
@@ -377,8 +389,7 @@ fn moves(buckets: &[Range<usize>], told: &[Told], step: u64, buddies: bool) -> R
         false => Vec::new(),
     });
     let copy = buddies && world > 1;
-    let wanted = |rank| Told { step: None, rank, world, copy, pending: false, at_origin: false, total: 0 };
-    let want = (0..world).map(|rank| wanted(rank).ranges(buckets));
+    let want = (0..world).map(|rank| Place { rank, world, copy }.ranges(buckets));
     plan(&have.collect::<Vec<_>>(), &want.collect::<Vec<_>>())
 }
 

@@ -60,10 +60,8 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
         index: Option<u32>,
         maxima: Option<&mut Vec<f32>>,
     ) -> Result<Option<f32>, StepError> {
-        let batch = match index {
-            Some(index) => Some((self.batch_of(index)?, Pass::Train(self.key_of(index)))),
-            None => None,
-        };
+        let batch = index.map(|index| self.batch_of(index)).transpose()?;
+        let batch = batch.zip(index.map(|index| Pass::Train(self.key_of(index))));
         let key = index.map_or(0, |index| self.key_of(index).stream(ROUNDING).bits());
         let Self {
             task,
