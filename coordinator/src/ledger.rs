@@ -245,6 +245,7 @@ impl Ledger {
                 tx_bytes: report.tx_bytes,
                 rx_bytes: report.rx_bytes,
                 held: report.held.into_iter().collect(),
+                sent: report.sent.into_iter().collect(),
                 seconds: report.seconds.into_iter().collect(),
             },
             None => RankRecord {
@@ -254,6 +255,7 @@ impl Ledger {
                 tx_bytes: 0,
                 rx_bytes: 0,
                 held: BTreeMap::new(),
+                sent: BTreeMap::new(),
                 seconds: BTreeMap::new(),
             },
         };
@@ -317,6 +319,7 @@ mod tests {
             tx_bytes: 1,
             rx_bytes: 2,
             held: Vec::new(),
+            sent: Vec::new(),
             seconds: vec![("compute".into(), 1.0)],
         }
     }

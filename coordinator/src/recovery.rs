@@ -90,6 +90,7 @@ mod tests {
             tx_bytes: 0,
             rx_bytes: 0,
             held: BTreeMap::new(),
+            sent: BTreeMap::new(),
             seconds: BTreeMap::from([(TRANSFER.to_owned(), *seconds)]),
         };
         StepRecord {

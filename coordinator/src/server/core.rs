@@ -24,9 +24,9 @@ use crate::recovery::Recovery;
 use crate::status::Status;
 use crate::wire::{self, WireError};
 
-/// Phases of a step whose times a worker may report.
+/// Phases of a step, and kinds of bytes, that a worker may report.
 const PHASES_MAX: usize = 64;
-/// Of a phase's name.
+/// Of the name of one.
 const PHASE_BYTES_MAX: usize = 64;
 
 /// The status is brought up to date so often where nothing but time has changed it: it names all workers.
@@ -576,7 +576,9 @@ pub(super) fn misreport(
     {
         return Some(format!("it reported shares {:?} of {micro_batches} micro-batches", report.counts));
     }
-    let wordy = report.seconds.iter().any(|(phase, _)| phase.len() > PHASE_BYTES_MAX);
-    (wordy || report.seconds.len() > PHASES_MAX)
-        .then(|| format!("it reported more than {PHASES_MAX} phases of a step, or longer names than any has"))
+    let kinds = report.held.iter().chain(&report.sent).map(|(name, _)| name);
+    let names: Vec<&String> = report.seconds.iter().map(|(name, _)| name).chain(kinds).collect();
+    let wordy = names.iter().any(|name| name.len() > PHASE_BYTES_MAX);
+    (wordy || names.len() > PHASES_MAX)
+        .then(|| format!("it reported more than {PHASES_MAX} phases or kinds, or longer names than any has"))
 }

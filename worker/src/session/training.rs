@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mattock_collectives::{
-    CollectiveError, Generation, Group, JoinError as RingError, Rank, Ring, RingSpec, WorldSize,
+    CollectiveError, Counters, Generation, Group, JoinError as RingError, Rank, Ring, RingSpec, WorldSize,
 };
 use mattock_coordinator::membership::Instruction;
 use mattock_coordinator::protocol::{Break, Finish, Formation, FromWorker, Rebalance, Shift, StepReport};
@@ -245,10 +245,10 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
         let Seat { group, formation, rank } = seat;
         let (control, rank) = (&self.worker.control, *rank);
         self.open_saver(rank)?;
-        let mut proved = false;
+        // The ring's first step has what it took to get there, too.
+        let (mut proved, mut told) = (false, Counters::default());
         let mut balance = self.balance(formation);
         while self.trainer.state().step < self.plan.steps {
-            let before = group.counters();
             let first = self.trainer.state().step == formation.step;
             let mut shares: Vec<Vec<u32>> = match first {
                 true => formation.places.iter().map(|place| place.first.clone()).collect(),
@@ -262,7 +262,8 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
                 .trainer
                 .step(group, &share, control.gate(), control.stop_requested())
                 .map_err(wrapped)?;
-            let after = group.counters();
+            let now = group.counters();
+            let moved = now.since(&std::mem::replace(&mut told, now));
             control.report(FromWorker::Step(StepReport {
                 generation: formation.generation,
                 step: done.step,
@@ -276,9 +277,10 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
                 wide_blocks: done.wide_blocks as u64,
                 micro_batches: share,
                 counts: if first { Vec::new() } else { balance.counts().to_vec() },
-                tx_bytes: after.sent_bytes - before.sent_bytes,
-                rx_bytes: after.received_bytes - before.received_bytes,
+                tx_bytes: moved.sent_bytes,
+                rx_bytes: moved.received_bytes,
                 held: self.trainer.held_bytes(),
+                sent: moved.sent_by_operation().map(|(name, bytes)| (name.to_owned(), bytes)).collect(),
                 seconds: self.trainer.clock().lap(),
             }));
             control.gate().reported();
