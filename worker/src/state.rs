@@ -7,6 +7,7 @@ use mattock_exact::{Exponents, range_hash, state_hash};
 use crate::origin;
 use crate::params::Space;
 use crate::partition::Stretches;
+use crate::room::zeros;
 use crate::task::{Task, TaskError};
 
 /// Parameters, moments and exponents after `step` steps, each over the whole flat space; or, within a trainer whose state is
@@ -40,7 +41,7 @@ impl State {
 
     /// Zeros for so many elements, and no exponents.
     pub(crate) fn blank(step: u64, elements: usize) -> Self {
-        let zeros = || Arc::new(vec![0.0; elements]);
+        let zeros = || Arc::new(zeros(elements));
         Self { step, parameters: zeros(), first: zeros(), second: zeros(), exponents: Exponents::default() }
     }
 

@@ -14,6 +14,7 @@ use mattock_exact::BLOCK;
 
 use crate::params::Space;
 use crate::plan::Plan;
+use crate::room::copied;
 use crate::settings::{Settings, Start};
 use crate::state::State;
 use crate::task::{Facts, Task, TaskError};
@@ -237,7 +238,10 @@ impl Saver {
         let cut = move || {
             let cut = |array: &Arc<Vec<f32>>, ranges: &[Range<usize>]| match ranges {
                 [range] if loan.is_none() && *range == all => Arc::clone(array),
-                ranges => Arc::new(ranges.iter().flat_map(|range| &array[range.clone()]).copied().collect()),
+                ranges => {
+                    let parts: Vec<&[f32]> = ranges.iter().map(|range| &array[range.clone()]).collect();
+                    Arc::new(copied(&parts))
+                }
             };
             let parameters = cut(&state.parameters, &weights);
             let both = [&state.first, &state.second].map(|array| cut(array, std::slice::from_ref(&moments)));
@@ -260,16 +264,16 @@ impl Saver {
         loan: Option<Loan>,
     ) -> Result<(), StorageError> {
         let step = part.step;
-        let copied = move || {
+        let make = move || {
             let Part { moments: (ranges, mut moments), .. } = part;
             if loan.is_some() {
                 // One after the other, and all before the loan ends: see above.
-                moments = moments.map(|moments| Arc::new(moments.to_vec()));
+                moments = moments.map(|moments| Arc::new(copied(&[&moments[..]])));
             }
             drop(loan);
             Part { moments: (ranges, moments), ..part }
         };
-        self.save_as(step, state_hash, share, copied)
+        self.save_as(step, state_hash, share, make)
     }
 
     /// Has a part made by another thread, and later written.

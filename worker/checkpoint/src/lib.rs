@@ -24,6 +24,7 @@
 mod blocking;
 mod claim;
 mod flaw;
+mod folder;
 mod foreign;
 pub mod format;
 mod gc;

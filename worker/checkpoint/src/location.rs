@@ -10,10 +10,10 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 use object_store::ObjectStore;
-use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::path::Path as ObjectPath;
 
+use crate::folder::Folder;
 use crate::format::parse_step_folder;
 use crate::reader::Which;
 use crate::s3;
@@ -148,10 +148,7 @@ impl Location {
         let failed = |error| StoreError::new("open", &self.url, error);
         let store = |store: Arc<dyn ObjectStore>| Store::new(store, ObjectPath::default(), self.clone());
         Ok(match &self.place {
-            Place::Folder(folder) => {
-                let local = LocalFileSystem::new_with_prefix(folder).map_err(failed)?;
-                store(Arc::new(local.with_fsync(true).with_automatic_cleanup(true)))
-            }
+            Place::Folder(folder) => store(Arc::new(Folder::open(folder).map_err(failed)?)),
             Place::S3 { bucket, prefix } => {
                 let client = Arc::new(s3::client(bucket, std::env::vars_os(), patience).map_err(failed)?);
                 Store::new(Arc::clone(&client) as _, prefix.clone(), self.clone()).with_uploads(client)

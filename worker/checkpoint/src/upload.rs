@@ -11,6 +11,7 @@ use futures::stream::FuturesUnordered;
 use object_store::{Error, MultipartUpload};
 use tokio::sync::watch;
 
+use crate::folder::ALIGNMENT;
 use crate::format::Digest;
 use crate::format::manifest::{PieceInfo, as_pairs};
 use crate::format::piece::Piece;
@@ -76,7 +77,8 @@ impl Tuning {
     /// parts of 5 MiB are the least.
     pub fn within(memory: u64) -> Tuning {
         let defaults = Tuning::default();
-        let part_bytes = (memory / 4).clamp(PART_BYTES_MIN, defaults.part_bytes as u64) / 8 * 8;
+        let part_bytes = (memory / 4).clamp(PART_BYTES_MIN, defaults.part_bytes as u64);
+        let part_bytes = part_bytes / ALIGNMENT as u64 * ALIGNMENT as u64;
         let in_flight = (memory / part_bytes).saturating_sub(1).clamp(1, IN_FLIGHT_MAX);
         Tuning { part_bytes: part_bytes as usize, parts_in_flight: in_flight as usize, ..defaults }
     }
@@ -239,7 +241,7 @@ async fn abort(upload: &mut dyn MultipartUpload, failed: impl Fn(Error) -> Store
 /// A part's size: as tuned, or larger where an object would have too many, and whole elements always.
 fn part_bytes(piece_bytes: u64, tuned: usize) -> usize {
     let needed = usize::try_from(piece_bytes.div_ceil(PARTS_MAX)).unwrap_or(usize::MAX / 2);
-    needed.max(tuned).max(8).next_multiple_of(8)
+    needed.max(tuned).max(8).next_multiple_of(if needed > tuned { ALIGNMENT } else { 8 })
 }
 
 #[cfg(test)]

@@ -3,10 +3,11 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use super::entries::{Entry, entries, groups, holds};
 use super::{CONFIG, EXPONENTS, Kind, RECIPE, TOKENIZER, exponents, safetensors};
+use crate::folder::aligned;
 use crate::share::Share;
 use crate::slices::Slices;
 use crate::snapshot::Snapshot;
@@ -131,7 +132,7 @@ impl Segment {
     }
 
     /// Appends the bytes of some of its elements.
-    fn append(&self, elements: Range<usize>, to: &mut Vec<u8>) {
+    fn append(&self, elements: Range<usize>, to: &mut BytesMut) {
         let at = to.len();
         to.resize(at + elements.len() * self.width(), 0);
         let room = &mut to[at..];
@@ -169,12 +170,15 @@ impl Iterator for Parts<'_> {
     type Item = Bytes;
 
     fn next(&mut self) -> Option<Bytes> {
-        let mut part = Vec::new();
+        let mut part = aligned(0);
+        let mut before = part.len();
         while let Some((segment, rest)) = self.segments.split_first() {
-            let fit = (self.part_bytes - part.len()) / segment.width();
+            let fit = (self.part_bytes - (part.len() - before)) / segment.width();
             let end = segment.len().min(self.taken.saturating_add(fit));
-            if part.is_empty() {
-                part.reserve_exact(self.part_bytes);
+            if part.len() == before {
+                // Stores that write directly take it as it lies.
+                part = aligned(self.part_bytes);
+                before = part.len();
             }
             segment.append(self.taken..end, &mut part);
             if end < segment.len() {
@@ -183,7 +187,7 @@ impl Iterator for Parts<'_> {
             }
             (self.segments, self.taken) = (rest, 0);
         }
-        (!part.is_empty()).then(|| part.into())
+        (part.len() > before).then(|| part.freeze().slice(before..))
     }
 }
 
