@@ -284,6 +284,7 @@ impl Sim {
         if self.coordinator.incarnation < self.lease {
             return self.decide_as_stale(actions);
         }
+        self.learn_kind(&event);
         if self.sabotage == Some(Sabotage::EarlyRing) {
             self.answer_for_others(&event, &mut actions);
         }
@@ -303,6 +304,19 @@ impl Sim {
         self.set_timer();
     }
 
+    /// What kind the run is: that of the first who was let in, but for those who come while others may come back.
+    fn learn_kind(&mut self, event: &Event) {
+        let registry = &self.coordinator.registry;
+        let mut there = registry.workers().map(|(id, _)| id);
+        let says = match event {
+            Event::CameBack(id, _) => there.find(|other| other == id),
+            _ if registry.awaits_returns() => None,
+            _ => there.next(),
+        };
+        let kind = says.and_then(|id| self.workers.get(&id)).map(|worker| worker.fingerprint);
+        self.fingerprint = self.fingerprint.or(kind);
+    }
+
     /// As if all had answered a recall when one has.
     fn answer_for_others(&mut self, event: &Event, actions: &mut Vec<Action>) {
         let Event::Held(_, generation, Holding { step, .. }) = event else { return };
@@ -317,8 +331,6 @@ impl Sim {
     pub(crate) fn execute(&mut self, action: Action) {
         match action {
             Action::Admit(worker) => {
-                let fingerprint = self.workers.get(&worker).map(|worker| worker.fingerprint);
-                self.fingerprint = self.fingerprint.or(fingerprint);
                 let (run, recipe, settings) = (String::new(), String::new(), String::new());
                 let incarnation = self.coordinator.incarnation;
                 let under_way = self.coordinator.ledger.is_some() || incarnation > 1;
