@@ -36,6 +36,8 @@ pub(crate) struct Coordinator {
     pub(crate) links: BTreeSet<WorkerId>,
     /// The newest step that is recorded.
     step: u64,
+    /// Workers were told to read the state from storage, and no ring has been formed since.
+    restoring: bool,
     /// When the timer fires.
     timer: Option<Duration>,
     /// Its lease's number.
@@ -64,8 +66,8 @@ impl Coordinator {
 
     fn with(registry: Registry, incarnation: u64, past: Option<Past>, step: u64) -> Self {
         let (end, ledger, links, timer, dead) = (None, None, BTreeSet::new(), None, false);
-        let knows_record = false;
-        Self { knows_record, registry, end, ledger, links, step, timer, incarnation, past, dead }
+        let (knows_record, restoring) = (false, false);
+        Self { knows_record, registry, end, ledger, links, step, restoring, timer, incarnation, past, dead }
     }
 
     /// The newest step that a state from storage may be of.
@@ -349,6 +351,7 @@ impl Sim {
                 members.into_iter().for_each(|worker| self.tell(worker, &message));
             }
             Action::Restore(workers) => {
+                self.coordinator.restoring = true;
                 let message = FromCoordinator::Restore { up_to: self.coordinator.restore_up_to() };
                 workers.into_iter().for_each(|worker| self.tell(worker, &message));
             }
@@ -399,9 +402,10 @@ impl Sim {
             Some(ledger) => ledger.reformed(formation),
             None => Ok(Ledger::new(self.setup.micro_batches, formation)),
         };
+        let restored = std::mem::take(&mut self.coordinator.restoring);
         match next {
             Ok(ledger) => {
-                if first || start < self.coordinator.step {
+                if first || restored || start < self.coordinator.step {
                     self.coordinator.step = start;
                     self.on_record = Some(start);
                 }
