@@ -171,3 +171,13 @@ fn whether_a_leave_stops_the_run_is_known_when_all_are_back() {
     run.back(1, &ring(7, 4, &[1]), holding(4, &[], None));
     assert_eq!(run.leaving(1), [Action::Stop], "it is the last");
 }
+
+#[test]
+fn where_nobody_comes_at_all_the_time_to_come_back_ends_by_itself() {
+    let mut run = Run::taken_over(2, 2);
+    assert_eq!(run.registry.deadline(), Some(run.now + 2 * TIMEOUT), "before anything has happened");
+    assert_eq!(run.step(Event::StopRequested), []);
+    run.now += 2 * TIMEOUT;
+    let (outcome, reason) = end(&run.step(Event::Tick));
+    assert!(outcome == Outcome::Failed && reason.contains("stopped"), "{reason}");
+}
