@@ -35,7 +35,7 @@ pub enum Event {
         /// Where it listens.
         address: String,
     },
-    /// All workers are there; the first ring was formed.
+    /// The first ring was formed; or the first after all that had the state were gone, and others had read it from storage.
     RunStarted {
         /// Steps of the whole run.
         steps: u64,

@@ -476,6 +476,21 @@ mod tests {
         assert_eq!(ledger.reformed(formation(3, 1)).unwrap().finish(0), []);
     }
 
+    /// Another coordinator has recorded it.
+    #[test]
+    fn what_is_on_record_is_told_no_more() {
+        let steps = |records: Vec<StepRecord>| records.iter().map(|record| record.step).collect::<Vec<_>>();
+        for (recorded, left) in [(0, vec![1, 2]), (1, vec![2]), (2, vec![])] {
+            let waiting = half_reported().reformed(formation(3, 2)).unwrap();
+            assert_eq!(steps(waiting.recorded(recorded).finish(0)), left);
+            let open = half_reported().recorded(recorded);
+            assert_eq!(steps(open.reformed(formation(3, 2)).unwrap().finish(0)), left);
+            let mut late = half_reported().recorded(recorded);
+            let settled = steps(tell(&mut late, report(1, 9, &[0, 2])).unwrap());
+            assert_eq!(settled, if recorded == 0 { vec![1] } else { vec![] });
+        }
+    }
+
     #[test]
     fn what_some_reported_must_fit_what_the_others_were_assigned() {
         let mut ledger = ledger();

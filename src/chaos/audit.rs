@@ -1,4 +1,6 @@
 //! A disturbed run held against one to which nothing happened, by their events.
+//!
+//! What is compared must be there: an event that lacks it is no agreement.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,8 +25,30 @@ pub struct Report {
     pub rings: usize,
     /// Times that the state was read from storage, after the start.
     pub restores: usize,
+    /// Workers whose memory failed, and that were found.
+    pub corrupted: usize,
     /// Milliseconds from the end of a ring, as the coordinator noticed it, to the next one's first step.
     pub recoveries_ms: Vec<f64>,
+}
+
+/// A bit of a worker's memory that flips.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Flip {
+    /// Whose: one of the first workers.
+    pub worker: u64,
+    /// Before it begins this step.
+    pub step: u64,
+}
+
+/// What was done to a run.
+#[derive(Debug, Clone, Default)]
+pub struct Harm {
+    /// Workers to which something happened that they need not survive.
+    pub struck: BTreeSet<u64>,
+    /// Whether at some time no worker was left.
+    pub all_died: bool,
+    /// A bit that flipped, which must be found.
+    pub flip: Option<Flip>,
 }
 
 /// What nothing happened to.
@@ -32,17 +56,25 @@ pub struct Report {
 pub struct Reference {
     steps: BTreeMap<u64, Step>,
     micro_batches: Vec<u64>,
+    /// On held-out samples, in bits; of the whole run.
+    held_out: Option<u64>,
 }
 
 impl Reference {
-    /// From the events of an undisturbed run.
+    /// From the events of an undisturbed run of so many micro-batches a step.
     ///
     /// # Errors
     /// Where they are not those of a whole run.
-    pub fn of(events: &[Value]) -> Result<Self, String> {
+    pub fn of(events: &[Value], micro_batches: u32) -> Result<Self, String> {
         let steps = steps(events)?;
-        let first = of_kind(events, "step").next().ok_or("the undisturbed run has no steps")?;
-        Ok(Self { steps, micro_batches: computed(first) })
+        if steps.is_empty() {
+            return Err("the undisturbed run has no steps".to_owned());
+        }
+        let micro_batches = (0..u64::from(micro_batches)).collect();
+        let reference = Self { steps, micro_batches, held_out: held_out(events) };
+        let flaw = reference.each_once(events).and_then(|()| reference.same_end(events));
+        flaw.map_err(|flaw| format!("the undisturbed run: {flaw}"))?;
+        Ok(reference)
     }
 
     /// The same of its first steps, up to `last`.
@@ -53,40 +85,28 @@ impl Reference {
         let steps: BTreeMap<u64, Step> =
             self.steps.range(..=last).map(|(step, it)| (*step, it.clone())).collect();
         match steps.contains_key(&last) {
-            true => Ok(Self { steps, micro_batches: self.micro_batches.clone() }),
+            true => Ok(Self { steps, micro_batches: self.micro_batches.clone(), held_out: None }),
             false => Err(format!("the undisturbed run has no step {last}")),
         }
     }
 
-    /// Holds a disturbed run against it; `struck` are the processes to which something happened, `all_died` tells whether
-    /// at some time none was left.
+    /// Holds a run to which this was done against it.
     ///
     /// # Errors
     /// What differs, in words.
-    pub fn audit(&self, events: &[Value], struck: &BTreeSet<u64>, all_died: bool) -> Result<Report, String> {
+    pub fn audit(&self, events: &[Value], harm: &Harm) -> Result<Report, String> {
         let disturbed = steps(events)?;
-        for (step, expected) in &self.steps {
-            let got = disturbed.get(step).ok_or_else(|| format!("step {step} is missing"))?;
-            if got != expected {
-                return Err(format!("step {step} is {got:?}, undisturbed it is {expected:?}"));
-            }
-        }
-        if let Some(step) = disturbed.keys().find(|step| !self.steps.contains_key(step)) {
-            return Err(format!("step {step} is one too many"));
-        }
-        for event in of_kind(events, "step") {
-            let computed = computed(event);
-            if computed != self.micro_batches {
-                return Err(format!("step {} counted micro-batches {computed:?}", event["step"]));
-            }
-        }
+        self.same_steps(&disturbed)?;
+        self.each_once(events)?;
+        self.same_end(events)?;
         let restores = of_kind(events, "run_started").count().saturating_sub(1);
         // Where state is divided, all holders of a part may be struck at once.
         let part_lost = of_kind(events, "ring_recalled").any(|event| event.to_string().contains(SHARDS_LOST));
-        if restores > 0 && !all_died && !part_lost {
+        if restores > 0 && !harm.all_died && !part_lost {
             return Err("the state was read from storage although workers had it".to_owned());
         }
-        self.same_processes(events, struck, all_died)?;
+        same_processes(events, &harm.struck)?;
+        found(events, harm.flip)?;
         let ms =
             |event: &Value| ["hold_ms", "form_ms", "transfer_ms", "step_ms"].map(|key| event[key].as_f64());
         let recoveries = of_kind(events, "recovered").map(|event| ms(event).into_iter().flatten().sum());
@@ -94,31 +114,101 @@ impl Reference {
             steps: disturbed.len() as u64,
             rings: of_kind(events, "ring_formed").count(),
             restores,
+            corrupted: usize::from(harm.flip.is_some()),
             recoveries_ms: recoveries.collect(),
         })
     }
 
-    /// Who was in the first ring, and to whom nothing happened, is in the last.
-    fn same_processes(&self, events: &[Value], struck: &BTreeSet<u64>, all_died: bool) -> Result<(), String> {
-        let members = |step: Option<&Value>| -> BTreeSet<u64> { step.map(workers).unwrap_or_default() };
-        let (first, last) = (of_kind(events, "step").next(), of_kind(events, "step").next_back());
-        let (first, last) = (members(first), members(last));
-        match first.difference(struck).find(|worker| !last.contains(worker)) {
-            Some(worker) if !all_died => {
-                Err(format!("worker {worker} is gone, though nothing happened to its process"))
+    fn same_steps(&self, disturbed: &BTreeMap<u64, Step>) -> Result<(), String> {
+        for (step, expected) in &self.steps {
+            let got = disturbed.get(step).ok_or_else(|| format!("step {step} is missing"))?;
+            if got != expected {
+                return Err(format!("step {step} is {got:?}, undisturbed it is {expected:?}"));
             }
-            _ => Ok(()),
+        }
+        match disturbed.keys().find(|step| !self.steps.contains_key(step)) {
+            Some(step) => Err(format!("step {step} is one too many")),
+            None => Ok(()),
+        }
+    }
+
+    /// Every step has counted every micro-batch, once.
+    fn each_once(&self, events: &[Value]) -> Result<(), String> {
+        for event in of_kind(events, "step") {
+            let computed = computed(event);
+            if computed != self.micro_batches {
+                return Err(format!(
+                    "step {} counted micro-batches {computed:?}, it has 0 to {}",
+                    event["step"],
+                    self.micro_batches.len() - 1
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// What the run says of its end is what its last step says, and its held-out loss is this one's, where both did all steps.
+    fn same_end(&self, events: &[Value]) -> Result<(), String> {
+        let ended = of_kind(events, "run_ended").next_back().ok_or("no event says how the run ended")?;
+        let (hash, last) = (ended["state_hash"].as_str(), self.steps.last_key_value());
+        let want = last.map(|(_, last)| last.state_hash.as_str());
+        if hash != want {
+            return Err(format!("the run ended with state {hash:?}, its last step has {want:?}"));
+        }
+        let held_out = held_out(events);
+        match self.held_out.is_some() && held_out != self.held_out {
+            true => {
+                Err(format!("the held-out loss is {}, undisturbed it is another", ended["held_out_loss"]))
+            }
+            false => Ok(()),
         }
     }
 }
 
-/// Steps by number; each of them once, or the same again after a restart from a checkpoint.
+fn held_out(events: &[Value]) -> Option<u64> {
+    of_kind(events, "run_ended").next_back()?["held_out_loss"].as_f64().map(f64::to_bits)
+}
+
+/// Whoever was in a ring, and to whom nothing happened, is in the last, and a worker is one process all along.
+fn same_processes(events: &[Value], struck: &BTreeSet<u64>) -> Result<(), String> {
+    let last = of_kind(events, "step").next_back().map(workers).unwrap_or_default();
+    let ever: BTreeSet<u64> = of_kind(events, "step").flat_map(workers).collect();
+    if let Some(worker) = ever.difference(struck).find(|worker| !last.contains(worker)) {
+        return Err(format!("worker {worker} is gone, though nothing happened to its process"));
+    }
+    let mut processes = BTreeMap::new();
+    for event in of_kind(events, "worker_joined").chain(of_kind(events, "worker_returned")) {
+        let (worker, process) = (event["worker"].as_u64(), event["pid"].as_u64());
+        let known = *processes.entry(worker).or_insert(process);
+        if process.is_none() || known != process {
+            return Err(format!("worker {worker:?} is process {known:?}, and then {process:?}"));
+        }
+    }
+    match ever.iter().find(|worker| !processes.contains_key(&Some(**worker))) {
+        Some(worker) => Err(format!("worker {worker} trains, and no event says which process it is")),
+        None => Ok(()),
+    }
+}
+
+/// The worker whose memory failed is named, before the step of it counts, and no other.
+fn found(events: &[Value], flip: Option<Flip>) -> Result<(), String> {
+    let named = |event: &Value| Some((event["worker"].as_u64()?, event["step"].as_u64()?));
+    let named: Vec<_> = of_kind(events, "worker_quarantined").map(named).collect();
+    let want: Vec<_> = flip.iter().map(|flip| Some((flip.worker, flip.step - 1))).collect();
+    match named == want {
+        true => Ok(()),
+        false => Err(format!("quarantined were (worker, steps done) {named:?}, memory failed of {want:?}")),
+    }
+}
+
+/// Steps by number; each of them once.
 fn steps(events: &[Value]) -> Result<BTreeMap<u64, Step>, String> {
     let mut steps = BTreeMap::new();
     for event in of_kind(events, "step") {
         let number = event["step"].as_u64().ok_or_else(|| format!("a step without a number: {event}"))?;
-        let loss = event["loss"].as_f64().unwrap_or(f64::NAN);
-        let state_hash = event["state_hash"].as_str().unwrap_or_default().to_owned();
+        let loss = event["loss"].as_f64().ok_or_else(|| format!("step {number} has no loss"))?;
+        let state_hash = event["state_hash"].as_str().filter(|hash| !hash.is_empty());
+        let state_hash = state_hash.ok_or_else(|| format!("step {number} has no state hash"))?.to_owned();
         let step = Step { loss_bits: loss.to_bits(), state_hash };
         if steps.insert(number, step).is_some() {
             return Err(format!("step {number} was recorded twice"));
@@ -142,51 +232,4 @@ pub(super) fn workers(step: &Value) -> BTreeSet<u64> {
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    fn step(number: u64, hash: &str, shares: &[(u64, &[u64])]) -> Value {
-        let ranks: Vec<Value> = shares
-            .iter()
-            .map(|(worker, share)| json!({ "worker": worker, "micro_batches": share }))
-            .collect();
-        json!({ "event": "step", "step": number, "loss": 1.5, "state_hash": hash, "ranks": ranks })
-    }
-
-    fn reference() -> Reference {
-        Reference::of(&[step(1, "a", &[(0, &[0, 1, 2])]), step(2, "b", &[(0, &[0, 1, 2])])]).unwrap()
-    }
-
-    fn audit(events: &[Value], struck: &[u64], all_died: bool) -> Result<Report, String> {
-        reference().audit(events, &struck.iter().copied().collect(), all_died)
-    }
-
-    #[test]
-    fn a_run_that_shows_no_trace_is_good() {
-        let recovered = json!({ "event": "recovered", "hold_ms": 1.0, "form_ms": 2.0, "transfer_ms": 0.0, "step_ms": 4.5 });
-        let events = [step(1, "a", &[(0, &[0, 2]), (1, &[1])]), recovered, step(2, "b", &[(0, &[0, 1, 2])])];
-        let report = audit(&events, &[1], false).unwrap();
-        assert_eq!((report.steps, report.recoveries_ms), (2, vec![7.5]));
-    }
-
-    #[test]
-    fn every_trace_is_seen() {
-        let good = step(1, "a", &[(0, &[0, 1, 2])]);
-        let started = json!({ "event": "run_started" });
-        for (events, what) in [
-            (vec![good.clone()], "step 2 is missing"),
-            (vec![good.clone(), step(2, "c", &[(0, &[0, 1, 2])])], "step 2 is"),
-            (vec![good.clone(), step(2, "b", &[(0, &[0, 1]), (1, &[1, 2])])], "counted micro-batches"),
-            (vec![good.clone(), step(2, "b", &[(0, &[0, 1])])], "counted micro-batches"),
-            (vec![good.clone(), good.clone()], "recorded twice"),
-            (vec![good.clone(), step(2, "b", &[(1, &[0, 1, 2])])], "worker 0 is gone"),
-            (vec![good.clone(), step(2, "b", &[(0, &[0, 1, 2])]), step(3, "d", &[])], "one too many"),
-            (vec![started.clone(), good.clone(), started, step(2, "b", &[(0, &[0, 1, 2])])], "from storage"),
-        ] {
-            let error = audit(&events, &[], false).unwrap_err();
-            assert!(error.contains(what), "{error}, wanted {what}");
-        }
-    }
-}
+mod tests;

@@ -11,9 +11,10 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use super::audit::workers;
+use super::audit::{Flip, Harm, workers};
 use super::events::{Events, of_kind};
 use super::schedule::{Fault, Kind};
+use super::stop::Stop;
 
 /// How often the events are looked at.
 const PULSE: Duration = Duration::from_millis(5);
@@ -40,10 +41,8 @@ pub struct Ended {
     pub status: ExitStatus,
     /// All its events.
     pub events: Vec<Value>,
-    /// Workers to which something happened that they need not survive.
-    pub struck: BTreeSet<u64>,
-    /// Whether at some time no worker was left.
-    pub all_died: bool,
+    /// What was done to it.
+    pub harm: Harm,
     /// What was done to whom.
     pub said: Vec<String>,
 }
@@ -51,12 +50,13 @@ pub struct Ended {
 /// Runs `train` under a schedule, to its end.
 ///
 /// # Errors
-/// Where a process cannot be started, its events cannot be read, or it does not end in time.
-pub fn disturb(plan: &Plan, faults: &[Fault]) -> io::Result<Ended> {
-    let mut run = Disturbed::start(plan)?;
+/// Where a process cannot be started, its events cannot be read, it does not end in time, or `stop` says so.
+pub fn disturb(plan: &Plan, faults: &[Fault], flip: Option<Flip>, stop: &Stop) -> io::Result<Ended> {
+    let mut run = Disturbed::start(plan, flip)?;
     let mut faults = faults.iter().peekable();
     let until = Instant::now() + plan.limit;
     let status = loop {
+        stop.check()?;
         let step = of_kind(run.events.read()?, "step").filter_map(|step| step["step"].as_u64()).next_back();
         while let Some(fault) = faults.next_if(|fault| step >= Some(fault.after_step)) {
             sleep(fault.delay);
@@ -74,8 +74,8 @@ pub fn disturb(plan: &Plan, faults: &[Fault]) -> io::Result<Ended> {
     };
     run.events.read()?;
     let (events, struck) = (run.events.all().to_vec(), std::mem::take(&mut run.struck));
-    let (all_died, said) = (run.all_died, std::mem::take(&mut run.said));
-    Ok(Ended { status, events, struck, all_died, said })
+    let harm = Harm { struck, all_died: run.all_died, flip };
+    Ok(Ended { status, events, harm, said: std::mem::take(&mut run.said) })
 }
 
 struct Disturbed<'a> {
@@ -91,9 +91,13 @@ struct Disturbed<'a> {
 }
 
 impl<'a> Disturbed<'a> {
-    fn start(plan: &'a Plan) -> io::Result<Self> {
+    fn start(plan: &'a Plan, flip: Option<Flip>) -> io::Result<Self> {
         let errors = std::fs::File::create(plan.out.with_extension("log"))?;
-        let train = Command::new(&plan.program)
+        let mut command = Command::new(&plan.program);
+        if let Some(Flip { worker, step }) = flip {
+            command.env("MATTOCK_FAULTS", format!("flip:{worker}:{step}"));
+        }
+        let train = command
             .arg("train")
             .args(&plan.train)
             .args(["--overwrite".as_ref(), "--out".as_ref(), plan.out.as_os_str()])
@@ -102,7 +106,9 @@ impl<'a> Disturbed<'a> {
             .stderr(errors)
             .spawn()?;
         let events = Events::of(&plan.out);
-        let (joined, struck, paused, said) = (Vec::new(), BTreeSet::new(), Vec::new(), Vec::new());
+        let struck = flip.iter().map(|flip| flip.worker).collect();
+        let said = flip.iter().map(|flip| format!("{flip:?}")).collect();
+        let (joined, paused) = (Vec::new(), Vec::new());
         Ok(Self { plan, train, joined, events, struck, paused, all_died: false, said })
     }
 

@@ -15,9 +15,11 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
+use super::audit::Harm;
 use super::events::{Events, of_kind};
 use super::hosts::Hosts;
 use super::partitions::Cut;
+use super::stop::Stop;
 
 /// How often the events are looked at.
 const PULSE: Duration = Duration::from_millis(5);
@@ -50,8 +52,8 @@ pub struct Plan {
 pub struct Ended {
     /// All its events.
     pub events: Vec<Value>,
-    /// Workers on whose hosts a cut lasted longer than the timeout.
-    pub struck: BTreeSet<u64>,
+    /// What was done to it: struck are workers on whose hosts a cut lasted longer than the timeout.
+    pub harm: Harm,
     /// Rings that were formed while all cuts healed in time; one, where none was noticed.
     pub rings_of_short: usize,
     /// What was cut.
@@ -61,10 +63,10 @@ pub struct Ended {
 /// Runs a run under these cuts, and until it has done `least` steps.
 ///
 /// # Errors
-/// Where a process cannot be started, a ring is not whole again in time, a cut that healed in time was noticed, or the run ends
-/// early.
-pub fn divide(plan: &Plan, cuts: &[Cut], least: u64) -> io::Result<Ended> {
-    let mut run = Divided::start(plan)?;
+/// Where a process cannot be started, a ring is not whole again in time, a cut that healed in time was noticed, the run ends
+/// early, or `stop` says so. Hosts and processes are gone then, too.
+pub fn divide(plan: &Plan, cuts: &[Cut], least: u64, stop: &Stop) -> io::Result<Ended> {
+    let mut run = Divided::start(plan, stop)?;
     run.wait_for_calm(CALM)?;
     for cut in cuts {
         run.suffer(cut)?;
@@ -75,7 +77,8 @@ pub fn divide(plan: &Plan, cuts: &[Cut], least: u64) -> io::Result<Ended> {
     run.stop()?;
     let rings_of_short = run.rings_of_short.unwrap_or_else(|| run.rings());
     let (struck, said) = (std::mem::take(&mut run.struck), std::mem::take(&mut run.said));
-    Ok(Ended { events: run.events.all().to_vec(), struck, rings_of_short, said })
+    let harm = Harm { struck, ..Harm::default() };
+    Ok(Ended { events: run.events.all().to_vec(), harm, rings_of_short, said })
 }
 
 struct Place {
@@ -85,6 +88,7 @@ struct Place {
 
 struct Divided<'a> {
     plan: &'a Plan,
+    stop: &'a Stop,
     until: Instant,
     coordinator: Child,
     places: Vec<Place>,
@@ -99,7 +103,7 @@ struct Divided<'a> {
 }
 
 impl<'a> Divided<'a> {
-    fn start(plan: &'a Plan) -> io::Result<Self> {
+    fn start(plan: &'a Plan, stop: &'a Stop) -> io::Result<Self> {
         if plan.out.exists() {
             std::fs::remove_dir_all(&plan.out)?;
         }
@@ -129,8 +133,19 @@ impl<'a> Divided<'a> {
         let (events, until) = (Events::of(&plan.out), Instant::now() + plan.limit);
         let (places, struck, said) = (Vec::new(), BTreeSet::new(), Vec::new());
         let (heeded, rings_of_short) = (0, None);
-        let mut run =
-            Self { plan, until, coordinator, places, events, heeded, struck, rings_of_short, said, hosts };
+        let mut run = Self {
+            plan,
+            stop,
+            until,
+            coordinator,
+            places,
+            events,
+            heeded,
+            struck,
+            rings_of_short,
+            said,
+            hosts,
+        };
         while !plan.out.join("token").exists() {
             run.look()?;
         }
@@ -151,6 +166,7 @@ impl<'a> Divided<'a> {
     /// Reads what is new, and waits a little.
     fn look(&mut self) -> io::Result<Option<ExitStatus>> {
         sleep(PULSE);
+        self.stop.check()?;
         self.events.read()?;
         if Instant::now() >= self.until {
             return Err(self.failure(&format!("the run does not end within {:?}", self.plan.limit)));

@@ -7,6 +7,7 @@
 
 use std::io;
 use std::net::Ipv4Addr;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -110,7 +111,8 @@ impl Drop for Hosts {
 }
 
 fn ip(arguments: &[&str]) -> io::Result<()> {
-    let output = Command::new("ip").args(arguments).stdin(Stdio::null()).output()?;
+    // Not of this process' group: Ctrl-C is not for it, hosts are taken down after that.
+    let output = Command::new("ip").args(arguments).stdin(Stdio::null()).process_group(0).output()?;
     match output.status.success() {
         true => Ok(()),
         false => {

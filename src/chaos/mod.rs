@@ -10,6 +10,7 @@
 //! 2. Every micro-batch of every step was counted exactly once.
 //! 3. A worker to which nothing happened is the same process from the first step to the last.
 //! 4. Nothing is read from storage, unless all workers were gone at once.
+//! 5. A worker whose memory failed is named before anything of it counts, and no other is.
 //!
 //! [`divided`] cuts the ways between hosts instead, which are network namespaces, and heals them before and after the timeout;
 //! what heals before it costs no ring.
@@ -23,3 +24,4 @@ pub mod events;
 pub mod hosts;
 pub mod partitions;
 pub mod schedule;
+pub mod stop;

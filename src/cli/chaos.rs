@@ -1,6 +1,7 @@
 //! `mattock chaos`: whatever happens to its workers and its coordinator, a run leaves no trace of it. Shown with real processes.
 
 use std::ffi::OsString;
+use std::io;
 use std::io::Write;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
@@ -8,16 +9,19 @@ use std::time::Duration;
 
 use anyhow::anyhow;
 use clap::Args;
+use mattock_worker::plan::Shard;
 
 use super::recipe::RecipeFile;
-use crate::chaos::audit::{Reference, Report};
+use crate::chaos::audit::{Flip, Reference, Report};
 use crate::chaos::disturb::{Ended, Plan, disturb, log_of};
 use crate::chaos::divided::{self, divide};
 use crate::chaos::events::of_kind;
 use crate::chaos::hosts::Hosts;
 use crate::chaos::partitions::partitions;
-use crate::chaos::schedule::{Fault, Limits, schedule};
+use crate::chaos::schedule::{FLIP_STEPS_MIN, Fault, Limits, flip, schedule};
+use crate::chaos::stop::Stop;
 use crate::exit::{EXIT_CODES, Exit, Failure};
+use crate::launch;
 use crate::recipe::Resolved;
 
 const EXAMPLES: &str = "\
@@ -29,6 +33,13 @@ Examples:
 With --partitions each worker, and the coordinator, has a host of its own, a network namespace of this machine. Ways between
 them are cut, in one direction or both: half of them heal within the timeout, which must cost no ring, half after it. A run
 has as many steps as that takes, whatever the recipe says.
+
+With --corrupt a bit of one worker's memory flips, early in each run, before its other faults: it must be named before anything of
+it counts. Three workers are needed, for a majority says who is right, and a program built with debug assertions (`cargo build`,
+not `cargo build --release`): others cannot be made to fail so.
+
+Held against the undisturbed run are every step's loss and state hash, the micro-batches that each step counted, the end, and which
+processes there were.
 ";
 
 /// Kill, stop, send away and add workers of a run by a seed, kill its coordinator, and hold it against one to which nothing happens
@@ -53,6 +64,9 @@ pub struct ChaosArgs {
     /// Cut the ways between hosts, instead of doing anything to processes
     #[arg(long)]
     pub partitions: bool,
+    /// Flip a bit of a worker's memory in each run, too; only builds with debug assertions can
+    #[arg(long, conflicts_with = "partitions")]
+    pub corrupt: bool,
     /// Faults strike up to so many milliseconds after a step
     #[arg(long, value_name = "MS", default_value = "300")]
     pub delay: u64,
@@ -78,8 +92,12 @@ pub fn run(args: &ChaosArgs, out: &mut impl Write) -> Result<Exit, Failure> {
     let mut say =
         |line: String| writeln!(out, "{line}").and_then(|()| out.flush()).map_err(Failure::internal);
     let program = std::env::current_exe().map_err(Failure::internal)?;
+    let stop = Stop::on(launch::reasons_to_leave().map_err(Failure::internal)?);
     if args.partitions {
-        return run_divided(args, &recipe, &program, &mut say);
+        return run_divided(args, &recipe, &program, &stop, &mut say);
+    }
+    if args.corrupt {
+        args.may_corrupt(&recipe)?;
     }
     let plan = |name: &str| Plan {
         program: program.clone(),
@@ -88,17 +106,20 @@ pub fn run(args: &ChaosArgs, out: &mut impl Write) -> Result<Exit, Failure> {
         timeout: recipe.plan.elastic.timeout,
         limit: Duration::from_secs(args.limit),
     };
-    let limits = Limits {
-        steps: recipe.plan.steps,
-        faults: args.faults,
-        delay_max: Duration::from_millis(args.delay),
-    };
-    let reference = Reference::of(&end_of(&plan("undisturbed"), &[])?.events).map_err(failed)?;
+    let undisturbed = end_of(&plan("undisturbed"), &[], None, &stop)?.events;
+    let reference = Reference::of(&undisturbed, recipe.plan.batch.micro_batches()).map_err(failed)?;
     say(format!("undisturbed: {} steps on {} workers", recipe.plan.steps, args.workers))?;
     for seed in args.seed..args.seed + u64::from(args.seeds.get()) {
         let plan = plan(&format!("seed-{seed}"));
-        let held = end_of(&plan, &schedule(seed, limits)).and_then(|ended| {
-            let report = reference.audit(&ended.events, &ended.struck, ended.all_died);
+        let flip = args.corrupt.then(|| flip(seed, u64::from(args.workers.get())));
+        let limits = Limits {
+            steps: recipe.plan.steps,
+            first: flip.map_or(1, |flip| flip.step),
+            faults: args.faults,
+            delay_max: Duration::from_millis(args.delay),
+        };
+        let held = end_of(&plan, &schedule(seed, limits), flip, &stop).and_then(|ended| {
+            let report = reference.audit(&ended.events, &ended.harm);
             report.map_err(|error| failed(format!("{error}\n  {}", ended.said.join("\n  "))))
         });
         match held {
@@ -118,6 +139,7 @@ fn run_divided(
     args: &ChaosArgs,
     recipe: &Resolved,
     program: &Path,
+    stop: &Stop,
     say: &mut impl FnMut(String) -> Result<(), Failure>,
 ) -> Result<Exit, Failure> {
     if let Some(obstacle) = Hosts::obstacle() {
@@ -133,21 +155,24 @@ fn run_divided(
         limit: Duration::from_secs(args.limit),
     };
     let of_seed = |seed: u64, error: String| failed(format!("seed {seed}: {error}"));
+    let broken_off = |seed: u64, error: io::Error, log: PathBuf| match Stop::is(&error) {
+        true => ended_early(error),
+        false => of_seed(seed, format!("{error}\n  its log is {}", log.display())),
+    };
     let mut ended = Vec::new();
     for seed in args.seed..args.seed + u64::from(args.seeds.get()) {
         let plan = plan(&format!("divided-{seed}"));
-        let run = divide(&plan, &partitions(seed, workers, args.faults), 0);
-        let log = log_of(&plan.out);
-        let run = run.map_err(|error| of_seed(seed, format!("{error}\n  its log is {}", log.display())))?;
+        let run = divide(&plan, &partitions(seed, workers, args.faults), 0, stop);
+        let run = run.map_err(|error| broken_off(seed, error, log_of(&plan.out)))?;
         let last =
             of_kind(&run.events, "step").filter_map(|step| step["step"].as_u64()).next_back().unwrap_or(0);
         ended.push((seed, run, last));
     }
     let last = ended.iter().map(|(_, _, last)| *last).max().unwrap_or(0);
-    let undisturbed = divide(&plan("undivided"), &[], last).map_err(Failure::run)?;
-    let reference = Reference::of(&undisturbed.events).map_err(failed)?;
+    let undisturbed = divide(&plan("undivided"), &[], last, stop).map_err(ended_early)?;
+    let reference = Reference::of(&undisturbed.events, recipe.plan.batch.micro_batches()).map_err(failed)?;
     for (seed, run, last) in &ended {
-        let audited = reference.up_to(*last).and_then(|until| until.audit(&run.events, &run.struck, false));
+        let audited = reference.up_to(*last).and_then(|until| until.audit(&run.events, &run.harm));
         let report =
             audited.map_err(|error| of_seed(*seed, format!("{error}\n  {}", run.said.join("\n  "))))?;
         let text = text(&report);
@@ -169,6 +194,22 @@ impl ChaosArgs {
         file.resolve_for_run()
     }
 
+    /// Refuses where a bit that flips would not be found, or never flips.
+    fn may_corrupt(&self, recipe: &Resolved) -> Result<(), Failure> {
+        let obstacle = if !cfg!(debug_assertions) {
+            "this program was built without debug assertions: use one that `cargo build` makes, without --release".to_owned()
+        } else if self.workers.get() < 3 {
+            "needs three workers, or nobody can say who is right: add --workers 3".to_owned()
+        } else if recipe.plan.parallel.shard != Shard::None {
+            "needs parallel.shard = \"none\": of a state that is divided nobody else has the same".to_owned()
+        } else if recipe.plan.steps < FLIP_STEPS_MIN {
+            format!("needs {FLIP_STEPS_MIN} steps: add --set train.steps={FLIP_STEPS_MIN}")
+        } else {
+            return Ok(());
+        };
+        Err(Failure::bad_input(anyhow!("--corrupt: {obstacle}")))
+    }
+
     /// What `train` is given, but for the folder.
     fn train(&self) -> Vec<OsString> {
         let mut train: Vec<OsString> = vec![self.recipe.recipe.clone().into()];
@@ -181,12 +222,18 @@ impl ChaosArgs {
 }
 
 /// Runs a run under these faults, which must end well.
-fn end_of(plan: &Plan, faults: &[Fault]) -> Result<Ended, Failure> {
-    let ended = disturb(plan, faults).map_err(Failure::run)?;
+fn end_of(plan: &Plan, faults: &[Fault], flip: Option<Flip>, stop: &Stop) -> Result<Ended, Failure> {
+    let ended = disturb(plan, faults, flip, stop).map_err(ended_early)?;
     match ended.status.success() {
         true => Ok(ended),
         false => Err(failed(format!("train ended with {}\n  {}", ended.status, ended.said.join("\n  ")))),
     }
+}
+
+/// A run that came to no end of its own.
+fn ended_early(error: io::Error) -> Failure {
+    let exit = if Stop::is(&error) { Exit::Interrupted } else { Exit::RunFailed };
+    Failure { exit, error: error.into() }
 }
 
 fn failed(why: String) -> Failure {
@@ -199,9 +246,10 @@ fn text(report: &Report) -> String {
     recoveries.sort_by(f64::total_cmp);
     let longest = recoveries.last().copied().unwrap_or(0.0);
     let median = recoveries.get(recoveries.len() / 2).copied().unwrap_or(0.0);
+    let corrupted = if report.corrupted > 0 { ", memory that failed was found" } else { "" };
     format!(
-        "{} steps with the same bits in {} rings, {} restarts from storage; from ring to ring {median:.0} ms (median), \
-         {longest:.0} ms (longest)",
+        "{} steps with the same bits in {} rings, {} restarts from storage{corrupted}; from ring to ring {median:.0} ms \
+         (median), {longest:.0} ms (longest)",
         report.steps, report.rings, report.restores
     )
 }
@@ -212,7 +260,8 @@ mod tests {
 
     #[test]
     fn a_report_is_one_line() {
-        let report = Report { steps: 9, rings: 4, restores: 1, recoveries_ms: vec![30.0, 10.0, 20.0] };
+        let report =
+            Report { steps: 9, rings: 4, restores: 1, corrupted: 0, recoveries_ms: vec![30.0, 10.0, 20.0] };
         assert_eq!(
             text(&report),
             "9 steps with the same bits in 4 rings, 1 restarts from storage; from ring to ring 20 ms (median), 30 ms \

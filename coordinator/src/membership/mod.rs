@@ -11,7 +11,8 @@
 //! 4. A ring is formed only when every live member of the one before has said what it holds, and adds nothing to it.
 //! 5. Once faults stop, the run trains, waits for workers that it lacks, or has ended with a reason, within three timeouts.
 //!
-//! Deliberately absent, so far: a second coordinator that takes over from a dead one.
+//! Where a coordinator takes over from a dead one, a new registry begins with what those tell who come back to it. Which of two is
+//! the coordinator, a lease says that this module knows nothing of.
 
 mod assign;
 mod detector;

@@ -454,7 +454,8 @@ impl Registry {
 
     /// How many workers the next ring takes.
     fn needed(&self) -> usize {
-        match (self.has_begun(), self.stop) {
+        // Where another had the run before, those who were expected have come already, and some may be gone for good.
+        match (self.has_begun() || self.successor, self.stop) {
             (false, _) => self.config.quorum(),
             // Somebody has to write the checkpoint.
             (_, true) => 1,

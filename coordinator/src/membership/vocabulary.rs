@@ -11,7 +11,7 @@ use crate::protocol::{Break, Failure, Finish, Formation, Holding, Pulse};
 pub struct Config {
     /// M of the recipe.
     pub micro_batches: u32,
-    /// Workers to wait for before the first ring.
+    /// Workers to wait for before the first ring; one that takes over waits for no more than `min_workers`.
     pub expected: u32,
     /// With fewer workers than this, the run waits.
     pub min_workers: u32,

@@ -58,6 +58,8 @@ pub(super) struct Core {
     shown: Instant,
     /// The newest step that is recorded.
     pub(super) step: u64,
+    /// Workers were told to read the state from storage, and no ring has been formed since.
+    restoring: bool,
     /// The change of rings that is under way.
     recovery: Option<Recovery>,
     /// Who wants to know that the launcher has heard of another number of workers.
@@ -84,7 +86,7 @@ impl Core {
             None => (Registry::new(membership, now), None),
         };
         let step = recorded.filter(|_| take_over.is_some()).unwrap_or(0);
-        let outranked = false;
+        let (outranked, restoring) = (false, false);
         Self {
             config,
             registry,
@@ -97,6 +99,7 @@ impl Core {
             status,
             shown: now,
             step,
+            restoring,
             recovery,
             asked: Vec::new(),
             stalled,
@@ -318,6 +321,7 @@ impl Core {
                     self.recall(generation, &members, reason).await;
                 }
                 Action::Restore(workers) => {
+                    self.restoring = true;
                     let message = FromCoordinator::Restore { up_to: self.restore_up_to() };
                     workers.iter().for_each(|worker| self.tell(*worker, &message));
                 }
@@ -413,7 +417,9 @@ impl Core {
         }
         let (generation, world_size) = (formation.generation, formation.places.len() as u32);
         let resumed_from = formation.step;
-        let fresh = self.ledger.is_none() || resumed_from < self.step;
+        // The newest checkpoint may be that of the newest step: that the state was lost is told all the same.
+        let restored = std::mem::take(&mut self.restoring);
+        let fresh = self.ledger.is_none() || restored || resumed_from < self.step;
         let ledger = match self.ledger.take() {
             Some(ledger) => ledger.reformed(formation).map_err(|error| Ending::Over(failed(&error)))?,
             None => Ledger::new(self.config.membership.micro_batches, formation),

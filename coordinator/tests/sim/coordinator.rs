@@ -36,6 +36,8 @@ pub(crate) struct Coordinator {
     pub(crate) links: BTreeSet<WorkerId>,
     /// The newest step that is recorded.
     step: u64,
+    /// Workers were told to read the state from storage, and no ring has been formed since.
+    restoring: bool,
     /// When the timer fires.
     timer: Option<Duration>,
     /// Its lease's number.
@@ -64,8 +66,8 @@ impl Coordinator {
 
     fn with(registry: Registry, incarnation: u64, past: Option<Past>, step: u64) -> Self {
         let (end, ledger, links, timer, dead) = (None, None, BTreeSet::new(), None, false);
-        let knows_record = false;
-        Self { knows_record, registry, end, ledger, links, step, timer, incarnation, past, dead }
+        let (knows_record, restoring) = (false, false);
+        Self { knows_record, registry, end, ledger, links, step, restoring, timer, incarnation, past, dead }
     }
 
     /// The newest step that a state from storage may be of.
@@ -288,6 +290,7 @@ impl Sim {
         if self.coordinator.incarnation < self.lease {
             return self.decide_as_stale(actions);
         }
+        self.learn_kind(&event);
         if self.sabotage == Some(Sabotage::EarlyRing) {
             self.answer_for_others(&event, &mut actions);
         }
@@ -307,6 +310,19 @@ impl Sim {
         self.set_timer();
     }
 
+    /// What kind the run is: that of the first who was let in, but for those who come while others may come back.
+    fn learn_kind(&mut self, event: &Event) {
+        let registry = &self.coordinator.registry;
+        let mut there = registry.workers().map(|(id, _)| id);
+        let says = match event {
+            Event::CameBack(id, _) => there.find(|other| other == id),
+            _ if registry.awaits_returns() => None,
+            _ => there.next(),
+        };
+        let kind = says.and_then(|id| self.workers.get(&id)).map(|worker| worker.fingerprint);
+        self.fingerprint = self.fingerprint.or(kind);
+    }
+
     /// As if all had answered a recall when one has.
     fn answer_for_others(&mut self, event: &Event, actions: &mut Vec<Action>) {
         let Event::Held(_, generation, Holding { step, .. }) = event else { return };
@@ -321,8 +337,6 @@ impl Sim {
     pub(crate) fn execute(&mut self, action: Action) {
         match action {
             Action::Admit(worker) => {
-                let fingerprint = self.workers.get(&worker).map(|worker| worker.fingerprint);
-                self.fingerprint = self.fingerprint.or(fingerprint);
                 let (run, recipe, settings) = (String::new(), String::new(), String::new());
                 let incarnation = self.coordinator.incarnation;
                 let under_way = self.coordinator.ledger.is_some() || incarnation > 1;
@@ -341,6 +355,7 @@ impl Sim {
                 members.into_iter().for_each(|worker| self.tell(worker, &message));
             }
             Action::Restore(workers) => {
+                self.coordinator.restoring = true;
                 let message = FromCoordinator::Restore { up_to: self.coordinator.restore_up_to() };
                 workers.into_iter().for_each(|worker| self.tell(worker, &message));
             }
@@ -391,9 +406,10 @@ impl Sim {
             Some(ledger) => ledger.reformed(formation),
             None => Ok(Ledger::new(self.setup.micro_batches, formation)),
         };
+        let restored = std::mem::take(&mut self.coordinator.restoring);
         match next {
             Ok(ledger) => {
-                if first || start < self.coordinator.step {
+                if first || restored || start < self.coordinator.step {
                     self.coordinator.step = start;
                     self.on_record = Some(start);
                 }

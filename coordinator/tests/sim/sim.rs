@@ -101,7 +101,7 @@ pub(crate) struct Sim {
     pub(crate) calm: bool,
     /// What workers have been at that takes much longer than usual.
     pub(crate) slow_work: Duration,
-    /// Of the first worker that was let in: all others must have the same.
+    /// What kind of workers the run takes, once it is known.
     pub(crate) fingerprint: Option<&'static str>,
     queue: BinaryHeap<Reverse<(Duration, u64, Happening)>>,
     scheduled: u64,
@@ -363,9 +363,7 @@ impl Sim {
         if self.phase() == Phase::Ended {
             return;
         }
-        let first = self.coordinator.registry.workers().next();
-        let first = first.and_then(|(id, _)| self.workers.get(&id)).map(|worker| worker.fingerprint);
-        let kind = self.fingerprint.or(first);
+        let kind = self.fingerprint;
         let comes = |worker: &&Worker| (worker.is_coming() || worker.comes_back()) && !worker.frozen;
         let coming = self.workers.values().filter(comes);
         let coming = coming.filter(|worker| kind.is_none_or(|kind| kind == worker.fingerprint)).count();

@@ -27,18 +27,27 @@ impl Liar {
         let mut run = Run::gathering(Setup::default());
         run.add_worker();
         run.expect("the first worker", |event| matches!(event, Event::WorkerJoined { .. }).then_some(()));
-        let identity = certificate(&run.token);
-        let liar = run.runtime.block_on(async {
-            let peer = Peer::with_certificate(&run.token, &identity).await;
-            let (send, receive) = peer.say(&hello(about())).await;
-            let mut liar = Self { identity: identity.clone(), peer, send, receive };
+        let mut liar = Self::join(&run);
+        run.runtime.block_on(async {
             liar.tell(&FromWorker::Ready { step: Some(0) }).await;
-            // Whoever calls itself linked into a ring before there is one is not listened to.
-            liar.hear(|message| matches!(message, FromCoordinator::Form(_))).await;
-            liar.tell(&FromWorker::Linked { generation: 1 }).await;
-            liar
+            liar.link(1).await;
         });
         (run, liar)
+    }
+
+    fn join(run: &Run) -> Self {
+        let identity = certificate(&run.token);
+        run.runtime.block_on(async {
+            let peer = Peer::with_certificate(&run.token, &identity).await;
+            let (send, receive) = peer.say(&hello(about())).await;
+            Self { identity: identity.clone(), peer, send, receive }
+        })
+    }
+
+    /// Whoever calls itself linked into a ring before there is one is not listened to.
+    async fn link(&mut self, generation: u64) {
+        self.hear(|message| matches!(message, FromCoordinator::Form(_))).await;
+        self.tell(&FromWorker::Linked { generation }).await;
     }
 
     async fn tell(&mut self, message: &FromWorker) {
@@ -209,6 +218,29 @@ fn a_lost_member_is_replaced() {
         matches!(event, Event::RingFormed { generation: 3, world_size: 2 }).then_some(())
     });
     run.finish();
+}
+
+/// Where all who had the state are gone, and it is read from storage, that is told, also where no step was lost with them.
+#[test]
+fn a_state_that_is_read_again_is_told_of() {
+    let run = Run::gathering(Setup { expected: 1, ..Setup::default() });
+    let mut first = Liar::join(&run);
+    run.runtime.block_on(async {
+        first.tell(&FromWorker::Ready { step: Some(0) }).await;
+        first.link(1).await;
+        first.peer.connection.close(0u32.into(), b"killed");
+    });
+    run.expect_loss(0);
+    let mut second = Liar::join(&run);
+    run.runtime.block_on(async {
+        second.tell(&FromWorker::Ready { step: None }).await;
+        second.hear(|message| matches!(message, FromCoordinator::Restore { .. })).await;
+        second.tell(&FromWorker::Ready { step: Some(0) }).await;
+        second.link(2).await;
+        second.hear(|message| matches!(message, FromCoordinator::Start { .. })).await;
+    });
+    let started = |event: &Event| matches!(event, Event::RunStarted { resumed_from: 0, .. });
+    assert_eq!(run.events().iter().filter(|event| started(event)).count(), 2);
 }
 
 /// A member that says it leaves is let go, and the run goes on.

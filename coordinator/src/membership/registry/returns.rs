@@ -2,6 +2,7 @@
 //!
 //! They hold, as after a recall, and say in which ring they were. Once all of the newest ring that anybody tells of are
 //! back, or have had their time, the next ring is formed as after a recall. Whoever comes later is one more who joins.
+//! Where nobody tells of a ring, as many as training takes begin it after that time: some who were waited for may be gone for good.
 
 use std::time::Instant;
 

@@ -54,7 +54,9 @@ impl Admission {
 
     fn form(&mut self, formation: &Formation) -> Result<(), String> {
         let (ranks, quorum) = (formation.places.len(), self.setup.quorum());
-        demand!(self.formed || ranks >= quorum, "the first ring has {ranks} ranks, not {quorum}");
+        // One that has taken over does not know how many there have been.
+        let least = if self.successor { self.setup.min_workers as usize } else { quorum };
+        demand!(self.formed || ranks >= least, "the first ring has {ranks} ranks, not {least}");
         self.formed = true;
         let kinds: BTreeSet<&str> =
             formation.places.iter().filter_map(|place| self.kind_of(place.worker)).collect();

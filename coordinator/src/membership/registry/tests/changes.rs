@@ -291,6 +291,19 @@ fn silence_is_given_one_timeout() {
     assert_eq!(recalled(&actions).0, [1]);
 }
 
+/// Each of thousands says every second that it is alive.
+#[test]
+fn a_heartbeat_is_no_reason_to_look_at_everybody() {
+    let mut run = Run::training();
+    let due = run.registry.deadline();
+    run.now += TIMEOUT / 2;
+    (0..2).for_each(|id| drop(run.step(Event::Heard(WorkerId(id)))));
+    assert_eq!(run.registry.deadline(), due, "it may be early");
+    run.now += TIMEOUT / 2;
+    assert_eq!(run.step(Event::Tick), []);
+    assert_eq!(run.registry.deadline(), Some(run.now + TIMEOUT / 2));
+}
+
 #[test]
 fn an_accusation_counts_while_others_answer_too() {
     let mut run = Run::train(1, 4);
@@ -306,6 +319,19 @@ fn an_accusation_counts_while_others_answer_too() {
     let actions = run.step(Event::Tick);
     assert!(matches!(actions[0], Action::Lose(WorkerId(2), _)), "{actions:?}");
     assert_eq!(formed(&actions).3.len(), 3);
+}
+
+#[test]
+fn who_has_answered_may_still_say_who_is_lost() {
+    let mut run = Run::train(1, 3);
+    run.broken(0, None);
+    run.held(1, Holding::at(0));
+    run.broken(1, Some(2));
+    run.held(0, Holding::at(0));
+    run.now += TIMEOUT / HEARING;
+    let actions = run.step(Event::Tick);
+    assert!(matches!(actions[0], Action::Lose(WorkerId(2), _)), "{actions:?}");
+    assert_eq!(formed(&actions).3.len(), 2);
 }
 
 #[test]

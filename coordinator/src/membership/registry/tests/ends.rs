@@ -78,6 +78,18 @@ fn the_last_of_a_run_whose_processes_are_not_replaced_ends_it() {
     assert!(reason.contains("no worker is left"), "{reason}");
 }
 
+/// Others may come from elsewhere.
+#[test]
+fn while_a_worker_is_left_the_run_waits_though_no_process_is_replaced() {
+    let mut run = Run::train(2, 2);
+    run.lost(0);
+    assert_eq!(run.held(1, Holding::at(0)), [Action::Wait { ready: 1, needed: 2 }]);
+    let abandoned = Event::Abandoned { cause: "exit status 9".into(), bad_input: false, left: 0 };
+    assert_eq!(run.step(abandoned), []);
+    run.join(2);
+    assert_eq!(formed(&run.ready(2, None)).3.len(), 2);
+}
+
 #[test]
 fn a_stopped_run_without_workers_ends() {
     let mut run = Run::training();

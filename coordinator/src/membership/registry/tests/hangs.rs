@@ -46,3 +46,13 @@ fn who_is_done_does_not_hang() {
         assert_eq!(run.later([(4, true), (7, false)]), []);
     }
 }
+
+#[test]
+fn who_loads_does_not_hang() {
+    let mut run = Run::training();
+    run.join(2);
+    for _ in 0..80 {
+        assert_eq!(run.later([(0, false), (7, false)]), []);
+        assert_eq!(run.pulse(2, 4, true), [], "opening a task may take long");
+    }
+}

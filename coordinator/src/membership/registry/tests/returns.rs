@@ -23,7 +23,11 @@ fn ring(generation: u64, step: u64, workers: &[u64]) -> Formation {
 
 impl Run {
     fn taken_over(expected: u32, max_workers: u32) -> Self {
-        let run = Self::new(expected, max_workers);
+        Self::taken_over_with(1, expected, max_workers)
+    }
+
+    fn taken_over_with(min_workers: u32, expected: u32, max_workers: u32) -> Self {
+        let run = Self::with_minimum(min_workers, expected, max_workers);
         let registry = Registry::taking_over(run.registry.config.clone(), run.now, FLOOR);
         Self { registry, now: run.now }
     }
@@ -105,8 +109,8 @@ fn where_nobody_comes_back_those_who_join_load_from_storage() {
     }
     let actions = run.wait(2 * TIMEOUT, &[8, 9]);
     assert_eq!(actions, [Action::Restore(vec![WorkerId(8), WorkerId(9)])]);
-    run.ready(8, Some(4));
-    assert_eq!(formed(&run.ready(9, Some(4))).1, 4);
+    let (_, step, source, shares) = formed(&run.ready(8, Some(4)));
+    assert_eq!((step, source, shares.len()), (4, None, 1), "the first goes on, the other joins");
 }
 
 #[test]
@@ -118,6 +122,21 @@ fn a_run_that_had_not_begun_begins_with_those_who_were_ready() {
     run.ready(8, None);
     let (_, step, source, _) = formed(&run.wait(2 * TIMEOUT, &[1, 8]));
     assert_eq!((step, source), (0, Some(0)), "who is new gets the state");
+}
+
+#[test]
+fn a_run_that_had_not_begun_waits_for_no_more_than_it_needs() {
+    // Of five that were expected two are gone for good, with the coordinator that waited for them.
+    let mut run = Run::taken_over_with(3, 5, 5);
+    for id in [1, 2] {
+        run.step(Event::CameBack(WorkerId(id), candidate(id)));
+        run.ready(id, Some(0));
+    }
+    assert_eq!(run.wait(2 * TIMEOUT, &[1, 2]), [], "others may still come, and these are too few");
+    assert!(!run.registry.awaits_returns());
+    assert!(matches!(run.join(8)[..], [Action::Admit(_)]));
+    let (_, step, source, shares) = formed(&run.ready(8, None));
+    assert_eq!((step, source, shares.len()), (0, Some(0), 3));
 }
 
 #[test]
@@ -151,4 +170,14 @@ fn whether_a_leave_stops_the_run_is_known_when_all_are_back() {
     let mut run = Run::taken_over(2, 2);
     run.back(1, &ring(7, 4, &[1]), holding(4, &[], None));
     assert_eq!(run.leaving(1), [Action::Stop], "it is the last");
+}
+
+#[test]
+fn where_nobody_comes_at_all_the_time_to_come_back_ends_by_itself() {
+    let mut run = Run::taken_over(2, 2);
+    assert_eq!(run.registry.deadline(), Some(run.now + 2 * TIMEOUT), "before anything has happened");
+    assert_eq!(run.step(Event::StopRequested), []);
+    run.now += 2 * TIMEOUT;
+    let (outcome, reason) = end(&run.step(Event::Tick));
+    assert!(outcome == Outcome::Failed && reason.contains("stopped"), "{reason}");
 }
