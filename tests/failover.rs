@@ -6,7 +6,8 @@ mod common;
 use std::fs;
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
-use std::time::Instant;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use common::Bench;
 use common::watched::{LONG, Watched, assert_no_trace, kinds, steps};
@@ -67,6 +68,28 @@ fn a_coordinator_that_hangs_is_killed_and_replaced() {
     assert_no_trace(&bench, &events);
     assert!(kinds(&events, "worker_lost").is_empty());
     assert!(kinds(&events, "alive").is_empty(), "that it lives is no event of the run");
+}
+
+/// On a machine that has other things to do, a coordinator may not run for longer than a timeout.
+#[test]
+fn a_coordinator_that_stops_for_longer_than_a_timeout_loses_nobody() {
+    let bench = Bench::new();
+    let timeout = Duration::from_secs(2);
+    let mut run = Watched::start(&bench, "run", &["--workers", "3", "--set", "elastic.timeout=2s"]);
+    run.wait_for_step(5);
+    let workers = run.workers();
+    let coordinator = coordinator_of(&mut run);
+    run.signal(coordinator, Signal::STOP);
+    sleep(timeout + timeout / 2);
+    // Where this test was late itself, its launcher has killed it, and another has taken over: that costs no worker either.
+    let _ = kill_process(Pid::from_raw(coordinator).unwrap(), Signal::CONT);
+    let seen = run.read().len();
+    run.wait_for_world(seen, 3);
+    assert_eq!(run.workers(), workers, "all of them are the same processes");
+    let events = run.stop();
+    assert_no_trace(&bench, &events);
+    assert!(kinds(&events, "worker_lost").is_empty());
+    assert_eq!(kinds(&events, "run_started").len(), 1, "nothing was read from storage");
 }
 
 #[test]

@@ -5,6 +5,7 @@
 //! certificate it comes back to whoever takes over from a coordinator that has died.
 
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
@@ -20,12 +21,16 @@ use crate::identity::{
 };
 use crate::ids::WorkerId;
 use crate::protocol::{About, Enroll, Enrolled, FromCoordinator, FromWorker, Return};
-use crate::stream::{self, StreamError, lost, printable};
+use crate::stream::{self, LOOKS, StreamError, lost, printable};
 
 /// Messages that may wait in either direction.
 const QUEUE_MAX: usize = 1024;
 /// Heartbeats within a timeout.
 const HEARTBEATS: u32 = 8;
+
+/// Timeouts after which a coordinator that says nothing is gone, whoever may come: training does not need it meanwhile, a launcher
+/// that supervises one gives it up sooner, and connections end for good later.
+const SILENCE: u32 = 3;
 
 /// Why a worker could not join.
 #[derive(Debug, thiserror::Error)]
@@ -121,6 +126,7 @@ pub struct Client {
     reports: tokio_mpsc::Sender<FromWorker>,
     messages: mpsc::Receiver<FromCoordinator>,
     ending: Ending,
+    looks: Arc<AtomicU32>,
     closing: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -184,6 +190,12 @@ impl Client {
     /// The coordinator's incarnation; 0 where nobody can take over from it.
     pub fn incarnation(&self) -> u64 {
         self.incarnation
+    }
+
+    /// Whether nothing was heard of the coordinator for a timeout. It may be late, or dead: where another has taken over, it is over
+    /// with this one.
+    pub fn is_silent(&self) -> bool {
+        self.looks.load(Ordering::Relaxed) >= LOOKS
     }
 
     /// A handle for reports from any thread.
@@ -348,7 +360,16 @@ impl Meeting {
         let (messages, received) = mpsc::sync_channel(QUEUE_MAX);
         let (closing, close) = oneshot::channel();
         let ending = Ending::default();
-        let talk = Talk { connection, send, queued, close, ending: ending.clone(), limit };
+        let looks = Arc::<AtomicU32>::default();
+        let talk = Talk {
+            connection,
+            send,
+            queued,
+            close,
+            ending: ending.clone(),
+            looks: Arc::clone(&looks),
+            limit,
+        };
         let thread = thread::Builder::new().name("mattock-control".to_owned()).spawn(move || {
             runtime.block_on(talk.run(receive, messages));
             runtime.block_on(async { timeout(limit, endpoint.wait_idle()).await }).ok();
@@ -364,6 +385,7 @@ impl Meeting {
             reports,
             messages,
             ending,
+            looks,
             closing,
             thread,
         })
@@ -378,12 +400,15 @@ struct Talk {
     /// Completes when the client is closed or gone.
     close: oneshot::Receiver<()>,
     ending: Ending,
+    /// How often in a row it was looked for a message in vain.
+    looks: Arc<AtomicU32>,
     limit: Duration,
 }
 
 impl Talk {
     async fn run(mut self, receive: RecvStream, messages: mpsc::SyncSender<FromCoordinator>) {
-        let listening = tokio::spawn(listen(receive, messages, self.ending.clone(), self.limit));
+        let heard = (self.ending.clone(), Arc::clone(&self.looks));
+        let listening = tokio::spawn(listen(receive, messages, heard, self.limit));
         if let Err(error) = self.speak().await {
             self.ending.note(&error);
         }
@@ -422,11 +447,14 @@ impl Talk {
 async fn listen(
     mut receive: RecvStream,
     messages: mpsc::SyncSender<FromCoordinator>,
-    ending: Ending,
+    (ending, looks): (Ending, Arc<AtomicU32>),
     limit: Duration,
 ) {
+    let looked = |look| looks.store(look, Ordering::Relaxed);
     loop {
-        match stream::receive(&mut receive, limit).await {
+        let message = stream::receive_patiently(&mut receive, limit, SILENCE, looked).await;
+        looked(0);
+        match message {
             Ok(FromCoordinator::Heartbeat) => {}
             Ok(message) => {
                 if messages.try_send(message).is_err() {

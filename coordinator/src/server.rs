@@ -14,6 +14,7 @@ use tokio::time::{sleep_until, timeout};
 
 use crate::event::Event;
 use crate::identity::{Authority, IdentityError, JoinToken, RunSecret, server_config};
+use crate::ids::WorkerId;
 use crate::lease::{Lease, LeaseError, LeaseStore};
 use crate::membership::{self, Outcome};
 use crate::protocol::FromCoordinator;
@@ -21,7 +22,7 @@ use crate::status::{self, Status};
 use crate::wire::{self, WireError};
 
 use self::core::Core;
-use self::door::Door;
+use self::door::{Door, Inbound};
 use self::tenure::Tenure;
 
 mod core;
@@ -143,6 +144,14 @@ pub struct RunEnd {
     pub reason: String,
 }
 
+/// What the server does something about.
+enum Turn {
+    Message(WorkerId, Inbound),
+    Command(Option<Command>),
+    Superseded(Lease),
+    Tick,
+}
+
 /// How a server ends.
 enum Ending {
     /// With its run.
@@ -227,18 +236,23 @@ impl Server {
         let ending = loop {
             let soon = Instant::now() + limit / TURN;
             let due = core.registry.deadline().map_or(soon, |due| soon.min(due + core.stalled()));
-            let meant = tokio::select! {
-                Some((worker, message)) = inbound.recv() => core.absorb(worker, message).await,
-                command = commands.recv(), if commanded => match command {
-                    Some(Command::Ping) => { core.emit(Event::Alive).await; Vec::new() }
-                    Some(command) => core.command(command),
-                    None => { commanded = false; Vec::new() }
-                },
-                Some(successor) = successors.recv() => break Ending::Superseded(successor),
-                () = sleep_until(due.into()) => {
-                    core.came_late(Instant::now().saturating_duration_since(due), limit / TURN);
-                    vec![membership::Event::Tick]
+            let turn = tokio::select! {
+                Some((worker, message)) = inbound.recv() => Turn::Message(worker, message),
+                command = commands.recv(), if commanded => Turn::Command(command),
+                Some(successor) = successors.recv() => Turn::Superseded(successor),
+                () = sleep_until(due.into()) => Turn::Tick,
+            };
+            // Whatever has come first: where this process did not run, the rest of what workers sent comes after it.
+            core.came_late(Instant::now().saturating_duration_since(due), limit / TURN);
+            let meant = match turn {
+                Turn::Message(worker, message) => core.absorb(worker, message).await,
+                Turn::Command(Some(command)) => core.command(command).await,
+                Turn::Command(None) => {
+                    commanded = false;
+                    Vec::new()
                 }
+                Turn::Superseded(successor) => break Ending::Superseded(successor),
+                Turn::Tick => vec![membership::Event::Tick],
             };
             if let Some(ending) = core.decide(meant).await {
                 break ending;

@@ -1,5 +1,7 @@
 //! Whole messages over a QUIC stream, each under a deadline, and a connection's end in words.
 
+use std::future::Future;
+use std::pin::pin;
 use std::time::Duration;
 
 use quinn::{ConnectionError, ReadError, ReadExactError, RecvStream, SendStream, VarInt, WriteError};
@@ -19,6 +21,9 @@ pub(crate) const REFUSED: VarInt = VarInt::from_u32(1);
 const TLS_ALERTS: std::ops::Range<u64> = 0x100..0x200;
 /// The alert of a peer with which no protocol, or version of one, is shared.
 const NO_APPLICATION_PROTOCOL: u64 = 0x178;
+
+/// A silence is counted in so many looks for each timeout.
+pub(crate) const LOOKS: u32 = 8;
 
 /// Why a message was not sent or received.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +78,20 @@ where
     T: Archive,
     T::Archived: for<'a> CheckBytes<HighValidator<'a, Error>> + Deserialize<T, HighDeserializer<Error>>,
 {
+    receive_patiently(stream, limit, 1, |_| ()).await
+}
+
+/// Receives one message within so many timeouts of `limit`; `looked` is told how often it was looked for in vain.
+pub(crate) async fn receive_patiently<T>(
+    stream: &mut RecvStream,
+    limit: Duration,
+    limits: u32,
+    looked: impl FnMut(u32),
+) -> Result<T, StreamError>
+where
+    T: Archive,
+    T::Archived: for<'a> CheckBytes<HighValidator<'a, Error>> + Deserialize<T, HighDeserializer<Error>>,
+{
     let read = async {
         let mut header = [0; HEADER_BYTES];
         stream.read_exact(&mut header).await.map_err(|error| match error {
@@ -84,7 +103,25 @@ where
         stream.read_exact(&mut archive).await.map_err(|error| unread(error, want))?;
         Ok(wire::decode(&archive)?)
     };
-    timeout(limit, read).await.map_err(|_| StreamError::Silent(limit))?
+    in_looks(limit / LOOKS, limits * LOOKS, looked, read).await.ok_or(StreamError::Silent(limits * limit))?
+}
+
+/// Looks so many times, each for so long, and tells how often it was in vain: a process that was stopped itself, or starved, has not
+/// looked meanwhile, and what was sent to it is still to be read. `None` where it took too long.
+async fn in_looks<T>(
+    each: Duration,
+    looks: u32,
+    mut looked: impl FnMut(u32),
+    act: impl Future<Output = T>,
+) -> Option<T> {
+    let mut act = pin!(act);
+    for look in 1..=looks {
+        if let Ok(done) = timeout(each, act.as_mut()).await {
+            return Some(done);
+        }
+        looked(look);
+    }
+    None
 }
 
 fn unread(error: ReadExactError, want: usize) -> StreamError {
@@ -140,4 +177,34 @@ fn another_protocol() -> String {
 pub(crate) fn printable(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use tokio::sync::oneshot;
+    use tokio::time::sleep;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_silence_comes_to_an_end_and_each_look_is_told_of() {
+        let mut told = Vec::new();
+        let heard = in_looks(Duration::from_millis(1), 3, |look| told.push(look), pending::<()>()).await;
+        assert_eq!((heard, told), (None, vec![1, 2, 3]));
+    }
+
+    #[tokio::test]
+    async fn who_did_not_run_itself_has_heard_no_silence() {
+        let (sender, message) = oneshot::channel();
+        let each = Duration::from_millis(100);
+        let waiting = tokio::spawn(in_looks(each, LOOKS, |_| (), message));
+        tokio::task::yield_now().await;
+        // As if the process had been stopped: this thread has all tasks. Then time goes on before the message is read.
+        std::thread::sleep(each * (LOOKS + 1));
+        sleep(Duration::from_millis(1)).await;
+        sender.send(7).unwrap();
+        assert_eq!(waiting.await.unwrap(), Some(Ok(7)));
+    }
 }

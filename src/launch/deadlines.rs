@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-/// Timeouts that a coordinator may say nothing, asked or not; workers look for another after one of them.
+/// Timeouts that a coordinator may say nothing, asked or not; workers look for another after one of them, and wait for this one
+/// longer than that.
 const SILENCE: u32 = 2;
 /// And at least so long: a busy machine is no dead coordinator.
 const SILENCE_MIN: Duration = Duration::from_secs(2);

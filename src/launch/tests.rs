@@ -109,15 +109,18 @@ async fn a_killed_worker_is_told_with_the_signal_while_the_others_live() {
     assert!(ended.workers[1].unwrap().success());
 }
 
-/// Supervises one worker that is started again, under a coordinator that says `after` once it was told of that many exits.
+/// Supervises one worker that is started again, under a coordinator that says `after` once it was told of that many exits. The file
+/// that `OVER` names is there as soon as the supervisor has heard that the run is ending.
 async fn respawned(worker: &str, after: usize, coordinator: &str) -> Vec<serde_json::Value> {
     let told = "until_told '*exited*'; ".repeat(after);
+    let folder = tempfile::tempdir().unwrap();
+    let over = folder.path().join("over");
     let run = LocalRun {
         coordinator: sh(&format!("{ECHOES_UNTIL}\n{LISTENS}; {told} {coordinator}")),
         workers: NonZeroU32::MIN,
         worker: {
-            let worker = worker.to_owned();
-            Box::new(move |_, _| sh(&worker))
+            let (worker, over) = (worker.to_owned(), over.display().to_string());
+            Box::new(move |_, _| sh(&worker).with_env("OVER", over.clone()))
         },
         respawn: true,
         restarts: 0,
@@ -129,6 +132,9 @@ async fn respawned(worker: &str, after: usize, coordinator: &str) -> Vec<serde_j
         if let Line::Event(text) = line {
             let event: serde_json::Value = serde_json::from_str(text).unwrap();
             exits.extend(event.get("exited").cloned());
+            if event["event"] == "run_ending" {
+                std::fs::write(&over, "").unwrap();
+            }
         }
     });
     ended.await.unwrap();
@@ -148,7 +154,10 @@ async fn a_worker_that_dies_is_replaced_until_it_is_hopeless() {
 #[tokio::test]
 async fn nobody_is_started_once_the_run_is_over() {
     let takes_part = r#"until_told '*exited*'; echo '{"event":"run_ending"}'; until_told '*exited*';"#;
-    let exits = respawned("exit 3", 0, takes_part).await;
+    // The second one does not end before the supervisor has heard of the run's end.
+    let worker =
+        r#"[ -e "$OVER.first" ] && until [ -e "$OVER" ]; do sleep 0.01; done; : > "$OVER.first"; exit 3"#;
+    let exits = respawned(worker, 0, takes_part).await;
     assert_eq!(exits.len(), 2);
     assert_eq!(exits[0]["replaced"], true);
     assert_eq!(exits[1]["replaced"], false, "the run is over");

@@ -32,7 +32,7 @@ pub struct Recalled;
 #[derive(Debug, Default)]
 pub struct Gate {
     progress: Mutex<Progress>,
-    reported: Condvar,
+    changed: Condvar,
 }
 
 #[derive(Debug, Default)]
@@ -136,11 +136,19 @@ impl Gate {
     pub fn freeze(&self, generation: u64) -> Holding {
         let mut progress = self.lock();
         progress.recalled = progress.recalled.max(Some(generation));
+        self.changed.notify_all();
         while progress.writing {
-            progress = self.reported.wait(progress).unwrap_or_else(PoisonError::into_inner);
+            progress = self.changed.wait(progress).unwrap_or_else(PoisonError::into_inner);
         }
         let Progress { step, ref done, running, state_hash, basis, audit, .. } = *progress;
         Holding { step, done: done.iter().copied().collect(), running, state_hash, basis, audit }
+    }
+
+    /// Waits for the end of a ring, for `limit` at most.
+    pub(crate) fn await_recall(&self, generation: u64, limit: Duration) {
+        let is_whole = |progress: &mut Progress| progress.recalled < Some(generation);
+        // How long it took, or whether it came, the next piece of work that is begun says.
+        let _ = self.changed.wait_timeout_while(self.lock(), limit, is_whole);
     }
 
     /// Ends a ring after the step that is under way, or where that takes longer than `limit`, as it is; says what is held.
@@ -153,7 +161,7 @@ impl Gate {
             if left.is_zero() {
                 break;
             }
-            let waited = self.reported.wait_timeout(progress, left);
+            let waited = self.changed.wait_timeout(progress, left);
             progress = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         drop(progress);
@@ -255,7 +263,7 @@ impl Gate {
             progress.recalled = progress.recalled.max(progress.draining);
         }
         progress.work.turn(true);
-        self.reported.notify_all();
+        self.changed.notify_all();
     }
 }
 

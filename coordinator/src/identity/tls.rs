@@ -21,6 +21,10 @@ const STREAMS_MAX: u32 = 1;
 /// What may arrive of a stream before it is read: this much memory any peer can take, a thousand of them at once.
 const WINDOW_BYTES: u32 = 256 << 10;
 
+/// A connection may be idle for so many timeouts: whether a peer is alive is for those to say who read its messages, and know
+/// whether they have looked.
+const IDLE: u32 = 4;
+
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
@@ -44,7 +48,7 @@ fn transport(timeout: Duration) -> Arc<TransportConfig> {
     transport.receive_window(WINDOW_BYTES.into());
     transport.datagram_receive_buffer_size(None);
     transport.keep_alive_interval(Some(timeout / 4));
-    transport.max_idle_timeout(IdleTimeout::try_from(timeout).ok());
+    transport.max_idle_timeout(IdleTimeout::try_from(IDLE * timeout).ok());
     Arc::new(transport)
 }
 

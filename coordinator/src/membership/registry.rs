@@ -132,6 +132,8 @@ pub struct Registry {
     shrink_to: Option<u32>,
     /// Who leaves for that, and how many were to stay.
     sent_away: Option<(u32, BTreeSet<WorkerId>)>,
+    /// Who was sent away finishes the step that is under way, until then at the latest.
+    goes_at: Option<Instant>,
     stop: bool,
 }
 
@@ -161,6 +163,7 @@ impl Registry {
             unsettled: false,
             shrink_to: None,
             sent_away: None,
+            goes_at: None,
             stop: false,
         }
     }
@@ -193,7 +196,8 @@ impl Registry {
             Standing::Recalled { until } => Some(until),
             _ => None,
         });
-        silent.chain(heard_out).chain(self.returning).chain(self.replacement).min()
+        let awaited = self.returning.into_iter().chain(self.replacement).chain(self.goes_at);
+        silent.chain(heard_out).chain(awaited).min()
     }
 
     /// Takes in one event, then decides once: every way to a ring, and to the end, passes through here.
@@ -209,6 +213,9 @@ impl Registry {
         // Thousands of workers say every second that they are alive: none of that may cost a look at all of them.
         let looks = is_rare(&event) || self.look_at.is_none_or(|at| now >= at);
         self.unsettled |= !is_routine(&event);
+        if self.goes_at.is_some_and(|at| now >= at) {
+            self.let_them_go();
+        }
         self.absorb(event, actions);
         if looks {
             self.notice_silence(actions);
@@ -265,7 +272,7 @@ impl Registry {
             }
             Event::Held(id, generation, holding) => self.hold(id, generation, holding),
             Event::Broken(id, broken) => self.break_ring(id, broken),
-            Event::Stepped => self.breaks = 0,
+            Event::Stepped => self.end_step(),
             Event::Disagreed(reason) if self.phase == Phase::Running => {
                 self.stale.get_or_insert(Stale { reason, ..Stale::default() });
             }
@@ -425,23 +432,6 @@ impl Registry {
         }
     }
 
-    /// Who may be put into a ring, in the order of ranks: those who were in the last one keep theirs, as far as may be. Others
-    /// take the places of those who are gone, so that nobody else's part of a divided state moves; the rest follow.
-    fn free(&self) -> Vec<WorkerId> {
-        let before = self.formation.iter().flat_map(|ring| &ring.places).map(|place| place.worker);
-        let is_free = |id: &WorkerId| self.workers.get(id).is_some_and(|worker| worker.held().is_some());
-        let before: BTreeMap<WorkerId, usize> = before.zip(0..).collect();
-        let mut newcomers = self.workers.keys().filter(|id| is_free(id) && !before.contains_key(*id));
-        let mut by_rank: Vec<WorkerId> = Vec::new();
-        let mut places: Vec<WorkerId> = before.keys().copied().collect();
-        places.sort_by_key(|id| before[id]);
-        for id in places {
-            by_rank.extend(if is_free(&id) { Some(id) } else { newcomers.next().copied() });
-        }
-        by_rank.extend(newcomers);
-        by_rank
-    }
-
     fn end_of_the_last(&mut self, actions: &mut Vec<Action>) {
         match self.last_lost.take() {
             Some((id, cause)) => {
@@ -480,10 +470,12 @@ impl Registry {
         }
         // Nobody is let in to be stopped.
         let comes = |worker: &Worker| worker.held().is_some() && !self.stop;
-        let leaves = |worker: &Worker| worker.leaving.is_some() && worker.standing == Standing::Member;
+        let leaves = |id: &WorkerId, worker: &Worker| {
+            worker.leaving.is_some() && worker.standing == Standing::Member && self.may_go(id)
+        };
         let done = self.workers.values().any(|worker| worker.finish.is_some());
         // Nobody is let in, or let go, when the run is all but over.
-        let moves = !done && self.workers.values().any(|worker| comes(worker) || leaves(worker));
+        let moves = !done && self.workers.iter().any(|(id, worker)| comes(worker) || leaves(id, worker));
         self.unsettled = moves;
         moves
     }
@@ -494,6 +486,7 @@ impl Registry {
             self.stale.take().unwrap_or_else(|| self.coming_and_going());
         self.breaks += u32::from(broken_by.is_some());
         self.phase = Phase::Recalling;
+        self.goes_at = None;
         self.bury(actions);
         let mut members = Vec::new();
         for (id, worker) in &mut self.workers {

@@ -277,9 +277,12 @@ impl Core {
         }
     }
 
-    pub(super) fn command(&mut self, command: Command) -> Vec<membership::Event> {
+    pub(super) async fn command(&mut self, command: Command) -> Vec<membership::Event> {
         match command {
-            Command::Ping => Vec::new(),
+            Command::Ping => {
+                self.emit(Event::Alive).await;
+                Vec::new()
+            }
             Command::Stop => vec![membership::Event::StopRequested],
             Command::Shrink(workers) => self.shrink(workers),
             Command::ProcessExited { host, pid, status, bad_input, replaced, left } => {

@@ -41,6 +41,9 @@ const ABOUT_BYTES_MAX: usize = 1024;
 /// The coordinator's heartbeats within a timeout.
 const HEARTBEATS: u32 = 8;
 
+/// Timeouts that a connection may say nothing: who is silent is lost after one, but it is the registry that decides it.
+const SILENCE: u32 = 2;
+
 /// What arrives of a worker.
 #[derive(Debug)]
 pub(super) enum Inbound {
@@ -317,7 +320,7 @@ impl Guest {
 /// Passes a worker's messages on; returns what ended that, or nothing where nobody takes them any more.
 async fn read(worker: WorkerId, receive: &mut RecvStream, door: &Door) -> Option<StreamError> {
     loop {
-        match stream::receive(receive, door.limit).await {
+        match stream::receive(receive, SILENCE * door.limit).await {
             Ok(message) => door.inbox.send((worker, Inbound::Message(message))).await.ok()?,
             Err(error) => return Some(error),
         }

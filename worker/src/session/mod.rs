@@ -198,10 +198,10 @@ pub fn run<T: Task>(options: Options<'_>) -> Result<End, SessionError> {
     let (run, recipe, settings) =
         (client.run().to_owned(), client.recipe().to_owned(), client.settings().to_owned());
     let (id, under_way) = (client.worker(), client.under_way());
-    let control = Control::start(client, limit, succession)?;
+    let control = Control::start(client, node, limit, succession)?;
     control.leave_on(options.leave, limit / LEAVE)?;
     let (cache, resolve, told) = (options.cache.as_path(), options.resolve, options.told);
-    let worker = Worker { id, cache, resolve, told, device, node, control, limit, run, recipe, under_way };
+    let worker = Worker { id, cache, resolve, told, device, control, limit, run, recipe, under_way };
     let ended = worker.work::<T>(&settings);
     let ended = worker.say_goodbye(ended);
     worker.control.close();
@@ -250,7 +250,6 @@ struct Worker<'a> {
     resolve: &'a dyn Fn(&str) -> Result<Plan, String>,
     told: &'a dyn Fn(Milestone),
     device: Device,
-    node: Node,
     control: Control,
     limit: Duration,
     run: String,

@@ -8,12 +8,7 @@
 
 mod saving;
 
-use std::sync::Arc;
-use std::time::Duration;
-
-use mattock_collectives::{
-    CollectiveError, Counters, Generation, Group, JoinError as RingError, Rank, Ring, RingSpec, WorldSize,
-};
+use mattock_collectives::{CollectiveError, Counters, Group, Rank};
 use mattock_coordinator::membership::Instruction;
 use mattock_coordinator::protocol::{Break, Finish, Formation, FromWorker, Rebalance, Shift, StepReport};
 use mattock_kernels::TrainBackend;
@@ -21,22 +16,13 @@ use mattock_kernels::TrainBackend;
 use super::{End, Milestone, SessionError, Worker, beginnings};
 use crate::balance::{Balance, Change, Pace, median};
 use crate::commit::CommitError;
+use crate::control::Seat;
 use crate::faults::Faults;
 use crate::plan::{Plan, Shard, Sum};
 use crate::settings::Settings;
 use crate::storage::Saver;
 use crate::task::{Facts, Task};
 use crate::trainer::{StepDone, StepError, Trainer};
-
-/// How often a worker that links up looks whether the ring is still wanted.
-const LINK_PULSE: Duration = Duration::from_millis(5);
-
-/// A place in a ring whose links are up.
-struct Seat {
-    group: Arc<Group>,
-    formation: Formation,
-    rank: u32,
-}
 
 /// A worker with a trainer.
 pub(super) struct Training<'a, B: TrainBackend, T: Task> {
@@ -114,9 +100,9 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
         let mut seat: Option<Seat> = None;
         loop {
             match control.next(self.worker.limit) {
-                Some(Instruction::Link { rank, formation }) => {
+                Some(Instruction::Link { .. }) => {
                     drop(seat.take());
-                    seat = self.sit_down(rank, formation)?;
+                    seat = control.seat().map_err(SessionError::Nonsense)?;
                 }
                 Some(Instruction::Train(_)) => {
                     let Some(seat) = &seat else {
@@ -164,55 +150,6 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
             Some(End::Completed)
         } else {
             self.worker.control.stop_requested().then_some(End::Stopped)
-        }
-    }
-
-    /// Links up with the neighbours, and says so.
-    fn sit_down(&self, rank: u32, formation: Formation) -> Result<Option<Seat>, SessionError> {
-        let control = &self.worker.control;
-        let generation = formation.generation;
-        let group = match self.link(rank, &formation)? {
-            Ok(Some(group)) => Arc::new(group),
-            Ok(None) => return Ok(None),
-            Err(error) => {
-                let (lost_rank, text) = (accused(&error, &formation), error.to_string());
-                control.report(FromWorker::Broken(Break { generation, lost_rank, text }));
-                return Ok(None);
-            }
-        };
-        control.guard(&group);
-        if rank == 0 && generation == 1 && group.ring().world_size().get() > 1 {
-            let text = format!("gradients travel by {}", group.transport());
-            control.report(FromWorker::Notice { text });
-        }
-        control.report(FromWorker::Linked { generation });
-        Ok(Some(Seat { group, formation, rank }))
-    }
-
-    /// Brings up the links to both neighbours; nothing where the ring is recalled meanwhile.
-    fn link(
-        &self,
-        rank: u32,
-        formation: &Formation,
-    ) -> Result<Result<Option<Group>, RingError>, SessionError> {
-        let nonsense =
-            |what: &str| SessionError::Nonsense(format!("{what} in generation {}", formation.generation));
-        let places = &formation.places;
-        let world = WorldSize::new(places.len() as u32).ok_or_else(|| nonsense("an empty ring"))?;
-        let ring = Ring::new(Rank(rank), world, Generation(formation.generation))
-            .ok_or_else(|| nonsense("a rank outside the ring"))?;
-        let (next, prev) = (&places[ring.next().0 as usize], &places[ring.prev().0 as usize]);
-        let address = next.address.parse().map_err(|_| nonsense("an address that is none"))?;
-        let spec = RingSpec { ring, next: (address, next.worker.dns_name()), prev: prev.worker.dns_name() };
-        let mut joining = self.worker.node.begin_join(spec);
-        loop {
-            match joining.wait_for(LINK_PULSE) {
-                Ok(joined) => return Ok(joined.map(Some)),
-                Err(_) if self.worker.control.is_over(formation.generation) => {
-                    return Ok(Ok(None));
-                }
-                Err(still) => joining = still,
-            }
         }
     }
 
@@ -289,7 +226,7 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
             if !std::mem::replace(&mut proved, true) {
                 (self.worker.told)(Milestone::Stepped);
             }
-            control.leave_if_asked();
+            control.leave_if_asked(formation.generation, done.stop);
             if done.stop {
                 break;
             }
@@ -416,12 +353,6 @@ fn shifts(generation: u64, step: u64, change: &Change) -> Rebalance {
         median_micros,
         shifts: all.filter(|shift| shift.before != shift.after).collect(),
     }
-}
-
-/// The rank to which no link came up, where the error says so.
-fn accused(error: &RingError, formation: &Formation) -> Option<u32> {
-    let (RingError::Unreachable { name, .. } | RingError::TimedOut { name, .. }) = error else { return None };
-    formation.places.iter().position(|place| place.worker.dns_name() == *name).map(|rank| rank as u32)
 }
 
 fn wrapped(error: StepError) -> Interruption {

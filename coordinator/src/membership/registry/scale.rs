@@ -9,6 +9,9 @@ use super::{Registry, Worker};
 use crate::ids::WorkerId;
 use crate::membership::vocabulary::{Action, Phase};
 
+/// Who is sent away finishes the step that is under way, if that takes no longer than this part of a timeout.
+const STEP: u32 = 4;
+
 impl Registry {
     /// How many workers there are that stay, if the run may be asked to have so many.
     ///
@@ -52,6 +55,24 @@ impl Registry {
         }
     }
 
+    /// All ranks have done a step.
+    pub(super) fn end_step(&mut self) {
+        self.breaks = 0;
+        self.let_them_go();
+    }
+
+    /// Who was sent away has had its step, or the time for it.
+    pub(super) fn let_them_go(&mut self) {
+        self.unsettled |= self.goes_at.take().is_some();
+    }
+
+    /// Whether a ring is ended for this worker, which leaves, now: who was sent away finishes the step first, lest what it has
+    /// added up of it is lost.
+    pub(super) fn may_go(&self, id: &WorkerId) -> bool {
+        let is_sent = || self.sent_away.as_ref().is_some_and(|(_, sent)| sent.contains(id));
+        self.goes_at.is_none() || !is_sent()
+    }
+
     fn staying(&self) -> impl DoubleEndedIterator<Item = (WorkerId, &Worker)> {
         self.workers.iter().filter(|(_, worker)| worker.leaving.is_none()).map(|(id, worker)| (*id, worker))
     }
@@ -68,6 +89,9 @@ impl Registry {
             self.staying().rev().take(too_many).map(|(id, worker)| (id, worker.has_state())).collect();
         let ids = newest.iter().map(|(id, _)| *id);
         self.sent_away = Some((wanted, ids.collect()));
+        let goes_at = self.now + self.config.timeout / STEP;
+        self.goes_at = Some(goes_at);
+        self.look_at = self.look_at.map(|at| at.min(goes_at));
         for (id, has_state) in newest {
             match has_state {
                 true => drop(self.workers.entry(id).and_modify(|worker| worker.leaving = Some(reason()))),

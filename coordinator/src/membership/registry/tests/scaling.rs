@@ -10,8 +10,9 @@ fn shrink(run: &mut Run, workers: u32) -> Vec<Action> {
 #[test]
 fn the_newest_leave_after_their_step_and_others_may_come_later() {
     let mut run = Run::train(1, 4);
-    let actions = shrink(&mut run, 2);
-    let (members, reason) = recalled(&actions);
+    assert_eq!(shrink(&mut run, 2), []);
+    assert_eq!(run.step(Event::Heard(WorkerId(0))), []);
+    let (members, reason) = recalled(&run.step(Event::Stepped));
     assert_eq!(members, [0, 1, 2, 3]);
     assert!(reason.contains("worker 3 leaves: the run was scaled to 2 workers"), "{reason}");
     (0..3).for_each(|id| drop(run.held(id, Holding::at(5))));
@@ -33,6 +34,23 @@ fn the_newest_leave_after_their_step_and_others_may_come_later() {
 }
 
 #[test]
+fn a_long_step_is_not_waited_for() {
+    let mut run = Run::train(1, 3);
+    assert_eq!(shrink(&mut run, 2), []);
+    let due = run.registry.deadline().unwrap();
+    assert!(due < run.now + TIMEOUT / 2, "in {:?}", due - run.now);
+    run.now = due;
+    assert_eq!(recalled(&run.step(Event::Tick)).0, [0, 1, 2]);
+}
+
+#[test]
+fn who_is_told_to_leave_by_its_host_is_not_waited_for() {
+    let mut run = Run::train(1, 3);
+    assert_eq!(shrink(&mut run, 2), []);
+    assert_eq!(recalled(&run.leaving(2)).0, [0, 1, 2]);
+}
+
+#[test]
 fn who_has_no_state_yet_leaves_at_once() {
     let mut run = Run::training();
     run.join(2);
@@ -51,7 +69,7 @@ fn while_a_ring_is_changed_a_request_waits_for_the_next() {
     let actions = run.held(2, Holding::at(2));
     assert_eq!(formed(&actions).3.len(), 2);
     (1..3).for_each(|id| drop(run.linked(id)));
-    let (members, reason) = recalled(&run.step(Event::Tick));
+    let (members, reason) = recalled(&run.step(Event::Stepped));
     assert_eq!(members, [1, 2]);
     assert!(reason.contains("worker 2 leaves"), "{reason}");
 }
@@ -81,7 +99,7 @@ fn where_nobody_else_has_the_state_who_was_sent_away_stays_and_leaves_later() {
     assert_eq!(formed(&actions).3.len(), 2, "{actions:?}");
     assert!(!actions.iter().any(|action| matches!(action, Action::Release(..))), "{actions:?}");
     (1..3).for_each(|id| drop(run.linked(id)));
-    let (members, reason) = recalled(&run.step(Event::Tick));
+    let (members, reason) = recalled(&run.step(Event::Stepped));
     assert_eq!(members, [1, 2]);
     assert!(reason.contains("worker 2 leaves"), "{reason}");
 }
