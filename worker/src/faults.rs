@@ -1,8 +1,8 @@
 //! Faults on purpose, for tests: what processes and networks do not show by themselves.
 //!
 //! `MATTOCK_FAULTS=flip:2:5` lets a bit of worker 2's parameters flip before step 5; `slow:2:900` lets it say that a micro-batch
-//! takes it 900 microseconds, whatever it does; with `wrong:2:5` its gradients are wrong from step 5 on. Several are told apart by commas. Only builds
-//! with debug assertions look there.
+//! takes it 900 microseconds, whatever it does; with `wrong:2:5` its gradients are wrong from step 5 on; with `apart:2` it is on a
+//! machine of its own. Several are told apart by commas. Only builds with debug assertions look there.
 
 use mattock_coordinator::WorkerId;
 
@@ -15,6 +15,8 @@ pub(crate) struct Faults {
     flip: Option<u64>,
     /// Its gradients are wrong from this step on.
     pub(crate) wrong: Option<u64>,
+    /// The number of a machine on which nobody else is.
+    pub(crate) machine: Option<i64>,
     /// A micro-batch is said to take it so many microseconds.
     pub(crate) micros: Option<u32>,
 }
@@ -35,6 +37,7 @@ impl Faults {
             let numbers: Vec<u64> = numbers.split(':').filter_map(|number| number.parse().ok()).collect();
             match (kind, &numbers[..]) {
                 ("slow", &[id, micros]) if id == worker.0 => faults.micros = u32::try_from(micros).ok(),
+                ("apart", &[id]) if id == worker.0 => faults.machine = i64::try_from(id).ok(),
                 ("wrong", &[id, step]) if id == worker.0 => faults.wrong = Some(step),
                 ("flip", &[id, step]) if id == worker.0 => faults.flip = Some(step),
                 _ => {}

@@ -6,6 +6,7 @@
 //!   └───────────────────────────────┘ what was added up of the step is kept
 //! ```
 
+mod choice;
 mod saving;
 
 use std::sync::Arc;
@@ -22,7 +23,7 @@ use super::{End, Milestone, SessionError, Worker, beginnings};
 use crate::balance::{Balance, Change, Pace, median};
 use crate::commit::CommitError;
 use crate::faults::Faults;
-use crate::plan::{Plan, Shard, Sum};
+use crate::plan::{Bits, Plan, Shard, Sum};
 use crate::settings::Settings;
 use crate::storage::Saver;
 use crate::task::{Facts, Task};
@@ -46,6 +47,8 @@ pub(super) struct Training<'a, B: TrainBackend, T: Task> {
     settings: &'a Settings,
     trainer: Trainer<'a, B, T>,
     facts: Facts,
+    /// Of the sums, once they are known.
+    bits: Option<Bits>,
     /// Whether the trainer's state is that of some step, all of it.
     whole: bool,
     /// The step of a checkpoint that this run does not believe.
@@ -103,8 +106,8 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
         trainer: Trainer<'a, B, T>,
     ) -> Self {
         let (whole, facts, faults) = (!worker.under_way, task.facts(), Faults::of(worker.id));
-        let (flawed, saver, finish) = (None, None, None);
-        Self { worker, task, plan, settings, trainer, facts, whole, flawed, saver, finish, faults }
+        let (bits, flawed, saver, finish) = (None, None, None, None);
+        Self { worker, task, plan, settings, trainer, facts, bits, whole, flawed, saver, finish, faults }
     }
 
     /// Follows the coordinator until the run is over, or goes on without this worker.
@@ -245,6 +248,7 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
         let Seat { group, formation, rank } = seat;
         let (control, rank) = (&self.worker.control, *rank);
         self.open_saver(rank)?;
+        self.settle_bits(seat)?;
         let mut proved = false;
         let mut balance = self.balance(formation);
         while self.trainer.state().step < self.plan.steps {

@@ -22,6 +22,7 @@ mod sharding;
 #[cfg(test)]
 mod tests;
 mod transfer;
+mod trial;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, mpsc};
@@ -154,7 +155,7 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
             blocks,
             inner,
             lengths,
-            sum: GradientSum::new(plan, &space),
+            sum: GradientSum::new(plan, &space, plan.reduce.bits),
             counted: BTreeMap::new(),
             clean: false,
             maxima: None,
