@@ -8,9 +8,10 @@
 //! ```
 //!
 //! Operations are sent strictly one after the other, so a rank that has not submitted the next one yet can leave its
-//! chunks in the link: nothing of an earlier operation is behind them. Within an operation what arrived goes before
-//! own chunks: it is still in the cache, and the memory in use stays small. The next operation's chunks leave while
-//! the last ones of this operation are on their way here, so the link does not idle between operations.
+//! chunks in the link: nothing of an earlier operation is behind them. Within an operation what arrived and own chunks
+//! take turns: what has arrived is still in the cache, and the memory in use stays small; but own chunks have the longest way to
+//! go, and if they were last, everybody would wait for them at the end, for a round trip on far links. The next operation's chunks
+//! leave while the last ones of this operation are on their way here, so the link does not idle between operations.
 //!
 //! # Invariants
 //! 1. An operation resolves once, when all its chunks have arrived and left, or with the reason why they have not.
@@ -34,6 +35,9 @@ use crate::transfer::{Arrived, Outgoing, Transfer};
 /// How many operations arrivals may be ahead of departures.
 const AHEAD_MAX: usize = 2;
 
+/// Chunks that travel on leave first where more of them wait: they are memory.
+const WAITING_MAX: usize = 32;
+
 /// The operations of one rank that are not done.
 pub(crate) struct Exchange {
     ring: Ring,
@@ -53,6 +57,8 @@ struct Active {
     transfer: Box<dyn Transfer>,
     /// What arrived and travels on.
     forwards: VecDeque<Outgoing>,
+    /// An own chunk left last.
+    own_left: bool,
     sends_left: u64,
     arrivals_left: u64,
     bytes_done: u64,
@@ -129,8 +135,15 @@ impl Exchange {
     pub(crate) fn submit_as(&mut self, id: OpId, transfer: Box<dyn Transfer>) {
         self.next_sequence = id.sequence + 1;
         let (sends_left, arrivals_left) = (transfer.sends(), transfer.arrivals());
-        let active =
-            Active { id, transfer, forwards: VecDeque::new(), sends_left, arrivals_left, bytes_done: 0 };
+        let active = Active {
+            id,
+            transfer,
+            forwards: VecDeque::new(),
+            own_left: false,
+            sends_left,
+            arrivals_left,
+            bytes_done: 0,
+        };
         match &self.fault {
             Some(fault) => active.fail(&self.ring, fault),
             None => self.active.push_back(active),
@@ -141,7 +154,7 @@ impl Exchange {
     /// What to send next, and for what, header first; acknowledge it with [`sent`](Self::sent) before asking again.
     pub(crate) fn next_outgoing(&mut self) -> Option<(Collective, Vec<Bytes>)> {
         let active = self.active.iter_mut().find(|active| active.sends_left > 0)?;
-        let outgoing = active.forwards.pop_front().or_else(|| active.transfer.next_own(&self.pool))?;
+        let outgoing = active.next_outgoing(&self.pool)?;
         let header = active.header(&self.ring, &outgoing);
         let mut pieces = outgoing.pieces;
         pieces.insert(0, header.encode());
@@ -231,6 +244,14 @@ impl Exchange {
 }
 
 impl Active {
+    /// An own chunk and one that travels on in turn, as far as there are any and not too many wait.
+    fn next_outgoing(&mut self, pool: &ChunkPool) -> Option<Outgoing> {
+        let turn = self.own_left || self.forwards.len() > WAITING_MAX;
+        let forward = if turn { self.forwards.pop_front() } else { None };
+        self.own_left = forward.is_none();
+        forward.or_else(|| self.transfer.next_own(pool)).or_else(|| self.forwards.pop_front())
+    }
+
     fn is_complete(&self) -> bool {
         self.sends_left == 0 && self.arrivals_left == 0
     }
@@ -278,5 +299,73 @@ impl Active {
         let (rank, generation, phase) = (ring.rank(), ring.generation(), self.transfer.phase());
         let at = Place { rank, generation, op: self.id, phase, bytes_done: self.bytes_done };
         self.transfer.resolve(Err(fault.at(at)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rank::{Generation, Rank, WorldSize};
+    use crate::reduction::{Reduction, Sum, combine_into};
+    use crate::schedule::Parts;
+    use crate::schedule::ring::Schedule;
+    use crate::transfer::{Buffers, TypedTransfer};
+
+    const LEN: usize = 256;
+
+    /// Both ranks of a ring, with an all-reduce in chunks of one element.
+    fn pair() -> [Exchange; 2] {
+        [0, 1].map(|rank| {
+            let world = WorldSize::new(2).unwrap();
+            let ring = Ring::new(Rank(rank), world, Generation(0)).unwrap();
+            let parts = Parts::Even { len: LEN, ranks: world };
+            let schedule = Schedule::new(ring, Collective::AllReduce, parts, 1);
+            let input = Some(std::sync::Arc::new(vec![1i32; LEN].into()));
+            let output = vec![0; LEN].into();
+            let buffers = Buffers { input, input_holds: 0..LEN, output, output_holds: 0..LEN };
+            let reduction = Some((Sum::<i32>::KIND, combine_into::<Sum<i32>> as _));
+            let transfer = TypedTransfer::new(schedule, reduction, buffers, Box::new(|_| {}));
+            let mut exchange = Exchange::new(ring, 4);
+            exchange.submit(Box::new(transfer));
+            exchange
+        })
+    }
+
+    /// What one sends next, as bytes, and in which pass.
+    fn send(from: &mut Exchange) -> Option<(Bytes, u32)> {
+        let pieces = from.next_outgoing()?;
+        from.sent();
+        let pass = u32::from_le_bytes(pieces[0][24..28].try_into().unwrap());
+        Some((pieces.concat().into(), pass))
+    }
+
+    fn take(to: &mut Exchange, mut bytes: Bytes) {
+        assert_eq!(to.absorb(&mut bytes), Ok(Absorbed::Whole));
+    }
+
+    #[test]
+    fn own_chunks_and_those_that_travel_on_take_turns_until_too_many_wait() {
+        let [mut one, mut other] = pair();
+        for _ in 0..3 {
+            take(&mut one, send(&mut other).unwrap().0);
+        }
+        let passes: Vec<u32> = (0..8).map(|_| send(&mut one).unwrap().1).collect();
+        assert_eq!(passes, [0, 1, 0, 1, 0, 1, 0, 0]);
+        for _ in 0..WAITING_MAX + 4 {
+            take(&mut one, send(&mut other).unwrap().0);
+        }
+        let passes: Vec<u32> = (0..8).map(|_| send(&mut one).unwrap().1).collect();
+        assert_eq!(passes, [1, 1, 1, 1, 0, 1, 0, 1]);
+    }
+
+    #[test]
+    fn all_that_waits_leaves_in_the_end() {
+        let [mut one, mut other] = pair();
+        while !(one.is_idle() && other.is_idle()) {
+            let [there, back] = [send(&mut one), send(&mut other)];
+            assert!(there.is_some() || back.is_some(), "nothing moves");
+            there.into_iter().for_each(|(bytes, _)| take(&mut other, bytes));
+            back.into_iter().for_each(|(bytes, _)| take(&mut one, bytes));
+        }
     }
 }

@@ -56,7 +56,7 @@ pub(super) const KEYS: &[Key] = &[
     optional(
         "reduce.bits",
         "32",
-        "bits of an exact sum that cross the ring: 8, 12, 16, 24 or 32",
+        "bits of an exact sum that cross the ring: 8, 12, 16, 24, 32 or \"auto\"",
         &["compression"],
     ),
     optional("reduce.nonfinite", "\"stop\"", "what to do about infinities and NaN", &[]),

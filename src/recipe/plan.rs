@@ -166,35 +166,44 @@ impl Reader<'_> {
     fn reduce(&mut self, micro_batches: u32) -> Result<Reduce, RecipeError> {
         let sums = [("exact", Sum::Exact), ("exact64", Sum::Exact64), ("f32", Sum::F32), ("bf16", Sum::Bf16)];
         let sum = self.choice("reduce.sum", &sums)?;
+        let (bits, auto) = self.bits(sum, micro_batches)?;
         Ok(Reduce {
             sum,
-            bits: self.bits(sum, micro_batches)?,
+            bits,
+            auto,
             nonfinite: self
                 .choice("reduce.nonfinite", &[("stop", NonFinite::Stop), ("skip", NonFinite::Skip)])?,
         })
     }
 
-    fn bits(&mut self, sum: Sum, micro_batches: u32) -> Result<Bits, RecipeError> {
+    /// The bits, or 32 and that they are to be chosen.
+    fn bits(&mut self, sum: Sum, micro_batches: u32) -> Result<(Bits, bool), RecipeError> {
         let key = "reduce.bits";
-        let count = self.whole(key, i64::MIN, i64::MAX)?;
-        let bits = Bits::ALL.into_iter().find(|bits| i64::from(bits.count()) == count);
-        let bits =
-            bits.ok_or_else(|| self.refuse(key, format!("is {count}, expected 8, 12, 16, 24 or 32")))?;
-        if bits != Bits::B32 && !matches!(sum, Sum::Exact | Sum::Exact64) {
+        let value = self.value(key)?;
+        let bits = match &value {
+            Value::String(text) if text == "auto" => Some(Bits::B32),
+            Value::Integer(count) => Bits::ALL.into_iter().find(|bits| i64::from(bits.count()) == *count),
+            _ => None,
+        };
+        let auto = value.is_str();
+        let Some(bits) = bits else {
+            return Err(self.refuse(key, format!("is {value}, expected 8, 12, 16, 24, 32 or \"auto\"")));
+        };
+        if (auto || bits != Bits::B32) && !matches!(sum, Sum::Exact | Sum::Exact64) {
             let problem = format!(
-                "is {count}, but `reduce.sum` adds floats, whose bits it fixes: remove one, or write sum = \"exact\""
+                "is {value}, but `reduce.sum` adds floats, whose bits it fixes: remove one, or write sum = \"exact\""
             );
             return Err(self.refuse(key, problem));
         }
         let most = bits.micro_batches_max();
         if micro_batches > most {
             let problem = format!(
-                "is {count}, too few for the sum of {micro_batches} micro-batches (`batch.size` / `batch.micro`): take \
+                "is {value}, too few for the sum of {micro_batches} micro-batches (`batch.size` / `batch.micro`): take \
                 larger micro-batches, {most} of them at most, or more bits"
             );
             return Err(self.refuse(key, problem));
         }
-        Ok(bits)
+        Ok((bits, auto))
     }
 
     fn checkpoint(&mut self) -> Result<Checkpoint, RecipeError> {

@@ -216,8 +216,8 @@ fn values_at_odds_with_each_other_are_refused_with_what_would_do() {
         ("micro = 4", "micro = 64", "64 would do, or `batch.micro` = 32"),
         ("warmup = 50", "warmup = 401", "`optimizer.schedule.warmup` is 401, more than the 400 steps"),
         ("kind = \"cosine\"", "kind = \"constant\"", "`optimizer.schedule.final` says where a cosine ends"),
-        ("bits = 32", "bits = 20", "`reduce.bits` is 20, expected 8, 12, 16, 24 or 32"),
-        ("bits = 32", "bits = -8", "`reduce.bits` is -8, expected 8, 12, 16, 24 or 32"),
+        ("bits = 32", "bits = 20", "`reduce.bits` is 20, expected 8, 12, 16, 24, 32 or \"auto\""),
+        ("bits = 32", "bits = -8", "`reduce.bits` is -8, expected 8, 12, 16, 24, 32 or \"auto\""),
         (
             "min_workers = 1",
             "min_workers = 9",
@@ -235,6 +235,16 @@ fn bits_are_for_exact_sums_of_no_more_micro_batches_than_they_hold() {
     assert_eq!(parse(&short).unwrap().plan.reduce.bits, Bits::B8);
     let message = refusal(&short.replace("sum = \"exact\"", "sum = \"f32\""));
     assert!(message.contains("`reduce.bits` is 8, but `reduce.sum` adds floats"), "{message}");
+    let chosen = short.replace("bits = 8", "bits = \"auto\"");
+    let reduce = parse(&chosen).unwrap().plan.reduce;
+    assert!(reduce.auto && reduce.bits == Bits::B32 && !parse(&short).unwrap().plan.reduce.auto);
+    let message = refusal(&chosen.replace("sum = \"exact\"", "sum = \"bf16\""));
+    assert!(message.contains("`reduce.bits` is \"auto\", but `reduce.sum` adds floats"), "{message}");
+    let message = refusal(&short.replace("bits = 8", "bits = \"fast\""));
+    assert!(
+        message.contains("`reduce.bits` is \"fast\", expected 8, 12, 16, 24, 32 or \"auto\""),
+        "{message}"
+    );
     let of = |size: &str| short.replace("size = 32", size);
     assert_eq!(parse(&of("size = 128")).unwrap().plan.batch.micro_batches(), 32);
     let message = refusal(&of("size = 132"));

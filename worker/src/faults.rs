@@ -4,7 +4,7 @@
 //! takes it 900 microseconds, whatever it does; with `wrong:2:5` its gradients are wrong from step 5 on. With `buckets:2:5` it dies
 //! in step 5 when some of its buckets have been sent to be summed and others have not, with `summed:2:5` when all have been summed
 //! and the step is not committed, with `committed:2:5` when it is committed and not written, and with `updating:2:5` while it is
-//! written. Several are told apart by commas. Only builds with debug assertions look there.
+//! written. With `apart:2` it is on a machine of its own. Several are told apart by commas. Only builds with debug assertions look there.
 
 use mattock_coordinator::WorkerId;
 
@@ -45,6 +45,8 @@ pub(crate) struct Faults {
     death: Option<(u64, Moment)>,
     /// Its gradients are wrong from this step on.
     pub(crate) wrong: Option<u64>,
+    /// The number of a machine on which nobody else is.
+    pub(crate) machine: Option<i64>,
     /// A micro-batch is said to take it so many microseconds.
     pub(crate) micros: Option<u32>,
 }
@@ -77,6 +79,7 @@ impl Faults {
             }
             match (kind, &numbers[..]) {
                 ("slow", &[id, micros]) if id == worker.0 => faults.micros = u32::try_from(micros).ok(),
+                ("apart", &[id]) if id == worker.0 => faults.machine = i64::try_from(id).ok(),
                 ("wrong", &[id, step]) if id == worker.0 => faults.wrong = Some(step),
                 ("flip", &[id, step]) if id == worker.0 => faults.flip = Some(step),
                 _ => {}

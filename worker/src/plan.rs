@@ -102,8 +102,10 @@ pub enum Schedule {
 pub struct Reduce {
     /// The arithmetic of the sum.
     pub sum: Sum,
-    /// The bits of an exact sum that cross the ring; 32 for all others.
+    /// The bits of an exact sum that cross the ring; 32 for all others, and where they are still to be chosen.
     pub bits: Bits,
+    /// Whether the run's first ring chooses the bits, by its links.
+    pub auto: bool,
     /// What to do about infinities and NaN in a gradient.
     pub nonfinite: NonFinite,
 }

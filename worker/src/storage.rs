@@ -40,6 +40,19 @@ pub enum StorageError {
     /// Nothing could be loaded.
     #[error(transparent)]
     Load(#[from] mattock_checkpoint::LoadError),
+    /// A record beside the checkpoints.
+    #[error(transparent)]
+    Record(#[from] mattock_checkpoint::RecordError),
+    /// What a run has chosen cannot be read.
+    #[error(
+        "cannot read {url}, which says how many bits this run's sums have: {what}; write reduce.bits in numbers"
+    )]
+    Choice {
+        /// The record.
+        url: String,
+        /// What is wrong with it.
+        what: String,
+    },
     /// The task cannot tell what it starts from.
     #[error(transparent)]
     Task(#[from] TaskError),

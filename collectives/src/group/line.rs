@@ -40,10 +40,8 @@ use crate::schedule::Parts;
 use crate::schedule::ring::Schedule;
 use crate::transfer::{Buffers, TypedTransfer};
 
-/// Pieces on their way at most.
-const WINDOW: usize = 16;
-/// Chunks of a ring in a piece.
-const PIECE_CHUNKS: usize = 4;
+/// Pieces on their way at most. Each is a chunk, so that what is complete waits for nothing before it goes back.
+const WINDOW: usize = 64;
 
 type Job = Pin<Box<dyn Future<Output = ()> + Send>>;
 
@@ -155,7 +153,7 @@ impl<'a, E: Element> Run<'a, E> {
         input: Option<&Arc<Buffer<E>>>,
         output: &mut Buffer<E>,
     ) -> Result<(), CollectiveError> {
-        let pieces = self.len.div_ceil(PIECE_CHUNKS * self.chunk_len).max(1);
+        let pieces = self.len.div_ceil(self.chunk_len).max(1);
         let window = pieces.min(WINDOW);
         let (mut results, mut owed) = (VecDeque::new(), VecDeque::new());
         for step in 0..pieces + window {
@@ -190,8 +188,8 @@ impl<'a, E: Element> Run<'a, E> {
     }
 
     fn piece(&self, index: usize) -> Range<usize> {
-        let start = index * PIECE_CHUNKS * self.chunk_len;
-        start..self.len.min(start + PIECE_CHUNKS * self.chunk_len)
+        let start = index * self.chunk_len;
+        start..self.len.min(start + self.chunk_len)
     }
 
     /// A piece on its way there. The last rank receives the sum.

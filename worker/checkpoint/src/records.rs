@@ -58,6 +58,11 @@ impl Records {
         Self { location, folder: folder.to_owned() }
     }
 
+    /// Where a record is, for people.
+    pub fn url(&self, number: u64) -> String {
+        format!("{}/{}", self.location, self.name(number))
+    }
+
     /// Whether the store lets one writer of a number win, and only one: tries it, and removes what it tried it with.
     ///
     /// # Errors

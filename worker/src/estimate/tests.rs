@@ -29,7 +29,7 @@ fn plan(shard: Shard, buddies: bool) -> Plan {
             schedule: Schedule::Constant { warmup: 0 },
         },
         steps: 5,
-        reduce: Reduce { sum: Sum::Exact, bits: Bits::B32, nonfinite: NonFinite::Stop },
+        reduce: Reduce { sum: Sum::Exact, bits: Bits::B32, auto: false, nonfinite: NonFinite::Stop },
         parallel: Parallel { shard, buddies },
         checkpoint: plan::Checkpoint { to: String::new(), every: 0, keep: 1, keep_every: 0, memory: 1 << 20 },
         elastic: plan::Elastic { min_workers: 1, max_workers: 8, timeout: Duration::from_secs(10), audit: 0 },

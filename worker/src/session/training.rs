@@ -6,6 +6,7 @@
 //!   └───────────────────────────────┘ what was added up of the step is kept
 //! ```
 
+mod choice;
 mod saving;
 
 use mattock_collectives::{CollectiveError, Counters, Group, Rank};
@@ -18,7 +19,7 @@ use crate::balance::{Balance, Change, Pace, median};
 use crate::commit::CommitError;
 use crate::control::Seat;
 use crate::faults::Faults;
-use crate::plan::{Plan, Shard, Sum};
+use crate::plan::{Bits, Plan, Shard, Sum};
 use crate::settings::Settings;
 use crate::storage::Saver;
 use crate::task::{Facts, Task};
@@ -32,6 +33,8 @@ pub(super) struct Training<'a, B: TrainBackend, T: Task> {
     settings: &'a Settings,
     trainer: Trainer<'a, B, T>,
     facts: Facts,
+    /// Of the sums, once they are known.
+    bits: Option<Bits>,
     /// Whether the trainer's state is that of some step, all of it.
     whole: bool,
     /// The step of a checkpoint that this run does not believe.
@@ -89,8 +92,8 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
         trainer: Trainer<'a, B, T>,
     ) -> Self {
         let (whole, facts, faults) = (!worker.under_way, task.facts(), Faults::of(worker.id));
-        let (flawed, saver, finish) = (None, None, None);
-        Self { worker, task, plan, settings, trainer, facts, whole, flawed, saver, finish, faults }
+        let (bits, flawed, saver, finish) = (None, None, None, None);
+        Self { worker, task, plan, settings, trainer, facts, bits, whole, flawed, saver, finish, faults }
     }
 
     /// Follows the coordinator until the run is over, or goes on without this worker.
@@ -182,6 +185,7 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
         let Seat { group, formation, rank } = seat;
         let (control, rank) = (&self.worker.control, *rank);
         self.open_saver(rank)?;
+        self.settle_bits(seat)?;
         // The ring's first step has what it took to get there, too.
         let (mut proved, mut told) = (false, Counters::default());
         let mut balance = self.balance(formation);

@@ -18,7 +18,7 @@ mod wire;
 use std::ops::Range;
 
 use mattock_collectives::{CollectiveError, Group};
-use mattock_exact::{BLOCK, Exponents, Rounding};
+use mattock_exact::{BLOCK, Bits, Exponents, Rounding};
 
 use self::exact::ExactSum;
 use self::exact64::ExactSum64;
@@ -49,9 +49,9 @@ pub(crate) enum GradientSum {
 }
 
 impl GradientSum {
-    pub(crate) fn new(plan: &Plan, space: &Space) -> Self {
+    pub(crate) fn new(plan: &Plan, space: &Space, bits: Bits) -> Self {
         let micro_batches = plan.batch.micro_batches();
-        let rounding = Rounding::new(micro_batches, plan.reduce.bits);
+        let rounding = Rounding::new(micro_batches, bits);
         match plan.reduce.sum {
             Sum::Exact | Sum::Exact64 if plan.parallel.shard == Shard::Full => {
                 Self::Sharded(Box::new(ShardSum::new(rounding)))
@@ -61,6 +61,13 @@ impl GradientSum {
             Sum::F32 => Self::Plain(PlainSum::new(space, micro_batches, false)),
             Sum::Bf16 => Self::Plain(PlainSum::new(space, micro_batches, true)),
         }
+    }
+
+    /// Makes it one of other bits, where nothing is added up.
+    pub(crate) fn change_bits(&mut self, plan: &Plan, space: &Space, bits: Bits) {
+        // Two of them might not fit where one does.
+        *self = Self::Plain(PlainSum::new(&Space::default(), 0, false));
+        *self = Self::new(plan, space, bits);
     }
 
     /// Whether block exponents are part of the state.

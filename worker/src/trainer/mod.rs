@@ -23,6 +23,7 @@ mod sharding;
 #[cfg(test)]
 mod tests;
 mod transfer;
+mod trial;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, mpsc};
@@ -157,7 +158,7 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
             blocks,
             inner,
             lengths,
-            sum: GradientSum::new(plan, &space),
+            sum: GradientSum::new(plan, &space, plan.reduce.bits),
             counted: BTreeMap::new(),
             clean: false,
             maxima: None,

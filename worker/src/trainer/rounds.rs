@@ -53,7 +53,7 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
 
     /// One micro-batch of this rank, or none, while the others have one each; returns its loss. Gradients are added up, or only
     /// measured.
-    fn round(
+    pub(super) fn round(
         &mut self,
         group: &Group,
         gate: &Gate,

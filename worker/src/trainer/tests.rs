@@ -122,7 +122,7 @@ fn plan(micro: u32, sum: Sum) -> Plan {
             schedule: Schedule::Constant { warmup: 2 },
         },
         steps: 5,
-        reduce: Reduce { sum, bits: Bits::B32, nonfinite: NonFinite::Stop },
+        reduce: Reduce { sum, bits: Bits::B32, auto: false, nonfinite: NonFinite::Stop },
         parallel: plan::Parallel { shard: plan::Shard::None, buddies: true },
         checkpoint: plan::Checkpoint {
             to: String::new(),

@@ -4,6 +4,9 @@
 //! a byte is the end of the link. A receiver keeps a list of what arrived behind something lost, and the transport gives
 //! up a stream with more than 1,024 gaps: a queue that overflows can leave as many in a single stream of a far and fast
 //! link, but never in one of this size.
+//!
+//! Each stream has less priority than the one before it. Otherwise the transport sends what is queued of all of them in turn, and
+//! the first one ends when the last one does: nothing could travel on before everything has arrived.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -38,6 +41,8 @@ pub(crate) struct QuicSender {
     obituaries: Arc<Obituaries>,
     /// Bytes in the stream.
     filled: usize,
+    /// Of the stream.
+    priority: i32,
 }
 
 /// The receiving half.
@@ -54,7 +59,7 @@ pub(crate) struct QuicReceiver {
 
 impl QuicSender {
     pub(crate) fn new(connection: Connection, stream: SendStream, obituaries: Arc<Obituaries>) -> Self {
-        Self { connection, stream, obituaries, filled: 0 }
+        Self { connection, stream, obituaries, filled: 0, priority: 0 }
     }
 
     /// The next stream; what was sent in the last one is complete.
@@ -64,6 +69,9 @@ impl QuicSender {
         let opened = async { self.connection.open_uni().await.map_err(transport_error) };
         self.stream = alive(&self.obituaries, &self.connection, opened).await?;
         self.filled = 0;
+        self.priority = self.priority.saturating_sub(1);
+        // As above.
+        let _ = self.stream.set_priority(self.priority);
         Ok(())
     }
 }
