@@ -333,7 +333,7 @@ mod tests {
 
     /// What one sends next, as bytes, and in which pass.
     fn send(from: &mut Exchange) -> Option<(Bytes, u32)> {
-        let pieces = from.next_outgoing()?;
+        let (_, pieces) = from.next_outgoing()?;
         from.sent();
         let pass = u32::from_le_bytes(pieces[0][24..28].try_into().unwrap());
         Some((pieces.concat().into(), pass))
