@@ -181,3 +181,11 @@ fn where_nobody_comes_at_all_the_time_to_come_back_ends_by_itself() {
     let (outcome, reason) = end(&run.step(Event::Tick));
     assert!(outcome == Outcome::Failed && reason.contains("stopped"), "{reason}");
 }
+
+#[test]
+fn a_ring_that_is_older_than_another_is_not_the_last() {
+    let mut run = Run::taken_over(3, 3);
+    run.back(2, &ring(7, 4, &[1, 2]), holding(5, &[], None));
+    run.back(1, &ring(6, 4, &[1, 2, 3]), holding(5, &[], None));
+    assert_eq!(run.phase(), Phase::Forming, "nobody waits for worker 3");
+}
