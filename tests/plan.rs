@@ -101,12 +101,14 @@ fn a_worker_takes_at_least_the_state_of_its_plan() {
 #[test]
 fn workers_send_what_their_plan_says() {
     let bench = Bench::new();
-    for sets in [
-        &[][..],
-        &["parallel.shard=optimizer"],
-        &["parallel.shard=full"],
-        &["parallel.shard=full", "parallel.buddies=false", "reduce.bits=16"],
-        &["reduce.bits=12"],
+    // Parameters are gathered, gradients scattered, and handed on to buddies; or they are reduced for all.
+    let divided = ["all-gather", "all-reduce", "reduce-scatter"];
+    for (sets, operations) in [
+        (&[][..], &["all-reduce"][..]),
+        (&["parallel.shard=optimizer"], &[&divided[..], &["shift"]].concat()),
+        (&["parallel.shard=full"], &[&divided[..], &["shift"]].concat()),
+        (&["parallel.shard=full", "parallel.buddies=false", "reduce.bits=16"], &divided),
+        (&["reduce.bits=12"], &["all-reduce"]),
     ] {
         let mut arguments = vec!["--workers", "3", "--set", "model.dim=128", "--set", "train.steps=4"];
         sets.iter().for_each(|set| arguments.extend(["--set", set]));
@@ -122,6 +124,10 @@ fn workers_send_what_their_plan_says() {
             let sent = rank["tx_bytes"].as_f64().unwrap();
             // Parts of ranks differ by chunks; frames and the commit are not counted.
             assert!((sent - told).abs() <= 0.04 * told, "{sets:?}: a plan of {told}, sent {sent}");
+            let by_operation = rank["sent"].as_object().unwrap();
+            assert_eq!(by_operation.keys().collect::<Vec<_>>(), operations, "{sets:?}");
+            let sum: u64 = by_operation.values().filter_map(Value::as_u64).sum();
+            assert_eq!(Some(sum), rank["tx_bytes"].as_u64(), "{sets:?}");
         }
     }
 }

@@ -5,7 +5,6 @@
 //!
 //! Nothing here polls: a loop with nothing to do sleeps until a link, a submission or the deadline wakes it.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -17,6 +16,7 @@ use crate::error::TransportError;
 use crate::exchange::{Absorbed, Exchange};
 use crate::fault::Fault;
 use crate::link::{LinkReceiver, LinkSender};
+use crate::meter::Meter;
 use crate::rank::Rank;
 use crate::ring::{Members, Ring};
 
@@ -34,8 +34,7 @@ pub(crate) struct Shared {
     arrivals: Notify,
     /// The watch must look again.
     watch: Notify,
-    pub(crate) sent_bytes: AtomicU64,
-    pub(crate) received_bytes: AtomicU64,
+    pub(crate) meter: Meter,
 }
 
 struct State {
@@ -58,8 +57,7 @@ impl Shared {
             departures: Notify::new(),
             arrivals: Notify::new(),
             watch: Notify::new(),
-            sent_bytes: AtomicU64::new(0),
-            received_bytes: AtomicU64::new(0),
+            meter: Meter::default(),
         })
     }
 
@@ -157,7 +155,7 @@ async fn departures(shared: &Shared, sender: &mut impl LinkSender) -> Fault {
     let lost = |source| Fault::Lost { peer: shared.next(), source };
     loop {
         let next = shared.lock().exchange.next_outgoing();
-        let Some(pieces) = next else {
+        let Some((collective, pieces)) = next else {
             tokio::select! {
                 () = shared.departures.notified() => continue,
                 source = sender.closed() => return lost(fatal(shared, &shared.departures, source, Exchange::must_send).await),
@@ -168,7 +166,7 @@ async fn departures(shared: &Shared, sender: &mut impl LinkSender) -> Fault {
             if let Err(source) = sender.send(piece).await {
                 return lost(source);
             }
-            shared.sent_bytes.fetch_add(bytes, Ordering::Relaxed);
+            shared.meter.sent(collective, bytes);
             shared.lock().moved = Instant::now();
         }
         shared.lock().exchange.sent();
@@ -188,7 +186,7 @@ async fn arrivals(shared: &Shared, receiver: &mut impl LinkReceiver) -> Fault {
                 return Fault::Lost { peer, source };
             }
         };
-        shared.received_bytes.fetch_add(piece.len() as u64, Ordering::Relaxed);
+        shared.meter.received(piece.len() as u64);
         loop {
             let absorbed = {
                 let mut state = shared.lock();

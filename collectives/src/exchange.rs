@@ -138,14 +138,14 @@ impl Exchange {
         self.resolve_completed();
     }
 
-    /// What to send next, header first; acknowledge it with [`sent`](Self::sent) before asking again.
-    pub(crate) fn next_outgoing(&mut self) -> Option<Vec<Bytes>> {
+    /// What to send next, and for what, header first; acknowledge it with [`sent`](Self::sent) before asking again.
+    pub(crate) fn next_outgoing(&mut self) -> Option<(Collective, Vec<Bytes>)> {
         let active = self.active.iter_mut().find(|active| active.sends_left > 0)?;
         let outgoing = active.forwards.pop_front().or_else(|| active.transfer.next_own(&self.pool))?;
-        let header = active.header(&self.ring, &outgoing).encode();
+        let header = active.header(&self.ring, &outgoing);
         let mut pieces = outgoing.pieces;
-        pieces.insert(0, header);
-        Some(pieces)
+        pieces.insert(0, header.encode());
+        Some((header.op.collective, pieces))
     }
 
     /// The link has taken the last outgoing chunk.

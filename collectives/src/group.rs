@@ -15,7 +15,6 @@ pub use batch::{Batch, FUSED_BYTES_MAX};
 
 use std::any::Any;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -28,6 +27,7 @@ use crate::link::{LinkReceiver, LinkSender};
 use crate::message::neighbours::Neighbours;
 use crate::message::post::{Post, Posted};
 use crate::message::roads::{Callers, Road};
+use crate::meter::Counters;
 use crate::pending::Pending;
 use crate::rank::Rank;
 use crate::recorder::{Record, Recorder};
@@ -58,15 +58,6 @@ impl GroupConfig {
     pub(crate) fn chunk_bytes(&self) -> u32 {
         self.chunk_bytes.max(8) & !7
     }
-}
-
-/// Bytes on the links so far: payload and headers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Handed to the links to other ranks.
-    pub sent_bytes: u64,
-    /// Taken from the links of other ranks.
-    pub received_bytes: u64,
 }
 
 /// What carries a group's bytes.
@@ -287,24 +278,20 @@ impl Group {
     /// and it of them.
     pub fn counters(&self) -> Counters {
         let mut sum = Counters::default();
-        let mut add = |sent: &AtomicU64, received: &AtomicU64| {
-            sum.sent_bytes += sent.load(Ordering::Relaxed);
-            sum.received_bytes += received.load(Ordering::Relaxed);
-        };
         match &self.way {
             Way::Ring { links, shortcut } => {
                 let beside = shortcut.iter().flat_map(Shortcut::links);
                 for Linked { shared, .. } in beside.chain([links]) {
-                    add(&shared.sent_bytes, &shared.received_bytes);
+                    shared.meter.add_to(&mut sum);
                 }
                 if let Some(engine) = shortcut.as_ref().and_then(Shortcut::engine) {
-                    add(&engine.sent_bytes, &engine.received_bytes);
+                    engine.meter.add_to(&mut sum);
                 }
             }
-            Way::Host { engine, .. } => add(&engine.sent_bytes, &engine.received_bytes),
+            Way::Host { engine, .. } => engine.meter.add_to(&mut sum),
         }
         if let Some(Posted { post, .. }) = &self.posted {
-            add(&post.sent_bytes, &post.received_bytes);
+            post.meter.add_to(&mut sum);
         }
         sum
     }

@@ -252,6 +252,8 @@ pub struct RankRecord {
     /// Bytes of state that it holds, by kind.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub held: BTreeMap<String, u64>,
+    /// Bytes of `tx_bytes` by the operation that they were sent for; an operation that sent none is left out.
+    pub sent: BTreeMap<String, u64>,
     /// Seconds by phase.
     pub seconds: BTreeMap<String, f64>,
 }
@@ -269,6 +271,7 @@ mod tests {
             tx_bytes: 5,
             rx_bytes: 6,
             held: BTreeMap::from([("moments".into(), 7)]),
+            sent: BTreeMap::from([("all-gather".into(), 5)]),
             seconds: BTreeMap::from([("compute".to_owned(), 0.5)]),
         };
         let step = StepRecord {
@@ -285,7 +288,7 @@ mod tests {
         };
         assert_eq!(
             serde_json::to_string(&Event::Step(step)).unwrap(),
-            r#"{"event":"step","step":1,"loss":2.5,"grad_norm":1.0,"lr":0.1,"state_hash":"00","tokens":64,"wide_blocks":0,"world_size":1,"generation":1,"ranks":[{"rank":0,"worker":3,"micro_batches":[0,1],"tx_bytes":5,"rx_bytes":6,"held":{"moments":7},"seconds":{"compute":0.5}}]}"#
+            r#"{"event":"step","step":1,"loss":2.5,"grad_norm":1.0,"lr":0.1,"state_hash":"00","tokens":64,"wide_blocks":0,"world_size":1,"generation":1,"ranks":[{"rank":0,"worker":3,"micro_batches":[0,1],"tx_bytes":5,"rx_bytes":6,"held":{"moments":7},"sent":{"all-gather":5},"seconds":{"compute":0.5}}]}"#
         );
     }
 }

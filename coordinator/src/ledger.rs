@@ -138,6 +138,11 @@ impl Ledger {
         self.open.values_mut().for_each(|reports| reports.retain(|rank, _| !own(rank)));
     }
 
+    /// Whether all ranks of the ring have reported a step that they did together.
+    pub(crate) fn has_settled(&self) -> bool {
+        self.settled > self.formation.step
+    }
+
     /// Whether a worker may hold the state after `step`: it has reported that, or its ring started from it, or later.
     pub fn may_hold(&self, worker: WorkerId, step: u64) -> bool {
         let rank = self.ranks.get(&worker);
@@ -240,6 +245,7 @@ impl Ledger {
                 tx_bytes: report.tx_bytes,
                 rx_bytes: report.rx_bytes,
                 held: report.held.into_iter().collect(),
+                sent: report.sent.into_iter().collect(),
                 seconds: report.seconds.into_iter().collect(),
             },
             None => RankRecord {
@@ -249,6 +255,7 @@ impl Ledger {
                 tx_bytes: 0,
                 rx_bytes: 0,
                 held: BTreeMap::new(),
+                sent: BTreeMap::new(),
                 seconds: BTreeMap::new(),
             },
         };
@@ -312,6 +319,7 @@ mod tests {
             tx_bytes: 1,
             rx_bytes: 2,
             held: Vec::new(),
+            sent: Vec::new(),
             seconds: vec![("compute".into(), 1.0)],
         }
     }

@@ -169,6 +169,7 @@ mod tests {
             tx_bytes: 1,
             rx_bytes: 1,
             held: Vec::new(),
+            sent: Vec::new(),
             seconds: Vec::new(),
         }
     }

@@ -81,6 +81,8 @@ pub struct StepReport {
     pub rx_bytes: u64,
     /// Bytes of state that this rank holds, by kind.
     pub held: Vec<(String, u64)>,
+    /// Bytes of `tx_bytes` by the operation that they were sent for.
+    pub sent: Vec<(String, u64)>,
     /// Seconds by phase.
     pub seconds: Vec<(String, f64)>,
 }

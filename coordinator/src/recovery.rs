@@ -18,18 +18,19 @@ pub struct Recovery {
     noticed: Instant,
     formed: Option<Instant>,
     started: Option<Instant>,
+    committed: Option<Instant>,
 }
 
 impl Recovery {
     /// A ring does not hold any more, for this reason.
     pub fn begin(now: Instant, reason: &str) -> Self {
-        Self { reasons: vec![reason.to_owned()], noticed: now, formed: None, started: None }
+        Self { reasons: vec![reason.to_owned()], noticed: now, formed: None, started: None, committed: None }
     }
 
     /// The ring that was to follow does not hold either.
     pub fn again(&mut self, reason: &str) {
         self.reasons.push(reason.to_owned());
-        (self.formed, self.started) = (None, None);
+        (self.formed, self.started, self.committed) = (None, None, None);
     }
 
     /// The next ring was formed.
@@ -42,14 +43,20 @@ impl Recovery {
         self.started = Some(now);
     }
 
+    /// All its ranks have committed a step, which may be recorded later: of divided state, the next step tells the hash.
+    pub fn commit(&mut self, now: Instant) {
+        self.committed.get_or_insert(now);
+    }
+
     /// Whether a ring has started since: only then is a step that is committed its first, and none of the ring before.
     pub fn has_started(&self) -> bool {
         self.started.is_some()
     }
 
-    /// It has committed its first step: what all this took.
+    /// Its first step is recorded: what all this took until that was committed.
     pub fn end(self, now: Instant, first: &StepRecord) -> Event {
         let ms = |from: Instant, to: Instant| (to - from).as_secs_f64() * 1e3;
+        let now = self.committed.unwrap_or(now);
         let formed = self.formed.unwrap_or(now);
         let started = self.started.unwrap_or(now);
         let transfers = first.ranks.iter().filter_map(|rank| rank.seconds.get(TRANSFER));
@@ -83,6 +90,7 @@ mod tests {
             tx_bytes: 0,
             rx_bytes: 0,
             held: BTreeMap::new(),
+            sent: BTreeMap::new(),
             seconds: BTreeMap::from([(TRANSFER.to_owned(), *seconds)]),
         };
         StepRecord {
@@ -111,7 +119,9 @@ mod tests {
         recovery.form(at(50));
         recovery.start(at(90));
         assert!(recovery.has_started());
-        let event = recovery.end(at(390), &step(&[0.0, 0.25]));
+        recovery.commit(at(390));
+        recovery.commit(at(700));
+        let event = recovery.end(at(900), &step(&[0.0, 0.25]));
         let want = Event::Recovered {
             generation: 3,
             world_size: 2,

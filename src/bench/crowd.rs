@@ -413,6 +413,7 @@ pub(super) fn report(formation: &Formation, rank: u32, done: u64) -> StepReport 
         tx_bytes: 1 << 33,
         rx_bytes: 1 << 33,
         held: vec![("parameters".to_owned(), 1 << 33), ("moments".to_owned(), 1 << 34)],
+        sent: vec![("all-gather".to_owned(), 1 << 33)],
         seconds: phases.iter().map(|phase| ((*phase).to_owned(), 0.125)).collect(),
     }
 }

@@ -18,6 +18,7 @@ use mattock_coordinator::identity::RunSecret;
 use mattock_coordinator::membership::{Config, Outcome};
 use mattock_coordinator::{Command, Failover, Server, ServerConfig, ServerError};
 use mattock_worker::lease;
+use mattock_worker::plan::Shard;
 use mattock_worker::settings::{Settings, Start};
 use serde::Deserialize;
 use tokio::sync::mpsc;
@@ -153,6 +154,7 @@ impl CoordinatorArgs {
                 max_workers: plan.elastic.max_workers,
                 timeout: plan.elastic.timeout,
                 mixed: self.mixed,
+                divided: plan.parallel.shard != Shard::None,
             },
             failover,
         };

@@ -133,6 +133,7 @@ mod tests {
             tx_bytes: 0,
             rx_bytes: 0,
             held: Vec::new(),
+            sent: Vec::new(),
             seconds: Vec::new(),
         })
     }

@@ -8,7 +8,6 @@
 //! 2. In an orderly end, what was said to a rank is there before this rank stops to listen to it.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -25,11 +24,13 @@ use super::peer::Copying;
 use super::roads::{Callers, Road};
 use crate::alarm::{Alarm, Part};
 use crate::buffer::Buffer;
+use crate::collective::Collective;
 use crate::error::{Disagreement, Place, TransportError};
 use crate::fault::Fault;
 use crate::group::PENDING_MAX;
 use crate::io_thread::IoThread;
 use crate::link::{LinkReceiver, LinkSender};
+use crate::meter::Meter;
 use crate::pending::Pending;
 use crate::rank::Rank;
 use crate::reduction::Element;
@@ -56,8 +57,7 @@ pub(crate) struct Post {
     /// The watch must look again.
     watch: Notify,
     end: watch::Sender<End>,
-    pub(crate) sent_bytes: AtomicU64,
-    pub(crate) received_bytes: AtomicU64,
+    pub(crate) meter: Meter,
 }
 
 struct State {
@@ -98,8 +98,7 @@ impl Post {
             flushed: ranks().map(|_| watch::Sender::new(false)).collect(),
             watch: Notify::new(),
             end: watch::Sender::new(End::NotYet),
-            sent_bytes: AtomicU64::new(0),
-            received_bytes: AtomicU64::new(0),
+            meter: Meter::default(),
         });
         alarm.add(&post);
         let (ended, pending) = Pending::new(());
@@ -141,7 +140,7 @@ impl Post {
             }
             let (letter, result) = begin(at);
             if letter.lies_at.is_some() {
-                self.sent_bytes.fetch_add(letter.payload.total_bytes, Ordering::Relaxed);
+                self.meter.sent(at.op.collective, letter.payload.total_bytes);
             }
             mailbox.send(to, tag, letter);
             Ok(result)
@@ -245,7 +244,7 @@ impl Post {
                 self.raise(&Fault::Disagreed { peer: from, disagreement });
             }
         }
-        self.received_bytes.fetch_add(length as u64, Ordering::Relaxed);
+        self.meter.received(length as u64);
         self.lock().moved[from.0 as usize] = Instant::now();
         self.update(from, |mailbox| mailbox.copied(copying));
     }
@@ -330,7 +329,7 @@ impl Post {
                     sent = sender.send(piece) => sent.map_err(|source| self.judge(to, source))?,
                     _ = self.broken() => return Err(Some(TransportError::ClosedHere)),
                 }
-                self.sent_bytes.fetch_add(bytes, Ordering::Relaxed);
+                self.meter.sent(Collective::Message { tag: 0 }, bytes);
                 self.lock().moved[to.0 as usize] = Instant::now();
             }
         }
@@ -397,7 +396,7 @@ impl Post {
     }
 
     fn take(&self, from: Rank, mut piece: Bytes) -> Result<(), Fault> {
-        self.received_bytes.fetch_add(piece.len() as u64, Ordering::Relaxed);
+        self.meter.received(piece.len() as u64);
         let taken = {
             let mut state = self.lock();
             if state.mailbox.fault().is_some() {

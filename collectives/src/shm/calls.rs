@@ -21,7 +21,6 @@
 //! a ring does it: sums of floats have the same bits over shared memory and over a network.
 
 use std::ops::Range;
-use std::sync::atomic::Ordering;
 
 use super::arena::{ALIGNMENT, Region};
 use super::board::{INLINE_BYTES, NOTICE_WORDS};
@@ -216,7 +215,7 @@ impl Engine {
                     self.announce(turn, call, places)?;
                     self.fold_by_blocks(fold, call, self.bytes_of(call, self.ring.rank().0))?;
                     let (sent, received) = self.exchanged(call);
-                    self.count(turn, sent, received);
+                    self.count(turn, call, sent, received);
                     self.leave(turn)
                 }
                 _ => {
@@ -273,7 +272,7 @@ impl Engine {
             _ => {}
         }
         let (sent, received) = self.exchanged(call);
-        self.count(turn, sent, received);
+        self.count(turn, call, sent, received);
         Ok(())
     }
 
@@ -406,7 +405,7 @@ impl Engine {
             self.tick(turn);
         }
         let bytes = total - segment.len() + segment.len() * (self.ranks() as usize - 1);
-        self.count(turn, bytes, bytes);
+        self.count(turn, call, bytes, bytes);
         self.leave(turn)
     }
 
@@ -466,10 +465,10 @@ impl Engine {
         }
     }
 
-    fn count(&self, turn: &mut Turn, sent: usize, received: usize) {
+    fn count(&self, turn: &mut Turn, call: &Call<'_>, sent: usize, received: usize) {
         turn.bytes_done += received as u64;
-        self.sent_bytes.fetch_add(sent as u64, Ordering::Relaxed);
-        self.received_bytes.fetch_add(received as u64, Ordering::Relaxed);
+        self.meter.sent(call.announced().0.collective, sent as u64);
+        self.meter.received(received as u64);
     }
 }
 

@@ -12,7 +12,7 @@ use std::collections::VecDeque;
 use std::io::Write;
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -32,6 +32,7 @@ use crate::error::{CollectiveError, Phase, Place, TransportError};
 use crate::fault::Fault;
 use crate::group::GroupConfig;
 use crate::io_thread::IoThread;
+use crate::meter::Meter;
 use crate::rank::Rank;
 use crate::reduction::Element;
 use crate::ring::{Members, Ring};
@@ -96,8 +97,7 @@ pub(crate) struct Engine {
     fault: OnceLock<Fault>,
     /// Where the host is one of several parts of a group.
     alarm: OnceLock<Arc<Alarm>>,
-    pub(crate) sent_bytes: AtomicU64,
-    pub(crate) received_bytes: AtomicU64,
+    pub(crate) meter: Meter,
 }
 
 #[derive(Default)]
@@ -162,8 +162,7 @@ impl Engine {
             submitted: Condvar::new(),
             fault: OnceLock::new(),
             alarm: OnceLock::new(),
-            sent_bytes: AtomicU64::new(0),
-            received_bytes: AtomicU64::new(0),
+            meter: Meter::default(),
         });
         for rank in 0..ring.world_size().get() {
             let Some(peer) = engine.peer(rank) else { continue };

@@ -16,6 +16,7 @@
 //!
 //! A coordinator that has taken over from a dead one gathers too: those who were in the last ring come back to it.
 
+mod arrivals;
 mod ending;
 mod forming;
 mod losses;
@@ -119,6 +120,10 @@ pub struct Registry {
     successor: bool,
     /// Until when those are waited for who were in its last ring.
     returning: Option<Instant>,
+    /// Until when a process is waited for that was started in the place of another.
+    replacement: Option<Instant>,
+    /// Who was told to read a divided state from storage.
+    restoring: BTreeSet<WorkerId>,
     /// No silence, and no answer that is late, counts before this; later than it only where somebody was heard since.
     look_at: Option<Instant>,
     /// Somebody may have come, or want to leave, whom the ring does not know of.
@@ -152,6 +157,8 @@ impl Registry {
             abandoned: None,
             successor: false,
             returning: None,
+            replacement: None,
+            restoring: BTreeSet::new(),
             look_at: None,
             unsettled: false,
             shrink_to: None,
@@ -189,7 +196,8 @@ impl Registry {
             Standing::Recalled { until } => Some(until),
             _ => None,
         });
-        silent.chain(heard_out).chain(self.returning).chain(self.goes_at).min()
+        let planned = self.returning.into_iter().chain(self.replacement).chain(self.goes_at);
+        silent.chain(heard_out).chain(planned).min()
     }
 
     /// Takes in one event, then decides once: every way to a ring, and to the end, passes through here.
@@ -211,6 +219,7 @@ impl Registry {
         self.absorb(event, actions);
         if looks {
             self.notice_silence(actions);
+            self.expire_replacement();
         }
         self.shrink(actions);
         self.decide(actions);
@@ -267,8 +276,6 @@ impl Registry {
             Event::Disagreed(reason) if self.phase == Phase::Running => {
                 self.stale.get_or_insert(Stale { reason, ..Stale::default() });
             }
-            // The ring is over already.
-            Event::Disagreed(_) => {}
             Event::Finished(id, finish) => {
                 self.hear(id);
                 // Who does not train is not done, whatever he says: he would not be missed any more.
@@ -289,9 +296,11 @@ impl Registry {
                     self.abandoned = Some(cause);
                 }
             }
+            Event::Replaced => self.expect_replacement(),
             Event::Shrink(workers) => self.shrink_to = Some(workers),
             Event::StopRequested => self.request_stop(actions),
-            Event::Tick => {}
+            // The ring is over already, or nothing happened.
+            Event::Disagreed(_) | Event::Tick => {}
         }
     }
 
@@ -406,7 +415,7 @@ impl Registry {
         }
         self.release_leavers(actions);
         let free = self.free();
-        if free.len() >= self.needed() {
+        if free.len() >= self.needed() && !self.is_waiting_for_arrivals(free.len()) {
             return self.form(&free, actions);
         }
         match &self.abandoned {
@@ -423,25 +432,21 @@ impl Registry {
         }
     }
 
-    /// Who may be put into a ring, in the order of ranks: those who were in the last one keep theirs, others follow.
+    /// Who may be put into a ring, in the order of ranks: those who were in the last one keep theirs, as far as may be. Others
+    /// take the places of those who are gone, so that nobody else's part of a divided state moves; the rest follow.
     fn free(&self) -> Vec<WorkerId> {
         let before = self.formation.iter().flat_map(|ring| &ring.places).map(|place| place.worker);
+        let is_free = |id: &WorkerId| self.workers.get(id).is_some_and(|worker| worker.held().is_some());
         let before: BTreeMap<WorkerId, usize> = before.zip(0..).collect();
-        let rank = |id: &WorkerId| before.get(id).copied().unwrap_or(usize::MAX);
-        let free = self.workers.iter().filter(|(_, worker)| worker.held().is_some()).map(|(id, _)| *id);
-        let mut free: Vec<WorkerId> = free.collect();
-        free.sort_by_key(|id| (rank(id), *id));
-        free
-    }
-
-    fn end_of_the_last(&mut self, actions: &mut Vec<Action>) {
-        match self.last_lost.take() {
-            Some((id, cause)) => {
-                let reason = format!("{id} was lost, and no worker is left: {cause}");
-                self.end(Outcome::WorkerLost(id), &reason, actions);
-            }
-            None => self.end(Outcome::Failed, "all workers have left", actions),
+        let mut newcomers = self.workers.keys().filter(|id| is_free(id) && !before.contains_key(*id));
+        let mut by_rank: Vec<WorkerId> = Vec::new();
+        let mut places: Vec<WorkerId> = before.keys().copied().collect();
+        places.sort_by_key(|id| before[id]);
+        for id in places {
+            by_rank.extend(if is_free(&id) { Some(id) } else { newcomers.next().copied() });
         }
+        by_rank.extend(newcomers);
+        by_rank
     }
 
     /// How many workers the next ring takes.
@@ -540,7 +545,9 @@ impl Registry {
         self.gather(actions);
         if self.phase == Phase::Gathering {
             let ready = self.workers.values().filter(|worker| worker.held().is_some()).count();
-            actions.push(Action::Wait { ready, needed: self.needed() });
+            if !self.is_waiting_for_arrivals(ready) {
+                actions.push(Action::Wait { ready, needed: self.needed() });
+            }
         }
     }
 

@@ -21,6 +21,8 @@ pub struct Config {
     pub timeout: Duration,
     /// Whether workers with different fingerprints may train together.
     pub mixed: bool,
+    /// Whether each worker holds a part of the state, which moves to others when their number changes.
+    pub divided: bool,
 }
 
 impl Config {
@@ -83,6 +85,8 @@ pub enum Event {
         /// Processes that may still become workers, or are.
         left: usize,
     },
+    /// A process has ended, and another was started in its place.
+    Replaced,
     /// The user wants no more workers than this: the newest leave.
     Shrink(u32),
     /// The user wants to stop.

@@ -24,9 +24,9 @@ use crate::recovery::Recovery;
 use crate::status::Status;
 use crate::wire::{self, WireError};
 
-/// Phases of a step whose times a worker may report.
+/// Phases of a step, and kinds of bytes, that a worker may report.
 const PHASES_MAX: usize = 64;
-/// Of a phase's name.
+/// Of the name of one.
 const PHASE_BYTES_MAX: usize = 64;
 
 /// The status is brought up to date so often where nothing but time has changed it: it names all workers.
@@ -217,7 +217,12 @@ impl Core {
         if let Some(text) = misreport(ring, worker, &report, self.config.membership.micro_batches) {
             return vec![membership::Event::Failed(worker, Failure { text, blame: Blame::Worker })];
         }
-        match self.ledger.as_mut().map_or(Ok(Vec::new()), |ledger| ledger.report(worker, report)) {
+        let reported = self.ledger.as_mut().map_or(Ok(Vec::new()), |ledger| ledger.report(worker, report));
+        let settled = self.ledger.as_ref().is_some_and(Ledger::has_settled);
+        if let Some(recovery) = self.recovery.as_mut().filter(|recovery| settled && recovery.has_started()) {
+            recovery.commit(Instant::now());
+        }
+        match reported {
             Ok(records) => {
                 let stepped = (!records.is_empty()).then_some(membership::Event::Stepped);
                 for record in records {
@@ -286,7 +291,9 @@ impl Core {
                 let bad_input = bad_input && lost.is_none();
                 let cause = format!("process {pid}: {status}");
                 let abandoned = || membership::Event::Abandoned { cause, bad_input, left };
-                lost.into_iter().chain((!replaced).then(abandoned)).collect()
+                // Who comes is known before it is decided what follows from the loss.
+                let expected = replaced.then_some(membership::Event::Replaced);
+                expected.into_iter().chain(lost).chain((!replaced).then(abandoned)).collect()
             }
         }
     }
@@ -572,7 +579,9 @@ pub(super) fn misreport(
     {
         return Some(format!("it reported shares {:?} of {micro_batches} micro-batches", report.counts));
     }
-    let wordy = report.seconds.iter().any(|(phase, _)| phase.len() > PHASE_BYTES_MAX);
-    (wordy || report.seconds.len() > PHASES_MAX)
-        .then(|| format!("it reported more than {PHASES_MAX} phases of a step, or longer names than any has"))
+    let kinds = report.held.iter().chain(&report.sent).map(|(name, _)| name);
+    let names: Vec<&String> = report.seconds.iter().map(|(name, _)| name).chain(kinds).collect();
+    let wordy = names.iter().any(|name| name.len() > PHASE_BYTES_MAX);
+    (wordy || names.len() > PHASES_MAX)
+        .then(|| format!("it reported more than {PHASES_MAX} phases or kinds, or longer names than any has"))
 }

@@ -83,6 +83,7 @@ fn config(setup: &Setup) -> Config {
         max_workers: setup.max_workers,
         timeout: TIMEOUT,
         mixed: setup.mixed,
+        divided: setup.divided,
     }
 }
 
@@ -237,6 +238,9 @@ impl Sim {
         let replaced = self.respawn && !over && !success && !bad_input && fruitless <= FRUITLESS_MAX;
         let cause = format!("its process {} ended", id.0);
         let linked = self.coordinator.links.contains(&id);
+        if replaced {
+            self.decide(Event::Replaced);
+        }
         if linked {
             self.decide(Event::Lost(id, cause.clone()));
         }

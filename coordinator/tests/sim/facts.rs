@@ -29,6 +29,8 @@ pub(crate) struct Setup {
     pub(crate) checkpoint_every: u64,
     /// Whether different fingerprints may train together.
     pub(crate) mixed: bool,
+    /// Whether a ring waits for somebody who is about to come in another's place.
+    pub(crate) divided: bool,
 }
 
 impl Setup {

@@ -277,6 +277,7 @@ fn forged(generation: u64, step: u64) -> StepReport {
         tx_bytes: 0,
         rx_bytes: 0,
         held: Vec::new(),
+        sent: Vec::new(),
         seconds: Vec::new(),
     }
 }

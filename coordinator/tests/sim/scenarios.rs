@@ -20,6 +20,8 @@ use crate::worker::Stage;
 const WHOLE_RUN: Duration = Duration::from_secs(25);
 /// How long it takes from ring to ring, where somebody tells of the reason: seven messages, a micro-batch and links.
 const NEXT_RING: Duration = Duration::from_secs(2);
+/// So long a ring of divided state waits for somebody who comes in another's place.
+const ARRIVAL: Duration = Duration::from_secs(2);
 
 impl Sim {
     /// Lets a run go on until it trains; whether it did before it ended.
@@ -189,7 +191,9 @@ fn a_death_in_training_costs_little() {
         }
         sim.kill(victim);
         let goes_on = |sim: &Sim| sim.generation() == 2 && sim.phase() == Phase::Running;
-        assert!(sim.run_until(sim.now + NEXT_RING, goes_on)?, "{:?} of {}", sim.phase(), sim.generation());
+        let waits = if sim.setup.divided { ARRIVAL } else { Duration::ZERO };
+        let limit = sim.now + waits + NEXT_RING;
+        assert!(sim.run_until(limit, goes_on)?, "{:?} of {}", sim.phase(), sim.generation());
         let whole = |sim: &Sim| sim.ring_size() == size || sim.phase() == Phase::Ended;
         sim.run_until(sim.now + WHOLE_RUN, whole)?;
         assert_eq!(sim.ring_size(), size, "the dead one was not replaced");

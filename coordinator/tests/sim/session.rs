@@ -278,6 +278,7 @@ impl Sim {
             tx_bytes: 1,
             rx_bytes: 1,
             held: Vec::new(),
+            sent: Vec::new(),
             seconds: Vec::new(),
         };
         self.observe(&Fact::Reported(id, &report));

@@ -133,6 +133,7 @@ impl Sim {
             start,
             checkpoint_every: rng.number(&(1..=4)),
             mixed: rng.chance(20),
+            divided: seed % 5 < 2,
         };
         let serial: Vec<State> = (0..=steps + 1).map(|step| State::serial(micro_batches, step)).collect();
         // Only the origin: what follows depends on differences alone.

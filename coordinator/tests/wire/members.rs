@@ -153,7 +153,10 @@ fn a_members_lies_are_named() {
     let lies = [
         (report(1, 0, 2, 1), "as rank 0, which it is not"),
         (StepReport { micro_batches: vec![1; 5], ..honest.clone() }, "5 micro-batches in a step of 4"),
-        (StepReport { seconds: vec![(String::new(), 0.0); 65], ..honest.clone() }, "more than 64 phases"),
+        (
+            StepReport { seconds: vec![(String::new(), 0.0); 65], ..honest.clone() },
+            "more than 64 phases or kinds",
+        ),
         (StepReport { seconds: vec![("p".repeat(65), 0.0)], ..honest }, "longer names"),
     ];
     for (lie, words) in lies {

@@ -230,6 +230,7 @@ pub fn config(setup: Setup) -> ServerConfig {
         max_workers: setup.expected,
         timeout: setup.timeout,
         mixed: false,
+        divided: false,
     };
     ServerConfig {
         listen: ([127, 0, 0, 1], 0).into(),
@@ -272,6 +273,7 @@ pub fn report(generation: u64, rank: u32, ranks: u32, step: u64) -> StepReport {
         tx_bytes: 1,
         rx_bytes: 1,
         held: Vec::new(),
+        sent: Vec::new(),
         seconds: vec![("compute".to_owned(), 0.001)],
     }
 }

@@ -38,7 +38,7 @@ pub(super) enum Landmark {
 /// What happens next.
 enum What {
     Beat(WorkerId),
-    Say(WorkerId, FromWorker),
+    Say(WorkerId, Box<FromWorker>),
     Exit(WorkerId),
     /// A ring may commit the step after so many.
     StepEnds(u64, u64),
@@ -128,6 +128,7 @@ impl<'a> World<'a> {
             max_workers: fleet.workers * 2,
             timeout: fleet.timeout,
             mixed: false,
+            divided: false,
         };
         let origin = Instant::now();
         let mut world = Self {
@@ -268,7 +269,10 @@ impl<'a> World<'a> {
                 for neighbour in neighbours {
                     let text = "a link fell silent".to_owned();
                     let broken = Break { generation, lost_rank: Some(rank as u32), text };
-                    self.later(self.fleet.timeout, What::Say(neighbour, FromWorker::Broken(broken)));
+                    self.later(
+                        self.fleet.timeout,
+                        What::Say(neighbour, Box::new(FromWorker::Broken(broken))),
+                    );
                 }
             }
             _ => worker.into_iter().for_each(|worker| worker.stuck = true),
@@ -291,7 +295,7 @@ impl<'a> World<'a> {
             fingerprint: "one binary, one kind of device".to_owned(),
         };
         let soon = self.within(Duration::from_secs(1));
-        self.later(soon, What::Say(id, FromWorker::Hello(about)));
+        self.later(soon, What::Say(id, Box::new(FromWorker::Hello(about))));
     }
 
     fn within(&mut self, longest: Duration) -> Duration {
@@ -358,7 +362,7 @@ impl<'a> World<'a> {
         self.steps += 1.0;
         for (worker, report) in reports {
             let soon = self.within(REPORT);
-            self.later(soon, What::Say(worker, FromWorker::Step(report)));
+            self.later(soon, What::Say(worker, Box::new(FromWorker::Step(report))));
         }
         self.later(next, What::StepEnds(generation, done + 1));
     }
@@ -369,7 +373,7 @@ impl<'a> World<'a> {
                 let first = self.workers.get(&id).is_some_and(|worker| worker.first);
                 let (step, longest) = if first { (Some(0), Duration::from_secs(1)) } else { (None, LOAD) };
                 let (load, beat) = (self.within(longest), self.within(self.fleet.timeout / PULSES));
-                self.later(load, What::Say(id, FromWorker::Ready { step }));
+                self.later(load, What::Say(id, Box::new(FromWorker::Ready { step })));
                 self.later(beat, What::Beat(id));
             }
             Decision::Lose(id) => drop(self.workers.remove(&id)),
@@ -378,7 +382,7 @@ impl<'a> World<'a> {
                 let generation = formation.generation;
                 for place in &formation.places {
                     let takes = self.fleet.link / 4 + self.within(self.fleet.link * 3 / 4);
-                    self.later(takes, What::Say(place.worker, FromWorker::Linked { generation }));
+                    self.later(takes, What::Say(place.worker, Box::new(FromWorker::Linked { generation })));
                 }
                 let (step, committed) = (formation.step, self.now);
                 let lost = |id| self.workers.get(&id).is_none_or(|worker| worker.dead || worker.stuck);
@@ -407,7 +411,7 @@ impl<'a> World<'a> {
             let done = shares.get(id).cloned().unwrap_or_default();
             let holding = Holding { step, done, ..Holding::default() };
             let soon = earliest + self.within(ANSWER);
-            self.later(soon, What::Say(*id, FromWorker::Held { generation, holding }));
+            self.later(soon, What::Say(*id, Box::new(FromWorker::Held { generation, holding })));
         }
     }
 

@@ -4,27 +4,17 @@
 //! `upload URL MIB WRITERS ROUNDS` prints a line of JSON for each round. Plain puts have parts and parts in flight of the same
 //! number and size, hash nothing, and are as many at a time as there are writers.
 
-use std::error::Error;
-use std::num::NonZeroU32;
-use std::sync::Arc;
+#[path = "common/mod.rs"]
+mod common;
+
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use common::{Failure, checkpoint, open};
 use futures::stream::{FuturesUnordered, TryStreamExt};
-use mattock_checkpoint::{
-    Files, Layout, Location, Retention, RunFacts, Share, Slices, Snapshot, TensorMeta, Tuning, Writer,
-};
-use object_store::aws::AmazonS3Builder;
-use object_store::local::LocalFileSystem;
+use mattock_checkpoint::Tuning;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt};
-
-/// Tensors of the model.
-const TENSORS: usize = 96;
-/// Longer than a round takes.
-const PATIENCE: Duration = Duration::from_secs(600);
-
-type Failure = Box<dyn Error + Send + Sync>;
 
 fn main() -> Result<(), Failure> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -50,8 +40,6 @@ fn main() -> Result<(), Failure> {
 
 /// Puts as many objects at a time as there are writers; how long that took.
 fn plain_puts(url: &str, bytes: usize, writers: u32) -> Result<Duration, Failure> {
-    // Two rustls providers may be linked, and then none is the default. Fails if one is set.
-    let _ = rustls::crypto::ring::default_provider().install_default();
     let tuning = Tuning::default();
     let part = Bytes::from(vec![7; tuning.part_bytes]);
     let begun = Instant::now();
@@ -67,19 +55,6 @@ fn plain_puts(url: &str, bytes: usize, writers: u32) -> Result<Duration, Failure
         thread.join().map_err(|_| "a put panicked")??;
     }
     Ok(begun.elapsed())
-}
-
-fn open(url: &str) -> Result<(Arc<dyn ObjectStore>, Path), Failure> {
-    Ok(match url.strip_prefix("s3://") {
-        Some(rest) => {
-            let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-            (Arc::new(AmazonS3Builder::from_env().with_bucket_name(bucket).build()?), Path::parse(prefix)?)
-        }
-        None => {
-            std::fs::create_dir_all(url)?;
-            (Arc::new(LocalFileSystem::new_with_prefix(url)?.with_fsync(true)), Path::default())
-        }
-    })
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -102,53 +77,4 @@ async fn put(
     upload.complete().await?;
     store.delete(path).await?;
     Ok(())
-}
-
-/// Writes a checkpoint; how long the copy of a share took, and all of the writing after it.
-fn checkpoint(url: &str, bytes: usize, of: u32, step: u64) -> Result<(Duration, Duration), Failure> {
-    let elements = (bytes / 12 / TENSORS).next_multiple_of(256) * TENSORS;
-    let each = elements / TENSORS;
-    let tensor = |n| TensorMeta { name: format!("layer.{n}"), shape: vec![each], offset: n * each };
-    let layout = Arc::new(Layout::new((0..TENSORS).map(tensor).collect(), elements)?);
-    let state: Vec<f32> = (0..elements).map(|n| (n as u64 ^ step << 20) as f32).collect();
-    let location = Location::parse(url)?;
-    let retention = Retention { keep: NonZeroU32::MIN, keep_every: 0 };
-    let (mut writers, mut copy) = (Vec::new(), Duration::ZERO);
-    let mut snapshots = Vec::new();
-    for index in 0..of {
-        let share = Share { index, of, attempt: 1 };
-        let moments = share.of_elements(elements, 256);
-        let begun = Instant::now();
-        let params = Slices::cut(&state, &share.of_tensors(&layout));
-        let [m, v] = [0, 1].map(|_| Slices::cut(&state, std::slice::from_ref(&moments)));
-        copy = copy.max(begun.elapsed());
-        snapshots.push(Snapshot {
-            step,
-            state_hash: step,
-            layout: Arc::clone(&layout),
-            share,
-            params,
-            m,
-            v,
-            exponents: Arc::new(vec![0; elements / 256]),
-            files: Arc::new(Files { config_json: "{}".into(), ..Files::default() }),
-            run: Arc::new(RunFacts {
-                run_id: "bench".into(),
-                program: "bench".into(),
-                seed: 0,
-                total_steps: step,
-                dataset: String::new(),
-            }),
-        });
-        writers.push(Writer::start(&location, retention, Tuning::default())?);
-    }
-    let begun = Instant::now();
-    for (writer, snapshot) in writers.iter_mut().zip(snapshots) {
-        writer.submit(snapshot)?;
-    }
-    // Share 0 is told when all are there.
-    for writer in writers.into_iter().rev() {
-        writer.finish(PATIENCE).map_err(|error| error.to_string())?;
-    }
-    Ok((copy, begun.elapsed()))
 }

@@ -8,7 +8,7 @@
 
 mod saving;
 
-use mattock_collectives::{CollectiveError, Group, Rank};
+use mattock_collectives::{CollectiveError, Counters, Group, Rank};
 use mattock_coordinator::membership::Instruction;
 use mattock_coordinator::protocol::{Break, Finish, Formation, FromWorker, Rebalance, Shift, StepReport};
 use mattock_kernels::TrainBackend;
@@ -182,10 +182,10 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
         let Seat { group, formation, rank } = seat;
         let (control, rank) = (&self.worker.control, *rank);
         self.open_saver(rank)?;
-        let mut proved = false;
+        // The ring's first step has what it took to get there, too.
+        let (mut proved, mut told) = (false, Counters::default());
         let mut balance = self.balance(formation);
         while self.trainer.state().step < self.plan.steps {
-            let before = group.counters();
             let first = self.trainer.state().step == formation.step;
             let mut shares: Vec<Vec<u32>> = match first {
                 true => formation.places.iter().map(|place| place.first.clone()).collect(),
@@ -199,7 +199,8 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
                 .trainer
                 .step(group, &share, control.gate(), control.stop_requested())
                 .map_err(wrapped)?;
-            let after = group.counters();
+            let now = group.counters();
+            let moved = now.since(&std::mem::replace(&mut told, now));
             control.report(FromWorker::Step(StepReport {
                 generation: formation.generation,
                 step: done.step,
@@ -213,9 +214,10 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
                 wide_blocks: done.wide_blocks as u64,
                 micro_batches: share,
                 counts: if first { Vec::new() } else { balance.counts().to_vec() },
-                tx_bytes: after.sent_bytes - before.sent_bytes,
-                rx_bytes: after.received_bytes - before.received_bytes,
+                tx_bytes: moved.sent_bytes,
+                rx_bytes: moved.received_bytes,
                 held: self.trainer.held_bytes(),
+                sent: moved.sent_by_operation().map(|(name, bytes)| (name.to_owned(), bytes)).collect(),
                 seconds: self.trainer.clock().lap(),
             }));
             control.gate().reported();
@@ -240,6 +242,7 @@ impl<'a, B: TrainBackend, T: Task> Training<'a, B, T> {
         if self.faults.flips(step) {
             self.trainer.flip_bit();
         }
+        self.trainer.death = self.faults.death(step);
         self.trainer.wrong = self.faults.wrong.is_some_and(|from| step >= from);
         if self.plan.elastic.audit > 0 {
             self.trainer.audit_shares(shares.to_vec());

@@ -16,6 +16,7 @@
 mod audit;
 mod blocks;
 mod error;
+mod former;
 mod regroup;
 mod rounds;
 mod sharding;
@@ -37,6 +38,7 @@ pub use self::error::{SHARDS_LOST, StepError};
 use self::sharding::Sharding;
 use crate::beginning::Beginning;
 use crate::commit::{Ballot, CommitError, Verdict};
+use crate::faults::{Death, Moment};
 use crate::gate::Gate;
 use crate::gradients;
 use crate::origin::Origin;
@@ -125,6 +127,7 @@ pub struct Trainer<'a, B: TrainBackend, T: Task> {
     audit: Audit,
     /// Whether its gradients are wrong on purpose.
     pub(crate) wrong: bool,
+    pub(crate) death: Death,
     pub(crate) said_to_take: Option<u32>,
 }
 
@@ -167,6 +170,7 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
             took: 0,
             audit: Audit::default(),
             wrong: false,
+            death: Death::default(),
             said_to_take: None,
             space,
         };
@@ -229,7 +233,8 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
         self.forget();
         let divided = self.plan.parallel.shard != Shard::None;
         self.sharding = divided.then(|| Sharding::new(self.plan.parallel, self.space.buckets()));
-        self.origin = None;
+        // What was summed of another state's step.
+        (self.origin, self.pending) = (None, None);
         self.state = match beginning {
             Beginning::Whole(state) => state,
             Beginning::Nothing => State::blank(0, if divided { 0 } else { self.space.len() }),
@@ -293,6 +298,7 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
         stop: bool,
     ) -> Result<StepDone, StepError> {
         let total = self.contribute(group, share, gate, stop)?;
+        self.death.at(Moment::Committed);
         let times = total.times(group.ring().world_size().get()).to_vec();
         Ok(StepDone { times, ..self.write_pending(total, gate)? })
     }
@@ -323,6 +329,7 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
         self.clock.enter(Phase::Exchange);
         let summed = self.sum.finish(group, &self.exponents, &self.own, &mut self.gradient)?;
         self.hand_on(group)?;
+        self.death.at(Moment::Summed);
         self.pending = Some(summed);
         let mut ballot = self.ballot(stop);
         ballot.took(group.ring().rank().0, group.ring().world_size().get(), self.took);
@@ -418,7 +425,8 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
         let seat = self.sharding.as_ref().and_then(|sharding| sharding.seat.as_ref());
         let lens: Option<Arc<[Vec<usize>]>> = seat.map(|seat| Arc::clone(&seat.lens));
         let lens_of = |bucket: usize| lens.as_ref().map(|lens| &lens[bucket][..]);
-        let (before, starts) = (self.clock.own_work(), self.starts());
+        let (before, starts, death) = (self.clock.own_work(), self.starts(), self.death);
+        let middle = starts.len() / 2;
         for (position, &index) in missing.iter().enumerate() {
             let last = position + 1 == missing.len();
             // Before the micro-batch begins: who waits for a store does not hang, and has nothing to tell of.
@@ -433,6 +441,7 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
                 sum.add(bucket, gradient, exponents, key);
                 if last {
                     sum.send(bucket, group, lens_of(bucket));
+                    (bucket == middle).then(|| death.at(Moment::Buckets));
                 }
             });
             if let Some(hash) = hash {
@@ -524,6 +533,7 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
             unreachable!("the total of a commit is that of contributions, and this rank made one");
         };
         let lr = learning_rate(&self.plan.optimizer, self.state.step, self.plan.steps);
+        self.sharding.iter_mut().for_each(Sharding::forget_former);
         let state_hash = match verdict.update {
             true => self.update(lr, grad_norm, exponents),
             false => self.skip(),
@@ -550,12 +560,13 @@ impl<'a, B: TrainBackend, T: Task> Trainer<'a, B, T> {
 
     /// Writes the state after an update; returns its hash, where this rank has all of it.
     fn update(&mut self, lr: f64, grad_norm: f64, exponents: Exponents) -> Option<u64> {
-        let Self { state, own, space, gradient, sum, sharding, plan, .. } = self;
+        let Self { state, own, space, gradient, sum, sharding, plan, death, .. } = self;
         let gradient = sum.decoded().unwrap_or(gradient);
         state.step += 1;
         state.exponents = exponents;
         let update = Update { optimizer: &plan.optimizer, step: state.step, lr, grad_norm };
         let hash = update.apply(state, own, space, gradient);
+        death.at(Moment::Updating);
         if let Some(sharding) = sharding {
             sharding.own_hash = hash;
             if let Some(copy) = &mut sharding.copy {

@@ -8,7 +8,8 @@
 //!
 //! # Invariants
 //! 1. A rank goes from step s to s + 1 by the total of that step's commit only.
-//! 2. Each element travels once, from one rank that has it.
+//! 2. Each element travels once to each rank that lacks it, from one that has it, and by no other.
+//! 3. What a rank holds already is neither copied nor hashed again.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -18,13 +19,14 @@ use mattock_collectives::{Buffer, CollectiveError, Group, Pending, Rank, Sum};
 use mattock_exact::{BLOCK, Exponents};
 use mattock_kernels::TrainBackend;
 
-use super::sharding::{Copied, Seat};
+use super::former::Place;
+use super::sharding::{Copied, Seat, Sharding};
 use super::transfer::{PIECE, UNDER_WAY, spread_small};
 use super::{StepError, Trainer};
 use crate::commit::Ballot;
 use crate::gate::Gate;
 use crate::origin::OriginError;
-use crate::partition::{Lost, Move, ShardMap, Stretches, plan};
+use crate::partition::{Lost, Move, Stretches, plan};
 use crate::phases::Phase;
 use crate::state::State;
 use crate::task::Task;
@@ -38,10 +40,9 @@ struct Told {
     /// The step of its state, if it has any.
     step: Option<u64>,
     /// Its place among shards; rank 0 of 1 where it has all.
-    rank: u32,
-    world: u32,
-    /// Whether it has a copy of the shard before its own.
-    copy: bool,
+    place: Place,
+    /// The place that it had before, if it still has what it had there.
+    former: Option<Place>,
     /// Whether it can write the next step, given the total.
     pending: bool,
     /// Whether it has all of it where it lies, and has read nothing yet.
@@ -50,37 +51,55 @@ struct Told {
     total: usize,
 }
 
-const TOLD_WORDS: usize = 5;
+const TOLD_WORDS: usize = 7;
+
+/// The tag of what moves.
+const MOVES: u32 = 0;
 
 impl Told {
     fn words(self) -> [i64; TOLD_WORDS] {
         let step = self.step.map_or(-1, u64::cast_signed);
-        let flags = i64::from(self.copy) | i64::from(self.pending) << 1 | i64::from(self.at_origin) << 2;
-        [step, self.rank.into(), self.world.into(), flags, self.total as i64]
+        let Self { place, pending, at_origin, .. } = self;
+        // A world of nobody says that there is none.
+        let former = self.former.unwrap_or(Place { rank: 0, world: 0, copy: false });
+        let flags = [place.copy, pending, at_origin, former.copy];
+        let flags = (0..).zip(flags).map(|(bit, set)| i64::from(set) << bit).sum();
+        let [rank, world, before, world_before] =
+            [place.rank, place.world, former.rank, former.world].map(i64::from);
+        [step, rank, world, flags, self.total as i64, before, world_before]
     }
 
     fn of(words: &[i64]) -> Self {
+        let is_set = |bit: u32| words[3] >> bit & 1 != 0;
+        let former = Place { rank: words[5] as u32, world: words[6] as u32, copy: is_set(3) };
         Self {
             step: u64::try_from(words[0]).ok(),
-            rank: words[1] as u32,
-            world: (words[2] as u32).max(1),
-            copy: words[3] & 1 != 0,
-            pending: words[3] & 2 != 0,
-            at_origin: words[3] & 4 != 0,
+            place: Place { rank: words[1] as u32, world: (words[2] as u32).max(1), copy: is_set(0) },
+            former: Some(former).filter(|former| former.world > 0),
+            pending: is_set(1),
+            at_origin: is_set(2),
             total: words[4] as usize,
         }
     }
 
-    /// Its ranges of the flat space.
+    /// Its ranges of the flat space, apart from each other and in order.
     fn ranges(&self, buckets: &[Range<usize>]) -> Vec<Range<usize>> {
-        let map = ShardMap::new(buckets, self.world);
-        let rank = self.rank.min(self.world - 1);
-        let mut ranges = map.parts(rank);
-        if self.copy {
-            ranges.extend(map.parts((rank + self.world - 1) % self.world));
-        }
-        ranges
+        let former = self.former.map(|former| former.ranges(buckets));
+        apart(self.place.ranges(buckets).into_iter().chain(former.into_iter().flatten()).collect())
     }
+}
+
+/// The same elements, in ranges that do not overlap.
+fn apart(mut ranges: Vec<Range<usize>>) -> Vec<Range<usize>> {
+    ranges.sort_by_key(|range| range.start);
+    let mut apart: Vec<Range<usize>> = Vec::new();
+    for range in ranges.into_iter().filter(|range| !range.is_empty()) {
+        match apart.last_mut() {
+            Some(last) if range.start <= last.end => last.end = last.end.max(range.end),
+            _ => apart.push(range),
+        }
+    }
+    apart
 }
 
 impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
@@ -99,6 +118,7 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
     ) -> Result<(), StepError> {
         gate.wait();
         self.clock.enter(Phase::Transfer);
+        self.go_back_to_origin();
         let mut told = self.tell_all(group, has_state)?;
         self.catch_up(group, step, &mut told, gate)?;
         let current = |told: &Told| told.step == Some(step);
@@ -131,22 +151,22 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
             self.forget();
             // That of another step than the one it is at now.
             self.sharding.iter_mut().for_each(|sharding| sharding.total.clear());
+            self.sharding.iter_mut().for_each(Sharding::forget_former);
+        } else if !moves.is_empty() || at_origin {
+            self.keep_former();
         }
         self.sit(seat, held, state, copy);
         Ok(())
     }
 
     fn tell_all(&self, group: &Group, has_state: bool) -> Result<Vec<Told>, CollectiveError> {
-        let sharding = self.sharding.as_ref();
-        let seat = sharding.and_then(|sharding| sharding.seat.as_ref());
         let own = Told {
             step: has_state.then_some(self.state.step),
-            rank: seat.map_or(0, |seat| seat.rank),
-            world: seat.map_or(1, |seat| seat.map.world()),
-            copy: sharding.is_some_and(|sharding| sharding.copy.is_some()),
+            place: self.place(),
+            former: self.former_place(),
             pending: self.pending.is_some(),
             at_origin: self.origin.is_some(),
-            total: sharding.map_or(0, |sharding| sharding.total.len()),
+            total: self.sharding.as_ref().map_or(0, |sharding| sharding.total.len()),
         };
         let words = own.words().to_vec();
         let all = words.len() * group.ring().world_size().get() as usize;
@@ -249,22 +269,27 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
         }
     }
 
-    /// Arrays over a part, with what this rank has of it.
+    /// Arrays over a part, with what this rank has of it; the arrays that it has, where it has just these.
     fn in_memory(&self, held: &Stretches, step: u64, outdated: bool) -> State {
+        if outdated {
+            return State::blank(step, held.len());
+        }
+        let had = self.parts_held();
+        if let Some((_, state)) = had.clone().find(|(from, _)| *from == held) {
+            return State { exponents: Exponents::default(), ..state.clone() };
+        }
         let mut state = State::blank(step, held.len());
-        if !outdated {
-            let copy = self.sharding.as_ref().and_then(|sharding| sharding.copy.as_ref());
-            let others = copy.map(|copy| (&copy.held, &copy.state));
-            for (from, arrays) in std::iter::once((&self.own, &self.state)).chain(others) {
-                for (array, from_array) in state.arrays_mut().into_iter().zip(arrays.arrays()) {
-                    held.copy_from(array, from, from_array);
-                }
+        for (from, arrays) in had {
+            for (array, from_array) in state.arrays_mut().into_iter().zip(arrays.arrays()) {
+                held.copy_from(array, from, from_array);
             }
         }
         state
     }
 
     /// Sends and receives what moves, piece by piece: parameters, first and second moments in one buffer.
+    ///
+    /// All ranks go through the pieces in the same order, so that the oldest that is under way anywhere always has both its ends.
     fn carry_out(
         &self,
         group: &Group,
@@ -273,59 +298,86 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
         keep: &mut Keep<'_>,
     ) -> Result<(), CollectiveError> {
         let own = group.ring().rank().0;
-        let mut under_way: VecDeque<(Range<usize>, Piece)> = VecDeque::new();
-        let mut land = |(range, piece): (Range<usize>, Piece)| {
-            let Piece::Coming(pending, wanted) = piece else { return piece.wait() };
-            let arrays = pending.wait()?;
-            if wanted {
-                let len = range.len();
-                keep(range, [&arrays[..len], &arrays[len..2 * len], &arrays[2 * len..]]);
-            }
-            Ok(())
-        };
+        let mut under_way: VecDeque<Piece> = VecDeque::new();
+        // Buffers that have gone out, to be filled again.
+        let mut spare: Vec<Arc<Buffer<f32>>> = Vec::new();
         for Move { from, to, range } in moves {
-            for start in range.clone().step_by(PIECE / 3) {
+            let receives = to.contains(&own);
+            let others: &[u32] = if *from == own {
+                to
+            } else if receives {
+                &[own]
+            } else {
+                &[]
+            };
+            for (start, &to) in
+                range.clone().step_by(PIECE / 3).flat_map(|start| others.iter().map(move |to| (start, to)))
+            {
                 let range = start..range.end.min(start + PIECE / 3);
                 if under_way.len() == UNDER_WAY
                     && let Some(oldest) = under_way.pop_front()
                 {
-                    land(oldest)?;
+                    spare.extend(oldest.land(keep)?);
                 }
-                let piece = match *from == own {
-                    true => Piece::Going(group.broadcast(Arc::new(Buffer::from(self.packed(&range, gifts))))),
-                    false => {
-                        let output = Buffer::zeroed(3 * range.len());
-                        Piece::Coming(group.receive_broadcast(Rank(*from), output), to.contains(&own))
-                    }
-                };
-                under_way.push_back((range, piece));
+                under_way.push_back(if *from == own {
+                    let packed = self.packed(group, &range, gifts, spare.pop());
+                    Piece::Going(group.send(Rank(to), MOVES, Arc::clone(&packed)), packed)
+                } else {
+                    let output = Buffer::zeroed(3 * range.len());
+                    Piece::Coming(group.receive(Rank(*from), MOVES, output), range)
+                });
             }
         }
-        under_way.into_iter().try_for_each(land)
+        under_way.into_iter().try_for_each(|piece| piece.land(keep).map(drop))
     }
 
     /// The three arrays over a range that this rank has: from its shard and its copy of another, or from what it has read.
-    fn packed(&self, range: &Range<usize>, (given, read): &(Stretches, State)) -> Vec<f32> {
+    fn packed(
+        &self,
+        group: &Group,
+        range: &Range<usize>,
+        (given, read): &(Stretches, State),
+        spare: Option<Arc<Buffer<f32>>>,
+    ) -> Arc<Buffer<f32>> {
         let held = Stretches::new(vec![range.clone()]);
-        let copy = self.sharding.as_ref().and_then(|sharding| sharding.copy.as_ref());
-        let others = copy.map(|copy| (&copy.held, &copy.state));
-        let mut packed = vec![0.0; 3 * range.len()];
-        for (from, state) in [(&self.own, &self.state), (given, read)].into_iter().chain(others) {
+        let len = 3 * range.len();
+        let mut packed = spare
+            .and_then(Arc::into_inner)
+            .filter(|spare| spare.len() == len)
+            .unwrap_or_else(|| group.buffer(len));
+        for (from, state) in self.parts_held().chain([(given, read)]) {
             for (array, from_array) in packed.chunks_exact_mut(range.len()).zip(state.arrays()) {
                 held.copy_from(array, from, from_array);
             }
         }
-        packed
+        Arc::new(packed)
     }
 
     /// Takes its place among the shards of a ring.
     fn sit(&mut self, seat: Seat, held: Stretches, state: State, copy: Option<Copied>) {
+        let known = self.known_hashes();
+        let hash_of = |held: &Stretches, state: &State| {
+            let known = known.iter().find(|(array, _)| Arc::ptr_eq(array, &state.parameters));
+            known.map_or_else(|| state.part_hash(held), |(_, hash)| *hash)
+        };
+        let own_hash = hash_of(&held, &state);
+        let copy = copy.map(|copy| Copied { hash: hash_of(&copy.held, &copy.state), ..copy });
         (self.own, self.state, self.pending, self.origin) = (held, state, None, None);
         self.gradient = self.gradients();
         let Some(sharding) = &mut self.sharding else { return };
-        sharding.own_hash = self.state.part_hash(&self.own);
-        sharding.copy = copy.map(|copy| Copied { hash: copy.state.part_hash(&copy.held), ..copy });
+        sharding.own_hash = own_hash;
+        sharding.copy = copy;
         sharding.seat = Some(seat);
+    }
+
+    /// Hashes of the shards that this rank has had in a ring, by where their parameters lie.
+    fn known_hashes(&self) -> Vec<(Arc<Vec<f32>>, u64)> {
+        let Some(sharding) = self.sharding.as_ref().filter(|sharding| sharding.seat.is_some()) else {
+            return Vec::new();
+        };
+        let own = (Arc::clone(&self.state.parameters), sharding.own_hash);
+        let copy = sharding.copy.as_ref().map(|copy| (Arc::clone(&copy.state.parameters), copy.hash));
+        std::iter::once(own).chain(copy).collect()
     }
 }
 
@@ -337,8 +389,7 @@ fn moves(buckets: &[Range<usize>], told: &[Told], step: u64, buddies: bool) -> R
         false => Vec::new(),
     });
     let copy = buddies && world > 1;
-    let wanted = |rank| Told { step: None, rank, world, copy, pending: false, at_origin: false, total: 0 };
-    let want = (0..world).map(|rank| wanted(rank).ranges(buckets));
+    let want = (0..world).map(|rank| Place { rank, world, copy }.ranges(buckets));
     plan(&have.collect::<Vec<_>>(), &want.collect::<Vec<_>>())
 }
 
@@ -350,16 +401,22 @@ struct Taken {
     gifts: (Stretches, State),
 }
 
+/// A part of a move that is under way.
 enum Piece {
-    Going(Pending<()>),
-    Coming(Pending<Buffer<f32>>, bool),
+    Going(Pending<()>, Arc<Buffer<f32>>),
+    Coming(Pending<Buffer<f32>>, Range<usize>),
 }
 
 impl Piece {
-    fn wait(self) -> Result<(), CollectiveError> {
+    /// Waits for it; what has come is kept, and the buffer of what has gone comes back.
+    fn land(self, keep: &mut Keep<'_>) -> Result<Option<Arc<Buffer<f32>>>, CollectiveError> {
         match self {
-            Self::Going(pending) => pending.wait(),
-            Self::Coming(pending, _) => pending.wait().map(|_| ()),
+            Self::Going(pending, buffer) => pending.wait().map(|()| Some(buffer)),
+            Self::Coming(pending, range) => {
+                let (arrays, len) = (pending.wait()?, range.len());
+                keep(range, [&arrays[..len], &arrays[len..2 * len], &arrays[2 * len..]]);
+                Ok(None)
+            }
         }
     }
 }

@@ -12,6 +12,7 @@ use mattock_kernels::TrainBackend;
 use super::blocks::{Gathers, Round, Sink};
 use super::sharding::Sharding;
 use super::{ROUNDING, StepError, Trainer};
+use crate::faults::Moment;
 use crate::gate::Gate;
 use crate::params::Space;
 use crate::samples;
@@ -59,10 +60,8 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
         index: Option<u32>,
         maxima: Option<&mut Vec<f32>>,
     ) -> Result<Option<f32>, StepError> {
-        let batch = match index {
-            Some(index) => Some((self.batch_of(index)?, Pass::Train(self.key_of(index)))),
-            None => None,
-        };
+        let batch = index.map(|index| self.batch_of(index)).transpose()?;
+        let batch = batch.zip(index.map(|index| Pass::Train(self.key_of(index))));
         let key = index.map_or(0, |index| self.key_of(index).stream(ROUNDING).bits());
         let Self {
             task,
@@ -77,6 +76,7 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
             clock,
             sum,
             exponents,
+            death,
             ..
         } = self;
         let Some(Sharding { seat: Some(seat), spare, .. }) = sharding else {
@@ -102,6 +102,7 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
             (None, GradientSum::Sharded(sum)) => {
                 let sink: &mut Sink<'_> = &mut |bucket, gradient| {
                     let (range, lens) = (&space.buckets()[bucket], &seat.lens[bucket][..]);
+                    (bucket == lengths.len() / 2).then(|| death.at(Moment::Buckets));
                     sum.exchange(Target { group, bucket, range, lens, own }, gradient, exponents, key)
                 };
                 let loss = run.run(lengths, scratch, sink);

@@ -17,6 +17,7 @@ use mattock_exact::{CHUNK, chunk_squares, exponent_hash};
 use mattock_kernels::TrainBackend;
 
 use super::Trainer;
+use super::former::Former;
 use crate::commit::{Ballot, ShardVote};
 use crate::gate::Gate;
 use crate::params::release;
@@ -37,6 +38,8 @@ pub(super) struct Sharding {
     pub(super) seat: Option<Seat>,
     /// The shard of the rank before this one.
     pub(super) copy: Option<Copied>,
+    /// What this rank had before this ring, until that commits a step.
+    pub(super) former: Option<Former>,
     /// Hash of the own shard.
     pub(super) own_hash: u64,
     /// All parameters, by bucket, as the last gather brought them.
@@ -94,6 +97,7 @@ impl Sharding {
             buddies,
             seat: None,
             copy: None,
+            former: None,
             own_hash: 0,
             replica: buckets.iter().map(|_| Buffer::default()).collect(),
             inputs: buckets.iter().map(|_| Arc::default()).collect(),

@@ -27,7 +27,8 @@ impl Registry {
             return self.end(Outcome::Failed, &reason, actions);
         }
         self.generation += 1;
-        self.abandoned = None;
+        (self.abandoned, self.replacement) = (None, None);
+        self.restoring.clear();
         let formation = self.formation_of(free, &holdings, step);
         for id in free {
             self.workers.entry(*id).and_modify(|worker| worker.standing = Standing::Member);
@@ -74,6 +75,9 @@ impl Registry {
     fn restore(&mut self, free: &[WorkerId], actions: &mut Vec<Action>) {
         for id in free {
             self.workers.entry(*id).and_modify(|worker| worker.standing = Standing::Loading);
+        }
+        if self.config.divided {
+            self.restoring = free.iter().copied().collect();
         }
         actions.push(Action::Restore(free.to_vec()));
     }

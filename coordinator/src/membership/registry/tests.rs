@@ -3,6 +3,7 @@
 use super::*;
 use crate::protocol::{Blame, Break, Failure};
 
+mod arrivals;
 mod changes;
 mod ends;
 mod hangs;
@@ -24,8 +25,8 @@ impl Run {
     }
 
     fn with_minimum(min_workers: u32, expected: u32, max_workers: u32) -> Self {
-        let config =
-            Config { micro_batches: 8, expected, min_workers, max_workers, timeout: TIMEOUT, mixed: false };
+        let (micro_batches, timeout, mixed, divided) = (8, TIMEOUT, false, false);
+        let config = Config { micro_batches, expected, min_workers, max_workers, timeout, mixed, divided };
         let now = Instant::now();
         Self { registry: Registry::new(config, now), now }
     }

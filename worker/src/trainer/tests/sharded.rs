@@ -125,6 +125,73 @@ fn held_out_loss_is_that_of_one_who_has_all() {
     }
 }
 
+/// These, and one more who has nothing, in a ring that does no step.
+fn one_more<'a>(plan: &'a Plan, members: Vec<Toys<'a>>, step: u64) -> Vec<Toys<'a>> {
+    train_on(plan, members.into_iter().map(Some).chain([None]).collect(), step, step)
+}
+
+/// Rings that break before they commit anything leave everybody what it had, as well as what it has got.
+#[test]
+fn what_was_held_at_the_last_commit_is_kept_until_the_next() {
+    let again = |plan: &Plan, mut members: Vec<Toys<'_>>, lost: &[usize], step: u64| {
+        lost.iter().rev().for_each(|&lost| drop(members.remove(lost)));
+        let members = members.into_iter().map(Some).chain([None]).collect();
+        let (state, _) = whole(plan, train_on(plan, members, step, 4));
+        assert!(state == reference(plan, 4), "{:?}", plan.parallel);
+    };
+    for shard in SHARDS {
+        let plan = sharded(shard, true);
+        let members = || train_on(&plan, fresh(&plan, 3), 0, 2);
+        // Two neighbours of the new ring, one of the old.
+        again(&plan, one_more(&plan, members(), 2), &[2, 3], 2);
+        again(&plan, one_more(&plan, one_more(&plan, members(), 2), 2), &[2, 3, 4], 2);
+        // Where the state lay at the start, it lies until the first step is done.
+        let plan = sharded(shard, false);
+        again(&plan, train_on(&plan, fresh(&plan, 3), 0, 0), &[1], 0);
+    }
+}
+
+#[test]
+fn after_a_commit_nobody_keeps_what_is_another_rank_s() {
+    for shard in SHARDS {
+        let plan = sharded(shard, true);
+        let members = train_on(&plan, fresh(&plan, 3), 0, 2).into_iter().map(Some).chain([None]).collect();
+        let members = train_on(&plan, members, 2, 3);
+        let kept = members.iter().filter(|trainer| trainer.former_place().is_some()).count();
+        assert_eq!(kept, 0);
+        let members = members.into_iter().map(Some).collect();
+        let act = |_: usize, group: &Group, trainer: &mut Toys<'_>, _: bool| {
+            let before = trainer.place();
+            trainer.regroup(group, 3, true, &Gate::default()).unwrap();
+            (before == trainer.place(), trainer.former_place())
+        };
+        let rested = ring(&plan, members, act).into_iter().all(|(_, told)| told == (true, None));
+        assert!(rested, "nothing moved, so nothing is kept");
+    }
+}
+
+/// A rank that has contributed to a commit, and then gets an older state, does not write that contribution over it.
+#[test]
+fn a_contribution_ends_with_its_state() {
+    let plan = sharded(Shard::Optimizer, false);
+    let members = train_on(&plan, fresh(&plan, 2), 0, 1).into_iter().map(Some).collect();
+    let act = |rank: usize, group: &Group, trainer: &mut Toys<'_>, _: bool| {
+        trainer.contribute(group, &share(rank, 2), &Gate::default(), false).unwrap();
+    };
+    let mut members: Vec<Toys<'_>> =
+        ring(&plan, members, act).into_iter().map(|(trainer, ())| trainer).collect();
+    let beginning = || {
+        let origin = Origin::Initial { seed: plan.seed };
+        Beginning::At { step: 0, exponents: Exponents::default(), origin }
+    };
+    members.iter_mut().for_each(|trainer| trainer.replace(beginning()));
+    // One does a step alone; the other comes later.
+    let late = members.pop();
+    let first = train_on(&plan, vec![members.pop()], 0, 1).pop();
+    let (state, _) = whole(&plan, train_on(&plan, vec![first, late], 1, 2));
+    assert!(state == reference(&plan, 2));
+}
+
 #[test]
 fn what_is_being_written_to_storage_stays_as_it_was() {
     for shard in SHARDS {

@@ -240,8 +240,8 @@ fn below_the_minimum_the_run_waits_and_goes_on_by_itself() {
     run.step(Event::Heard(WorkerId(1)));
     run.join(2);
     let next = formed(&run.ready(2, None));
-    assert_eq!((next.0, next.1, next.2), (2, 3, Some(0)));
-    assert_eq!(next.3, [(1, vec![1, 3, 4, 6]), (2, vec![0, 2, 5, 7])]);
+    assert_eq!((next.0, next.1, next.2), (2, 3, Some(1)));
+    assert_eq!(next.3, [(2, vec![0, 2, 5, 7]), (1, vec![1, 3, 4, 6])]);
 }
 
 #[test]
