@@ -196,8 +196,8 @@ impl Registry {
             Standing::Recalled { until } => Some(until),
             _ => None,
         });
-        let awaited = self.returning.into_iter().chain(self.replacement).chain(self.goes_at);
-        silent.chain(heard_out).chain(awaited).min()
+        let planned = self.returning.into_iter().chain(self.replacement).chain(self.goes_at);
+        silent.chain(heard_out).chain(planned).min()
     }
 
     /// Takes in one event, then decides once: every way to a ring, and to the end, passes through here.
@@ -429,16 +429,6 @@ impl Registry {
                 self.end(Outcome::Failed, reason, actions);
             }
             _ => {}
-        }
-    }
-
-    fn end_of_the_last(&mut self, actions: &mut Vec<Action>) {
-        match self.last_lost.take() {
-            Some((id, cause)) => {
-                let reason = format!("{id} was lost, and no worker is left: {cause}");
-                self.end(Outcome::WorkerLost(id), &reason, actions);
-            }
-            None => self.end(Outcome::Failed, "all workers have left", actions),
         }
     }
 

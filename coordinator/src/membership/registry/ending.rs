@@ -29,4 +29,15 @@ impl Registry {
         self.phase = Phase::Ended;
         actions.push(Action::End(outcome, reason.to_owned()));
     }
+
+    /// The run has no worker left, and nobody else comes.
+    pub(super) fn end_of_the_last(&mut self, actions: &mut Vec<Action>) {
+        match self.last_lost.take() {
+            Some((id, cause)) => {
+                let reason = format!("{id} was lost, and no worker is left: {cause}");
+                self.end(Outcome::WorkerLost(id), &reason, actions);
+            }
+            None => self.end(Outcome::Failed, "all workers have left", actions),
+        }
+    }
 }
