@@ -23,7 +23,6 @@ mod params;
 mod partition;
 pub mod phases;
 pub mod plan;
-mod room;
 pub mod samples;
 pub mod schedule;
 pub mod session;

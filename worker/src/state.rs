@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
+use mattock_checkpoint::room::zeros;
 use mattock_exact::{Exponents, range_hash, state_hash};
 
 use crate::origin;
 use crate::params::Space;
 use crate::partition::Stretches;
-use crate::room::zeros;
 use crate::task::{Task, TaskError};
 
 /// Parameters, moments and exponents after `step` steps, each over the whole flat space; or, within a trainer whose state is

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use mattock_checkpoint::room::copied;
 use mattock_checkpoint::{
     Files, Layout, Location, Outcome, Retention, RunFacts, SaveError, Share, Slices, Snapshot, TensorMeta,
     Tuning, Writer, holder_of,
@@ -14,7 +15,6 @@ use mattock_exact::BLOCK;
 
 use crate::params::Space;
 use crate::plan::Plan;
-use crate::room::copied;
 use crate::settings::{Settings, Start};
 use crate::state::State;
 use crate::task::{Facts, Task, TaskError};

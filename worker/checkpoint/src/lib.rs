@@ -38,6 +38,7 @@ mod reader;
 mod records;
 mod retention;
 mod reuse;
+pub mod room;
 mod s3;
 mod save;
 mod share;

@@ -17,6 +17,7 @@ use crate::format::plan::{Extent, Fill, Wanted, by_chunk, plan, wanted};
 use crate::format::safetensors::{HeaderError, HeaderReader, difference, extents};
 use crate::format::{CONFIG, Digest, EXPONENTS, Kind, MANIFEST, RECIPE, TOKENIZER, exponents, step_folder};
 use crate::layout::Layout;
+use crate::room::zeros;
 use crate::slices::{common, normal};
 use crate::snapshot::Files;
 use crate::store::Store;
@@ -115,7 +116,8 @@ impl Checkpoint<'_> {
         let content = |why| Flaw::Content { piece: MANIFEST.into(), why: format!("{}: {why}", kind.stem()) };
         let copies = plan(std::mem::take(&mut headers.extents), &wanted).map_err(content)?;
         let reads = by_chunk(&copies, |piece| chunk_bytes(&self.manifest.pieces[piece]));
-        let mut filled = vec![vec![0.0; ranges.iter().map(Range::len).sum()]; arrays];
+        let elements = ranges.iter().map(Range::len).sum();
+        let mut filled: Vec<Vec<f32>> = (0..arrays).map(|_| zeros(elements)).collect();
         self.fill(reads.into_iter().collect(), headers, &mut filled).await?;
         Ok(filled)
     }

@@ -47,7 +47,7 @@ pub struct Tuning {
     /// A checkpoint under way in which nothing was acknowledged for so long gives way to a newer one that waits.
     /// One that progresses does not: otherwise a store that is slower than the interval would never hold any.
     pub stall: Duration,
-    /// How often share 0 looks whether the others are done.
+    /// How often share 0 looks whether the others are done, at the least; more often at first.
     pub look: Duration,
 }
 

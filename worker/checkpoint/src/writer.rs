@@ -40,6 +40,9 @@ pub struct Writer {
     fate_of_newest: Fate,
 }
 
+/// Share 0 waits so long, at least, before it looks again whether others are done.
+const LOOK_MIN: Duration = Duration::from_millis(20);
+
 /// What became of a snapshot.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -255,6 +258,8 @@ struct Background {
 struct Awaited {
     attempt: Attempt,
     begun: Instant,
+    /// When this share was there.
+    written: Instant,
 }
 
 /// What the thread does next.
@@ -291,7 +296,7 @@ impl Background {
         let waited = match (self.awaited.is_empty(), closing) {
             (true, Some(_)) => Ok(Ok(())),
             (true, None) => Ok(incoming.wait_for(something).await.map(drop)),
-            (false, _) => tokio::time::timeout(self.tuning.look, incoming.wait_for(something))
+            (false, _) => tokio::time::timeout(self.until_next_look(), incoming.wait_for(something))
                 .await
                 .map(|w| w.map(drop)),
         };
@@ -319,6 +324,12 @@ impl Background {
     /// Nobody listens only when the writer was dropped.
     fn tell(&self, outcome: Outcome) {
         let _ = self.reports.send(outcome);
+    }
+
+    /// Others have as much to write, so they are done soon, or much later.
+    fn until_next_look(&self) -> Duration {
+        let written = self.awaited.iter().map(|awaited| awaited.written.elapsed()).min();
+        (written.unwrap_or_default() / 4).clamp(LOOK_MIN.min(self.tuning.look), self.tuning.look)
     }
 
     /// Looks whether what is waited for is complete; what is too old is given up.
@@ -354,7 +365,7 @@ impl Background {
     /// What is saved, or which shares are missing.
     async fn look_at(
         &self,
-        Awaited { attempt, begun }: &Awaited,
+        Awaited { attempt, begun, .. }: &Awaited,
         incoming: &watch::Receiver<Inbox>,
     ) -> Result<Result<Saved, Vec<u32>>, SaveError> {
         let (stop, stopped) = watch::channel(None);
@@ -404,7 +415,7 @@ impl Background {
             }
         };
         if let (Ok(Outcome::Written { .. }), 0) = (&done, snapshot.share.index) {
-            self.awaited.push(Awaited { attempt: snapshot.attempt(), begun });
+            self.awaited.push(Awaited { attempt: snapshot.attempt(), begun, written: Instant::now() });
         }
         if let Ok(Outcome::Saved(saved)) = &done {
             self.give_up_before(saved.step);

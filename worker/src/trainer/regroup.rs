@@ -299,8 +299,8 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
     ) -> Result<(), CollectiveError> {
         let own = group.ring().rank().0;
         let mut under_way: VecDeque<Piece> = VecDeque::new();
-        // Buffers that have gone out, to be filled again.
-        let mut spare: Vec<Arc<Buffer<f32>>> = Vec::new();
+        // Buffers that have gone out, or were taken in, to be filled again.
+        let mut spare = Spare::default();
         for Move { from, to, range } in moves {
             let receives = to.contains(&own);
             let others: &[u32] = if *from == own {
@@ -317,18 +317,19 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
                 if under_way.len() == UNDER_WAY
                     && let Some(oldest) = under_way.pop_front()
                 {
-                    spare.extend(oldest.land(keep)?);
+                    oldest.land(keep, &mut spare)?;
                 }
                 under_way.push_back(if *from == own {
-                    let packed = self.packed(group, &range, gifts, spare.pop());
+                    let packed = self.packed(group, &range, gifts, spare.gone.pop());
                     Piece::Going(group.send(Rank(to), MOVES, Arc::clone(&packed)), packed)
                 } else {
-                    let output = Buffer::zeroed(3 * range.len());
+                    let output = spare.come.pop().filter(|output| output.len() == 3 * range.len());
+                    let output = output.unwrap_or_else(|| Buffer::zeroed(3 * range.len()));
                     Piece::Coming(group.receive(Rank(*from), MOVES, output), range)
                 });
             }
         }
-        under_way.into_iter().try_for_each(|piece| piece.land(keep).map(drop))
+        under_way.into_iter().try_for_each(|piece| piece.land(keep, &mut spare))
     }
 
     /// The three arrays over a range that this rank has: from its shard and its copy of another, or from what it has read.
@@ -408,17 +409,28 @@ enum Piece {
 }
 
 impl Piece {
-    /// Waits for it; what has come is kept, and the buffer of what has gone comes back.
-    fn land(self, keep: &mut Keep<'_>) -> Result<Option<Arc<Buffer<f32>>>, CollectiveError> {
+    /// Waits for it; what has come is kept.
+    fn land(self, keep: &mut Keep<'_>, spare: &mut Spare) -> Result<(), CollectiveError> {
         match self {
-            Self::Going(pending, buffer) => pending.wait().map(|()| Some(buffer)),
+            Self::Going(pending, buffer) => {
+                pending.wait()?;
+                spare.gone.push(buffer);
+            }
             Self::Coming(pending, range) => {
                 let (arrays, len) = (pending.wait()?, range.len());
                 keep(range, [&arrays[..len], &arrays[len..2 * len], &arrays[2 * len..]]);
-                Ok(None)
+                spare.come.push(arrays);
             }
         }
+        Ok(())
     }
+}
+
+/// Buffers that are not under way.
+#[derive(Default)]
+struct Spare {
+    gone: Vec<Arc<Buffer<f32>>>,
+    come: Vec<Buffer<f32>>,
 }
 
 /// Puts arrays over a range where they belong, as far as that is held.

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 use super::entries::{Entry, entries, groups, holds};
 use super::{CONFIG, EXPONENTS, Kind, RECIPE, TOKENIZER, exponents, safetensors};
@@ -132,7 +132,7 @@ impl Segment {
     }
 
     /// Appends the bytes of some of its elements.
-    fn append(&self, elements: Range<usize>, to: &mut BytesMut) {
+    fn append(&self, elements: Range<usize>, to: &mut Vec<u8>) {
         let at = to.len();
         to.resize(at + elements.len() * self.width(), 0);
         let room = &mut to[at..];
@@ -187,7 +187,7 @@ impl Iterator for Parts<'_> {
             }
             (self.segments, self.taken) = (rest, 0);
         }
-        (part.len() > before).then(|| part.freeze().slice(before..))
+        (part.len() > before).then(|| Bytes::from(part).slice(before..))
     }
 }
 

@@ -8,8 +8,8 @@ use rustix::mm::{Advice, madvise};
 /// Of a large page.
 const PAGE_BYTES: usize = 2 << 20;
 
-/// Zeros.
-pub(crate) fn zeros(elements: usize) -> Vec<f32> {
+/// So many zeros.
+pub fn zeros(elements: usize) -> Vec<f32> {
     // Of memory that the kernel has zeroed already, and nobody has touched.
     let mut values = vec![0.0; elements];
     ask_for_large_pages(values.as_mut_ptr(), elements);
@@ -17,7 +17,7 @@ pub(crate) fn zeros(elements: usize) -> Vec<f32> {
 }
 
 /// A copy of these values, one after the other.
-pub(crate) fn copied(parts: &[&[f32]]) -> Vec<f32> {
+pub fn copied(parts: &[&[f32]]) -> Vec<f32> {
     let elements = parts.iter().map(|part| part.len()).sum();
     let mut values = Vec::with_capacity(elements);
     ask_for_large_pages(values.as_mut_ptr(), elements);
