@@ -429,9 +429,9 @@ impl Talk {
             let report = match next {
                 Ok(Some(report)) => report,
                 Ok(None) => {
-                    // What was sent must arrive before the connection is closed.
-                    let finished = self.send.finish().is_ok();
-                    if finished {
+                    // What was sent must arrive before the connection is closed; who is silent does not say that it has.
+                    let heard = self.looks.load(Ordering::Relaxed) < LOOKS;
+                    if self.send.finish().is_ok() && heard {
                         let _ = timeout(self.limit, self.send.stopped()).await;
                     }
                     return Ok(());
