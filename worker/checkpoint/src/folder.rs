@@ -1,8 +1,7 @@
 //! A folder as a store: that of `object_store`, but what is large goes past the cache of the file system.
 //!
 //! What is written to a checkpoint is not read again soon, and what is read is read once. Copying it into the cache and out of it was
-//! most of the work: to write a gigabyte took a second of a processor on a machine where writing it directly takes a tenth. A file
-//! system that cannot be written or read directly, or wants it otherwise, is used as usual.
+//! most of the work. A file system that cannot be written or read directly, or wants it otherwise, is used as usual.
 
 use std::fmt;
 use std::fs::{File, OpenOptions};
@@ -81,6 +80,7 @@ impl ObjectStore for Folder {
                 let payload = GetResultPayload::Stream(stream::once(async { Ok(bytes) }).boxed());
                 Ok(GetResult { payload, ..found })
             }
+            // Where the file itself is at fault, reading it as usual says so.
             Err(_) => Ok(found),
         }
     }
@@ -149,7 +149,7 @@ struct Target {
 
 impl Target {
     fn create(path: PathBuf) -> io::Result<Self> {
-        let mut number = 1;
+        let (mut number, mut made) = (1, false);
         loop {
             let mut staged = path.clone().into_os_string();
             staged.push(format!("#{number}"));
@@ -160,7 +160,10 @@ impl Target {
                     return Ok(Self { staged, path, file, direct });
                 }
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => number += 1,
-                Err(error) if error.kind() == ErrorKind::NotFound => make_folder(&path, error)?,
+                Err(error) if error.kind() == ErrorKind::NotFound && !made => {
+                    make_folder(&path)?;
+                    made = true;
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -188,9 +191,9 @@ impl Target {
     }
 }
 
-/// Makes the folder of a file that could not be made, for that was not there.
-fn make_folder(path: &Path, error: io::Error) -> io::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.exists()).ok_or(error)?;
+/// Makes the folder of a file; another writer may do so at the same time.
+fn make_folder(path: &Path) -> io::Result<()> {
+    let Some(folder) = path.parent() else { return Ok(()) };
     std::fs::create_dir_all(folder)?;
     folder.parent().map_or(Ok(()), |above| File::open(above)?.sync_all())
 }
@@ -296,6 +299,22 @@ mod tests {
             upload.complete().await.unwrap();
             assert_eq!(store.get(&path).await.unwrap().bytes().await.unwrap(), whole);
             store.delete(&path).await.unwrap();
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn writers_that_begin_at_once_make_their_folder_together() {
+        for _ in 0..50 {
+            let folder = tempfile::tempdir().unwrap();
+            let begin = |writer: usize| {
+                let store = Folder::open(folder.path()).unwrap();
+                let path = ObjectPath::from(format!("a/b/{writer}"));
+                tokio::spawn(async move { store.put_multipart(&path).await.map(drop) })
+            };
+            let writers: Vec<_> = (0..8).map(begin).collect();
+            for writer in writers {
+                writer.await.unwrap().unwrap();
+            }
         }
     }
 
