@@ -39,7 +39,7 @@ pub use hash::{exponent_hash, parameter_hash, range_hash, state_hash};
 pub use norm::{CHUNK, chunk_squares, norm};
 pub use pack::{pack, packed_bytes, unpack};
 pub use rounding::{Bits, Rounding};
-pub use total::{WideBlocks, decode, decode_wide, wide_blocks};
+pub use total::{WideBlocks, decode, decode_wide, decode_words, wide_blocks};
 pub use update::{AdamW, AdamWStep, adamw};
 
 /// Elements of a block: what shares an exponent and a bound.

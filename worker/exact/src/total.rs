@@ -50,6 +50,19 @@ pub fn decode(sums: &[u8], eighths: &[i16], rounding: &Rounding, gradient: &mut 
     }
 }
 
+/// The mean gradient of the blocks of a bucket, from sums in words of 32 bits, however many of them travelled.
+///
+/// # Panics
+/// Where the lengths do not belong to the same blocks.
+pub fn decode_words(sums: &[i32], eighths: &[i16], rounding: &Rounding, gradient: &mut [f32]) {
+    assert_eq!(sums.len(), gradient.len(), "one sum per element");
+    assert_eq!(eighths.len() * BLOCK, gradient.len(), "one exponent per block");
+    let blocks = sums.chunks_exact(BLOCK).zip(gradient.chunks_exact_mut(BLOCK)).zip(eighths);
+    for ((sums, gradient), &eighths) in blocks {
+        decode_block(sums, factor(eighths, rounding), gradient);
+    }
+}
+
 /// The mean gradient of the blocks of a bucket, from 64-bit sums: the same bits where fewer were enough.
 ///
 /// # Panics

@@ -257,7 +257,7 @@ fn sums_of_rounds(lines: &mut Lines, sizes: &Sizes, bits: Bits) {
     let &Sizes { all, own, bucket, part, pair, .. } = sizes;
     let packed = |elements: u64| packed_bytes(elements as usize, bits) as u64;
     // `ShardSum::sums` and `bounds`.
-    lines.host(Kind::Buffers, "own sums, in 64 bits", 8 * own);
+    lines.host(Kind::Buffers, "own sums", 4 * own);
     lines.host(Kind::Buffers, "bounds of sums", 8 * all / BLOCK as u64);
     // `UnderWay`: a bucket travels, while the next one is rounded; `ShardSum::spare` keeps two that have landed.
     let four = pair + 2 * bucket;

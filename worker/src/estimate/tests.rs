@@ -82,7 +82,7 @@ fn divided_state_is_a_part_and_a_copy() {
     // Of all parameters there are the block that is computed, and three that are or were gathered.
     let full = Estimate::new(&outline, &plan(Shard::Full, false), 4);
     assert_eq!(full.bytes(Kind::Parameters), n + 4 * n / 2 + 3 * 4 * n / 2);
-    assert_eq!(line(&full, "own sums, in 64 bits"), 8 * n / 4);
+    assert_eq!(line(&full, "own sums"), 4 * n / 4);
     assert_eq!(full.bytes(Kind::Activations), 2 * (2 * 100 + 1000));
 }
 
