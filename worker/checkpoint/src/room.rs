@@ -8,6 +8,9 @@ use rustix::mm::{Advice, madvise};
 /// Of a large page.
 const PAGE_BYTES: usize = 2 << 20;
 
+/// What the kernel takes back at least.
+const SMALL_PAGE_BYTES: usize = 64 << 10;
+
 /// So many zeros.
 pub fn zeros(elements: usize) -> Vec<f32> {
     // Of memory that the kernel has zeroed already, and nobody has touched.
@@ -23,6 +26,20 @@ pub fn copied(parts: &[&[f32]]) -> Vec<f32> {
     ask_for_large_pages(values.as_mut_ptr(), elements);
     parts.iter().for_each(|part| values.extend_from_slice(part));
     values
+}
+
+/// Gives an array's memory up at once: an allocator may keep what it gets back, and count as large as before.
+pub fn give_back<T: Copy>(mut values: Vec<T>) {
+    let (start, bytes) = (values.as_mut_ptr().cast::<u8>(), size_of_val(&values[..]));
+    let first = start.align_offset(SMALL_PAGE_BYTES);
+    let length = bytes.saturating_sub(first) / SMALL_PAGE_BYTES * SMALL_PAGE_BYTES;
+    if length > 0 {
+        // SAFETY: the range lies within this allocation, which nobody else has, and its values are neither read nor dropped any more.
+        let advised = unsafe { madvise(start.wrapping_add(first).cast(), length, Advice::LinuxDontNeed) };
+        if let Err(error) = advised {
+            tracing::debug!(%error, "memory is kept for later");
+        }
+    }
 }
 
 /// Lets the kernel back a part of the heap with large pages; it may have none, or not want to.
@@ -42,6 +59,23 @@ fn ask_for_large_pages(start: *mut f32, elements: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn resident_bytes() -> usize {
+        let pages = std::fs::read_to_string("/proc/self/statm").unwrap();
+        pages.split(' ').nth(1).unwrap().parse::<usize>().unwrap() * 4096
+    }
+
+    #[test]
+    fn what_is_given_back_is_gone() {
+        const BYTES: usize = 256 << 20;
+        let values = copied(&[&vec![1.0; BYTES / 4]]);
+        let before = resident_bytes();
+        give_back(values);
+        // Other tests take some meanwhile.
+        assert!(resident_bytes() + BYTES / 2 < before);
+        give_back(Vec::<f32>::new());
+        give_back(vec![1; 3]);
+    }
 
     #[test]
     fn room_holds_what_it_should() {

@@ -166,7 +166,7 @@ fn end(sizes: &Sizes, plan: &Plan) -> u64 {
 
 /// Parameters and moments.
 fn parameters(lines: &mut Lines, sizes: &Sizes, shard: Shard) {
-    let &Sizes { all, own, before, bucket, pair, .. } = sizes;
+    let &Sizes { all, own, before, bucket, .. } = sizes;
     // `State::parameters`, `first` and `second` of `Trainer::state`.
     lines.host(Kind::Parameters, OWN, 4 * own);
     lines.host(Kind::Optimizer, MOMENTS, 8 * own);
@@ -182,11 +182,10 @@ fn parameters(lines: &mut Lines, sizes: &Sizes, shard: Shard) {
             lines.host(Kind::Buffers, "own parameters, on their way", 4 * own);
         }
         Shard::Full => {
-            // `Round::arrive` of `trainer/blocks.rs`: one block on the device, while the next one's are gathered.
+            // `Round::arrive` of `trainer/blocks.rs`: one block on the device, while the next one's come where its own came.
             lines.device(Kind::Parameters, "the block that is computed", 4 * bucket);
-            // `Sharding::spare` keeps what was used for the next, beside the one that is on its way.
-            lines.host(Kind::Parameters, "three blocks, gathered", 4 * (pair + bucket));
-            // `Gathers::begin`, twice.
+            lines.host(Kind::Parameters, "the next block, gathered", 4 * bucket);
+            // `Gathers::begin`, twice: others may still read the one before.
             lines.host(Kind::Buffers, "own parameters, on their way", 2 * 4 * sizes.part);
         }
     }

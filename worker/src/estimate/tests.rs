@@ -79,9 +79,9 @@ fn divided_state_is_a_part_and_a_copy() {
     assert_eq!(with.memory_bytes - without.memory_bytes, (12 + 4) * n / 4 + 4 * 4 * n / 8);
     let start = |estimate: &Estimate| estimate.start_bytes - PROGRAM;
     assert_eq!((start(&with), start(&without)), ((2 * 16 + 16) * n / 4, (16 + 16) * n / 4));
-    // Of all parameters there are the block that is computed, and three that are or were gathered.
+    // Of all parameters there are the block that is computed, and the one that comes.
     let full = Estimate::new(&outline, &plan(Shard::Full, false), 4);
-    assert_eq!(full.bytes(Kind::Parameters), n + 4 * n / 2 + 3 * 4 * n / 2);
+    assert_eq!(full.bytes(Kind::Parameters), n + 4 * n / 2 + 4 * n / 2);
     assert_eq!(line(&full, "own sums"), 4 * n / 4);
     assert_eq!(full.bytes(Kind::Activations), 2 * (2 * 100 + 1000));
 }

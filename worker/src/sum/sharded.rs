@@ -11,6 +11,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use mattock_checkpoint::room::give_back;
 use mattock_collectives::{Buffer, CollectiveError, Group, Pending, SaturatingSum, Sum};
 use mattock_exact::{
     Accumulator, BLOCK, Dither, Exponents, Rounding, WideBlocks, decode_wide, decode_words, packed_bytes,
@@ -249,7 +250,8 @@ impl ShardSum {
 
     /// Gives up all memory, until the next step begins.
     pub(super) fn rest(&mut self) {
-        (self.sums, self.promoted, self.bounds, self.spare) = Default::default();
+        give_back(std::mem::take(&mut self.sums));
+        (self.promoted, self.bounds, self.spare) = Default::default();
     }
 }
 

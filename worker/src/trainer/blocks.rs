@@ -1,8 +1,8 @@
 //! A micro-batch over blocks of which no rank has all parameters: gathered just in time, and given up after use.
 //!
 //! ```text
-//! forward   gather(b + 1) | block b, keeping its input      .. last block: the loss, and backward at once
-//! backward  gather(b - 1) | block b again from its input, its gradients ─> reduce-scatter(b)
+//! forward   b is there: gather(b + 1) | block b, keeping its input      .. last block: the loss, and backward at once
+//! backward  b is there: gather(b - 1) | block b again from its input, its gradients ─> reduce-scatter(b)
 //! ```
 //!
 //! Computing a block again gives the bits that it gave before: the same kernels over the same values, and random numbers drawn
@@ -10,7 +10,7 @@
 //!
 //! # Invariants
 //! 1. All ranks make the same exchanges in the same order, also those that have no micro-batch.
-//! 2. At most two blocks' parameters are there at a time.
+//! 2. At most two blocks' parameters are there at a time: those that are computed with, on the device, and those that come.
 
 use burn::tensor::{ElementConversion, Tensor};
 use mattock_collectives::{Buffer, CollectiveError, Group, Pending};
@@ -36,7 +36,7 @@ pub(super) struct Gathers<'g> {
 }
 
 /// Buffers that are kept: as many as are in use at a time.
-const SPARE_MAX: usize = 2;
+const SPARE_MAX: usize = 1;
 
 impl Gathers<'_> {
     fn begin(&mut self, bucket: usize) -> Pending<Buffer<f32>> {
@@ -96,7 +96,9 @@ impl<B: TrainBackend, T: Task> Round<'_, B, T> {
     /// Runs it forward only; returns the loss.
     pub(super) fn evaluate(mut self) -> Result<Option<f32>, StepError> {
         let (coming, input) = self.below_the_last(&mut |_| {})?;
-        match self.without_graph(self.inner.len() - 1, coming, input)? {
+        let last = self.inner.len() - 1;
+        self.arrive_inner(last, coming)?;
+        match self.without_graph(last, input) {
             Some(Output::Loss(loss)) => Ok(Some(loss.into_scalar().elem())),
             Some(Output::Next(_)) => unreachable!("{LAST}"),
             None => Ok(None),
@@ -130,24 +132,28 @@ impl<B: TrainBackend, T: Task> Round<'_, B, T> {
         Ok(())
     }
 
-    /// Waits for a block's parameters, and runs it without a graph, if this rank has a micro-batch.
+    /// Waits for the parameters of a block without a graph, and puts them in if they are used.
+    fn arrive_inner(&mut self, block: usize, pending: Pending<Buffer<f32>>) -> Result<(), StepError> {
+        let parameters = self.arrived(pending)?;
+        if self.batch.is_some() {
+            let module = self.inner[block].take();
+            self.inner[block] = module.map(|module| attach(module, &parameters, self.device));
+        }
+        self.used(parameters);
+        Ok(())
+    }
+
+    /// Runs a block without a graph, if this rank has a micro-batch, and gives its parameters up.
     fn without_graph(
         &mut self,
         block: usize,
-        pending: Pending<Buffer<f32>>,
         input: Option<Carry<B::InnerBackend>>,
-    ) -> Result<Option<Output<B::InnerBackend>>, StepError> {
-        let parameters = self.arrived(pending)?;
-        let mut output = None;
-        if let (Some((batch, pass)), inner) = (&self.batch, &mut self.inner[block])
-            && let Some(module) = inner.take()
-        {
-            let module = attach(module, &parameters, self.device);
-            output = Some(self.task.forward(&module, input, batch, *pass));
-            *inner = Some(release(module));
-        }
-        self.used(parameters);
-        Ok(output)
+    ) -> Option<Output<B::InnerBackend>> {
+        let (batch, pass) = self.batch.as_ref()?;
+        let module = self.inner[block].take()?;
+        let output = self.task.forward(&module, input, batch, *pass);
+        self.inner[block] = Some(release(module));
+        Some(output)
     }
 
     /// Runs all blocks but the last without a graph; `keep` gets their outputs. Returns the last block's parameters, which come, and
@@ -159,9 +165,9 @@ impl<B: TrainBackend, T: Task> Round<'_, B, T> {
         let mut input = None;
         let mut coming = self.gathers.begin(0);
         for block in 0..self.inner.len() - 1 {
-            let next = self.gathers.begin(block + 1);
-            let pending = std::mem::replace(&mut coming, next);
-            input = match self.without_graph(block, pending, input)? {
+            self.arrive_inner(block, coming)?;
+            coming = self.gathers.begin(block + 1);
+            input = match self.without_graph(block, input) {
                 Some(Output::Next(output)) => Some(output),
                 Some(Output::Loss(_)) => unreachable!("{LAST}"),
                 None => None,
@@ -208,17 +214,16 @@ impl<B: TrainBackend, T: Task> Round<'_, B, T> {
         let mut above: Option<Carry<B>> = None;
         let mut coming: Option<Pending<Buffer<f32>>> = None;
         for block in (0..self.blocks.len()).rev() {
-            let next = block.checked_sub(1).map(|next| self.gathers.begin(next));
-            // The last block's are those that the loss came from.
-            let leaves = match coming {
-                None => last.take(),
-                Some(_) => inputs.pop().map(Carry::leaves_of),
-            };
+            // The last block's parameters, and its leaves, are those that the loss came from.
+            let again = coming.is_some();
+            let leaves = if again { inputs.pop().map(Carry::leaves_of) } else { last.take() };
             if let Some(pending) = coming.take() {
                 self.arrive(block, pending)?;
+            }
+            coming = block.checked_sub(1).map(|next| self.gathers.begin(next));
+            if again {
                 gradients = self.again(block, leaves.clone(), above.take(), gradients.take());
             }
-            coming = next;
             above = leaves;
             self.gate.proceed()?;
             self.clock.enter(Phase::Round);

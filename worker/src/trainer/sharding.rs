@@ -12,6 +12,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
+use mattock_checkpoint::room::give_back;
 use mattock_collectives::{Buffer, CollectiveError, Element, Group, Sum};
 use mattock_exact::{CHUNK, chunk_squares, exponent_hash};
 use mattock_kernels::TrainBackend;
@@ -205,9 +206,11 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
         self.blocks = std::mem::take(&mut self.blocks).into_iter().map(release).collect();
         let Some(sharding) = &mut self.sharding else { return };
         self.sum.rest();
-        (self.gradient, self.scratch) = Default::default();
+        for array in [&mut self.gradient, &mut self.scratch] {
+            give_back(std::mem::take(array));
+        }
         if let Some(copy) = &mut sharding.copy {
-            copy.gradient = Vec::new();
+            give_back(std::mem::take(&mut copy.gradient));
         }
         sharding.spare.clear();
         sharding.replica.iter_mut().for_each(|bucket| *bucket = Buffer::default());
