@@ -30,20 +30,50 @@ fn main() -> Result<(), Failure> {
         (mebibytes.parse()?, readers.parse()?, rounds.parse()?);
     let bytes = mebibytes << 20;
     checkpoint(url, bytes, 1, 1)?;
-    for _ in 0..rounds {
-        forget_files();
-        let (read, plain) = together(readers, |reader| plain_reads(url, reader, readers))?;
-        forget_files();
-        let (loaded, load) = together(readers, |reader| load_part(url, bytes, reader, readers))?;
-        let rate = |bytes: u64, took: Duration| bytes as f64 / f64::from(1 << 20) / took.as_secs_f64();
-        println!("{{\"plain_mib_s\": {:.1}, \"load_mib_s\": {:.1}}}", rate(read, plain), rate(loaded, load));
+    for round in 0..rounds {
+        let plain = || measured(readers, |reader| plain_reads(url, reader, readers));
+        let load = || measured(readers, |reader| load_part(url, bytes, reader, readers));
+        // In turn: who comes second may get memory that the first has just given back, which is cheaper to touch.
+        let [(read, plain, plain_cpu), (loaded, load, load_cpu)] = match round.is_multiple_of(2) {
+            true => [plain()?, load()?],
+            false => {
+                let load = load()?;
+                [plain()?, load]
+            }
+        };
+        let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+        let rate = |bytes: u64, took: Duration| gib(bytes) * 1024.0 / took.as_secs_f64();
+        println!(
+            "{{\"plain_mib_s\": {:.1}, \"load_mib_s\": {:.1}, \"plain_cpu_s_gib\": {:.2}, \"load_cpu_s_gib\": {:.2}}}",
+            rate(read, plain),
+            rate(loaded, load),
+            plain_cpu / gib(read),
+            load_cpu / gib(loaded)
+        );
     }
     Ok(())
+}
+
+/// Seconds that all threads of this program have had, in the kernel and out of it.
+fn cpu_time() -> f64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
 }
 
 /// Files that lie in memory are read again from where they are kept; only root may ask for that, and others measure memory.
 fn forget_files() {
     let _ = std::fs::write("/proc/sys/vm/drop_caches", "1");
+}
+
+/// What all readers do at the same time: bytes in all, how long it took, and how many seconds of the processors.
+fn measured(
+    readers: usize,
+    act: impl Fn(usize) -> Result<u64, Failure> + Sync,
+) -> Result<(u64, Duration, f64), Failure> {
+    forget_files();
+    let before = cpu_time();
+    let (bytes, took) = together(readers, act)?;
+    Ok((bytes, took, cpu_time() - before))
 }
 
 /// What all readers do at the same time: bytes in all, and how long it took.

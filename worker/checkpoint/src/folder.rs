@@ -22,6 +22,8 @@ use object_store::{
 };
 use rustix::fs::OFlags;
 
+use crate::buffers::Buffers;
+
 /// What is written or read directly begins and ends at multiples of this, in memory and in the file.
 pub(crate) const ALIGNMENT: usize = 4096;
 /// Shorter ranges are read as usual.
@@ -31,13 +33,15 @@ const DIRECT_BYTES_MIN: u64 = 1 << 20;
 #[derive(Debug)]
 pub(crate) struct Folder {
     files: Arc<LocalFileSystem>,
+    buffers: Buffers,
 }
 
 impl Folder {
     /// An existing one, in which what is written stays, whatever happens to the machine.
     pub(crate) fn open(folder: &Path) -> Result<Self> {
         let files = LocalFileSystem::new_with_prefix(folder)?;
-        Ok(Self { files: Arc::new(files.with_fsync(true).with_automatic_cleanup(true)) })
+        let files = Arc::new(files.with_fsync(true).with_automatic_cleanup(true));
+        Ok(Self { files, buffers: Buffers::default() })
     }
 }
 
@@ -69,13 +73,14 @@ impl ObjectStore for Folder {
     }
 
     async fn get_opts(&self, location: &ObjectPath, options: GetOptions) -> Result<GetResult> {
+        let only_looks = options.head;
         let found = self.files.get_opts(location, options).await?;
         let GetResultPayload::File(_, path) = &found.payload else { return Ok(found) };
-        if found.range.end - found.range.start < DIRECT_BYTES_MIN {
+        if only_looks || found.range.end - found.range.start < DIRECT_BYTES_MIN {
             return Ok(found);
         }
-        let (path, range) = (path.clone(), found.range.clone());
-        match blocking(move || read_directly(&path, range)).await {
+        let (path, range, buffers) = (path.clone(), found.range.clone(), self.buffers.clone());
+        match blocking(move || read_directly(&path, range, &buffers)).await {
             Ok(bytes) => {
                 let payload = GetResultPayload::Stream(stream::once(async { Ok(bytes) }).boxed());
                 Ok(GetResult { payload, ..found })
@@ -117,12 +122,13 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send
 const DIRECT: i32 = OFlags::DIRECT.bits().cast_signed();
 
 /// Bytes of a file, past the cache.
-fn read_directly(path: &Path, range: Range<u64>) -> io::Result<Bytes> {
+fn read_directly(path: &Path, range: Range<u64>, buffers: &Buffers) -> io::Result<Bytes> {
     let file = OpenOptions::new().read(true).custom_flags(DIRECT).open(path)?;
     let start = range.start / ALIGNMENT as u64 * ALIGNMENT as u64;
     let wanted = (range.end - start) as usize;
     let length = wanted.next_multiple_of(ALIGNMENT);
-    let mut read = aligned(length);
+    let mut lent = buffers.lend(length);
+    let read = &mut lent.buffer;
     let before = read.len();
     while read.len() - before < wanted {
         let done = read.len() - before;
@@ -135,7 +141,7 @@ fn read_directly(path: &Path, range: Range<u64>) -> io::Result<Bytes> {
         // SAFETY: the kernel has filled so many bytes after those that were there.
         unsafe { read.set_len(before + done + filled) };
     }
-    Ok(Bytes::from(read).slice(before + (range.start - start) as usize..before + wanted))
+    Ok(lent.bytes().slice(before + (range.start - start) as usize..before + wanted))
 }
 
 /// A file that gets its name when it is whole. Until then its name is that of an upload under way, as `object_store` names them.
@@ -257,10 +263,15 @@ fn together(data: &PutPayload) -> Bytes {
 
 /// Room for so many bytes: what is put in after what is there already lies at an aligned address.
 pub(crate) fn aligned(bytes: usize) -> Vec<u8> {
-    let mut room: Vec<u8> = Vec::with_capacity(bytes + ALIGNMENT);
-    let before = room.as_ptr().align_offset(ALIGNMENT);
-    room.resize(before, 0);
+    let mut room = Vec::with_capacity(bytes + ALIGNMENT);
+    align(&mut room);
     room
+}
+
+/// Empties a buffer, up to what is before its first aligned address.
+pub(crate) fn align(room: &mut Vec<u8>) {
+    room.clear();
+    room.resize(room.as_ptr().align_offset(ALIGNMENT), 0);
 }
 
 #[cfg(test)]
@@ -332,8 +343,19 @@ mod tests {
             let read = store.get_range(&path, range.clone()).await.unwrap();
             assert!(read == whole[range.start as usize..range.end as usize], "{range:?}");
         }
+        assert_eq!(store.buffers.kept(), 1);
         assert!(store.get_range(&path, end..end + least).await.is_err());
-        assert!(read_directly(&folder.path().join("file"), end..end + 10_000).is_err());
+        assert!(read_directly(&folder.path().join("file"), end..end + 10_000, &store.buffers).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_look_at_a_file_reads_nothing_of_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Folder::open(folder.path()).unwrap();
+        let path = ObjectPath::from("file");
+        store.put(&path, content(2 * DIRECT_BYTES_MIN as usize).into()).await.unwrap();
+        assert_eq!(store.head(&path).await.unwrap().size, 2 * DIRECT_BYTES_MIN);
+        assert_eq!(store.buffers.kept(), 0);
     }
 
     #[tokio::test]

@@ -22,6 +22,7 @@
 #![allow(clippy::single_range_in_vec_init, reason = "lists of ranges, of which one is the common case")]
 
 mod blocking;
+mod buffers;
 mod claim;
 mod flaw;
 mod folder;
@@ -47,6 +48,7 @@ mod slices;
 mod snapshot;
 mod store;
 mod store_error;
+mod stretch;
 mod upload;
 mod uploads;
 mod verify;

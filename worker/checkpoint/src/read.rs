@@ -9,11 +9,11 @@ use std::ops::Range;
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
-use object_store::ObjectStoreExt;
+use object_store::{GetOptions, GetResultPayload, ObjectStore};
 
 use crate::flaw::Flaw;
 use crate::format::manifest::{Manifest, PieceInfo, as_ranges};
-use crate::format::plan::{Extent, Fill, Wanted, by_chunk, plan, wanted};
+use crate::format::plan::{Extent, Fill, Reads, Wanted, by_chunk, gather, plan, wanted};
 use crate::format::safetensors::{HeaderError, HeaderReader, difference, extents};
 use crate::format::{CONFIG, Digest, EXPONENTS, Kind, MANIFEST, RECIPE, TOKENIZER, exponents, step_folder};
 use crate::layout::Layout;
@@ -22,6 +22,7 @@ use crate::slices::{common, normal};
 use crate::snapshot::Files;
 use crate::store::Store;
 use crate::store_error::StoreError;
+use crate::stretch::{Filling, Stretch};
 
 /// Bytes of one request, and of a chunk that is hashed by itself.
 pub(crate) const CHUNK_BYTES: u64 = 8 << 20;
@@ -117,9 +118,11 @@ impl Checkpoint<'_> {
         let copies = plan(std::mem::take(&mut headers.extents), &wanted).map_err(content)?;
         let reads = by_chunk(&copies, |piece| chunk_bytes(&self.manifest.pieces[piece]));
         let elements = ranges.iter().map(Range::len).sum();
-        let mut filled: Vec<Vec<f32>> = (0..arrays).map(|_| zeros(elements)).collect();
-        self.fill(reads.into_iter().collect(), headers, &mut filled).await?;
-        Ok(filled)
+        let (filling, room): (Vec<_>, Vec<_>) = (0..arrays).map(|_| Filling::new(zeros(elements))).unzip();
+        let reads = divide(reads, room).ok_or_else(|| content("elements have two places".to_owned()))?;
+        self.fill(reads, headers).await?;
+        let filled = filling.into_iter().map(|array| array.done().expect("all of them are filled"));
+        Ok(filled.collect())
     }
 
     /// Block exponents.
@@ -145,12 +148,12 @@ impl Checkpoint<'_> {
             return Err(Flaw::Size { piece: info.name.clone(), want: info.bytes, got }.into());
         }
         let mut sound = Ok(());
-        self.stream(info, |chunk| match header.as_mut().map(|reader| reader.push(chunk)) {
+        let mut look = |bytes: &Bytes| match header.as_mut().map(|reader| reader.push(bytes)) {
             Some(Ok(None)) | None => {}
             Some(Ok(Some(_))) => header = None,
             Some(Err(error)) => (sound, header) = (Err(error), None),
-        })
-        .await?;
+        };
+        self.stream(info, |chunk| chunk.iter().for_each(&mut look)).await?;
         sound.map_err(|error| self.judge(&info.name, error, true))
     }
 
@@ -186,15 +189,17 @@ impl Checkpoint<'_> {
     async fn header(
         &self,
         info: &PieceInfo,
-    ) -> Result<(safetensors::tensor::Metadata, u64, Bytes), ReadError> {
+    ) -> Result<(safetensors::tensor::Metadata, u64, Chunk), ReadError> {
         let mut header = HeaderReader::new(info.bytes);
         let mut first = None;
         for number in 0..info.bytes.div_ceil(chunk_bytes(info)) {
             let chunk = self.chunk(info, number).await?;
-            let read = header.push(&chunk).map_err(|error| self.judge(&info.name, error, true))?;
-            let first = first.get_or_insert(chunk);
-            if let Some((metadata, start)) = read {
-                return Ok((metadata, start, first.clone()));
+            let first = first.get_or_insert_with(|| chunk.clone());
+            for bytes in &chunk {
+                let read = header.push(bytes).map_err(|error| self.judge(&info.name, error, true))?;
+                if let Some((metadata, start)) = read {
+                    return Ok((metadata, start, std::mem::take(first)));
+                }
             }
         }
         let why = "ends within its header".to_owned();
@@ -212,47 +217,36 @@ impl Checkpoint<'_> {
     }
 
     /// Reads chunks, several at a time, and copies what is needed of them.
-    async fn fill(
-        &self,
-        reads: Vec<((usize, u64), Vec<Fill>)>,
-        headers: Headers,
-        arrays: &mut [Vec<f32>],
-    ) -> Result<(), ReadError> {
-        let content = |piece: usize| {
-            let piece = self.manifest.pieces[piece].name.clone();
-            move |why| Flaw::Content { piece, why }
-        };
+    async fn fill(&self, reads: Vec<Read>, headers: Headers) -> Result<(), ReadError> {
         let of = |piece: usize| &self.manifest.pieces[piece];
         let (apart, whole): (Vec<_>, Vec<_>) =
-            reads.into_iter().partition(|((piece, _), _)| is_checked_by_chunk(of(*piece)));
-        let chunks = apart.into_iter().map(|((piece, number), fills)| {
+            reads.into_iter().partition(|read| is_checked_by_chunk(of(read.piece)));
+        let chunks = apart.into_iter().map(|Read { piece, number, parts }| {
             let known = headers.chunks.get(&piece).filter(|_| number == 0).cloned();
             async move {
-                let chunk = match known {
-                    Some(chunk) => chunk,
-                    None => self.chunk(of(piece), number).await?,
-                };
-                Ok::<_, ReadError>((piece, chunk, fills))
+                match known {
+                    Some(chunk) => fill_all(&chunk, parts).map_err(|why| content(of(piece), why)),
+                    None => {
+                        self.chunk_with(of(piece), number, |chunk| fill_all(chunk, parts)).await.map(drop)
+                    }
+                }
             }
         });
         let mut chunks = futures::stream::iter(chunks).buffer_unordered(CHUNKS_IN_FLIGHT);
-        while let Some((piece, chunk, fills)) = chunks.try_next().await? {
-            fills.iter().try_for_each(|fill| fill.run(&chunk, arrays)).map_err(content(piece))?;
-        }
-        let mut pieces: BTreeMap<usize, BTreeMap<u64, Vec<Fill>>> = BTreeMap::new();
-        whole.into_iter().for_each(|((piece, number), fills)| {
-            pieces.entry(piece).or_default().insert(number, fills);
+        while chunks.try_next().await?.is_some() {}
+        let mut pieces: BTreeMap<usize, BTreeMap<u64, Vec<Part>>> = BTreeMap::new();
+        whole.into_iter().for_each(|Read { piece, number, parts }| {
+            pieces.entry(piece).or_default().insert(number, parts);
         });
-        for (piece, fills) in pieces {
+        for (piece, mut parts) in pieces {
             let (mut number, mut run) = (0, Ok(()));
             self.stream(of(piece), |chunk| {
-                let fills = fills.get(&number).into_iter().flatten();
-                run =
-                    run.clone().and_then(|()| fills.into_iter().try_for_each(|fill| fill.run(chunk, arrays)));
+                let parts = parts.remove(&number).unwrap_or_default();
+                run = std::mem::replace(&mut run, Ok(())).and_then(|()| fill_all(chunk, parts));
                 number += 1;
             })
             .await?;
-            run.map_err(content(piece))?;
+            run.map_err(|why| content(of(piece), why))?;
         }
         Ok(())
     }
@@ -280,12 +274,12 @@ impl Checkpoint<'_> {
 
     async fn whole(&self, info: &PieceInfo) -> Result<Vec<u8>, ReadError> {
         let mut whole = Vec::new();
-        self.stream(info, |chunk| whole.extend_from_slice(chunk)).await?;
+        self.stream(info, |chunk| chunk.iter().for_each(|bytes| whole.extend_from_slice(bytes))).await?;
         Ok(whole)
     }
 
     /// Hands a piece's chunks to `take` in order; errors if in the end its bytes are not those of the manifest.
-    async fn stream(&self, info: &PieceInfo, mut take: impl FnMut(&[u8])) -> Result<(), ReadError> {
+    async fn stream(&self, info: &PieceInfo, mut take: impl FnMut(&[Bytes])) -> Result<(), ReadError> {
         let chunk_bytes = chunk_bytes(info);
         let mut digest =
             Digest::new(info.bytes, info.chunks.as_ref().map_or(u64::MAX, |chunks| chunks.bytes));
@@ -293,7 +287,7 @@ impl Checkpoint<'_> {
         let mut chunks =
             futures::stream::iter(numbers.map(|n| self.unchecked(info, n))).buffered(CHUNKS_IN_FLIGHT);
         while let Some(chunk) = chunks.try_next().await? {
-            digest.update(&chunk);
+            chunk.iter().for_each(|bytes| digest.update(bytes));
             take(&chunk);
         }
         let found = digest.finish(info.name.clone(), info.holds.clone());
@@ -304,19 +298,31 @@ impl Checkpoint<'_> {
     }
 
     /// One chunk; checked, if there is a hash for it.
-    async fn chunk(&self, info: &PieceInfo, number: u64) -> Result<Bytes, ReadError> {
+    async fn chunk(&self, info: &PieceInfo, number: u64) -> Result<Chunk, ReadError> {
+        self.chunk_with(info, number, |_| Ok(())).await
+    }
+
+    /// One chunk; handed to `take` once it is checked, if there is a hash for it.
+    async fn chunk_with(
+        &self,
+        info: &PieceInfo,
+        number: u64,
+        take: impl FnOnce(&[Bytes]) -> Result<(), String> + Send + 'static,
+    ) -> Result<Chunk, ReadError> {
         let chunk = self.unchecked(info, number).await?;
         let want = match &info.chunks {
             Some(chunks) => usize::try_from(number).ok().and_then(|number| chunks.blake3.get(number)),
             None => Some(&info.blake3).filter(|_| is_checked_by_chunk(info)),
         };
-        let Some(want) = want else { return Ok(chunk) };
-        // Beside the thread that receives and copies, which would be the limit.
-        let hashed = chunk.clone();
-        let got = tokio::task::spawn_blocking(move || blake3::hash(&hashed)).await;
-        match got.is_ok_and(|got| got.to_hex().as_str() == want) {
-            true => Ok(chunk),
-            false => Err(Flaw::Hash { piece: info.name.clone() }.into()),
+        let want = want.cloned();
+        // Beside the thread that receives, which would be the limit.
+        let work = tokio::task::spawn_blocking(move || {
+            let sound = want.is_none_or(|want| hash(&chunk).to_hex().as_str() == want);
+            sound.then(|| take(&chunk).map(|()| chunk))
+        });
+        match work.await {
+            Ok(Some(taken)) => taken.map_err(|why| content(info, why)),
+            Ok(None) | Err(_) => Err(Flaw::Hash { piece: info.name.clone() }.into()),
         }
     }
 
@@ -338,14 +344,14 @@ impl Checkpoint<'_> {
         Ok(true)
     }
 
-    async fn unchecked(&self, info: &PieceInfo, number: u64) -> Result<Bytes, ReadError> {
+    async fn unchecked(&self, info: &PieceInfo, number: u64) -> Result<Chunk, ReadError> {
         let (name, path) = self.place(info);
         let start = number * chunk_bytes(info);
         let range = start..(start + chunk_bytes(info)).min(info.bytes);
         let bytes = range.end - range.start;
-        let read = self.store.inner().get_range(&path, range).await;
+        let read = segments(self.store.inner(), &path, range).await;
         match read.map_err(|error| self.store.error("read", &name, error)) {
-            Ok(chunk) if chunk.len() as u64 == bytes => Ok(chunk),
+            Ok(chunk) if chunk.iter().map(|bytes| bytes.len() as u64).sum::<u64>() == bytes => Ok(chunk),
             Err(error) if error.is_missing() => Err(Flaw::Missing { piece: info.name.clone() }.into()),
             read => match self.store.size(&name).await? {
                 Some(got) if got != info.bytes => {
@@ -366,12 +372,68 @@ impl Checkpoint<'_> {
     }
 }
 
+/// Bytes of a piece, as they arrived: not joined, which would be a copy.
+type Chunk = Vec<Bytes>;
+
+/// Bytes of a chunk, and the elements that they are.
+type Part = (Range<usize>, Stretch);
+
+/// A chunk to be read, and what of it goes where.
+struct Read {
+    piece: usize,
+    number: u64,
+    parts: Vec<Part>,
+}
+
+/// Gives each read the elements that it fills, of arrays by number; none where two would fill the same.
+fn divide(reads: Reads, mut room: Vec<Stretch>) -> Option<Vec<Read>> {
+    let fills = reads.into_iter().flat_map(|(chunk, fills)| fills.into_iter().map(move |fill| (chunk, fill)));
+    let mut fills: Vec<((usize, u64), Fill)> = fills.collect();
+    fills.sort_by_key(|(_, fill)| (fill.array, fill.to.start));
+    let mut divided: BTreeMap<(usize, u64), Vec<Part>> = BTreeMap::new();
+    for (chunk, fill) in fills {
+        let part = (fill.from, room.get_mut(fill.array)?.take(&fill.to)?);
+        divided.entry(chunk).or_default().push(part);
+    }
+    let reads = divided.into_iter().map(|((piece, number), parts)| Read { piece, number, parts });
+    Some(reads.collect())
+}
+
+fn fill_all(chunk: &[Bytes], parts: Vec<Part>) -> Result<(), String> {
+    parts.into_iter().try_for_each(|(from, mut to)| gather(chunk, &from, to.values()))
+}
+
+fn hash(chunk: &[Bytes]) -> blake3::Hash {
+    let mut hasher = blake3::Hasher::new();
+    for bytes in chunk {
+        hasher.update(bytes);
+    }
+    hasher.finalize()
+}
+
+fn content(info: &PieceInfo, why: String) -> ReadError {
+    Flaw::Content { piece: info.name.clone(), why }.into()
+}
+
+/// A range of an object, as it arrives.
+async fn segments(
+    store: &dyn ObjectStore,
+    path: &object_store::path::Path,
+    range: Range<u64>,
+) -> object_store::Result<Chunk> {
+    let read = store.get_opts(path, GetOptions { range: Some(range.into()), ..Default::default() }).await?;
+    match read.payload {
+        GetResultPayload::Stream(stream) => stream.try_collect().await,
+        GetResultPayload::File(..) => Ok(vec![read.bytes().await?]),
+    }
+}
+
 /// What the headers of files of tensors tell.
 #[derive(Default)]
 struct Headers {
     extents: Vec<Extent>,
     /// First chunks by piece, which were read on the way.
-    chunks: HashMap<usize, Bytes>,
+    chunks: HashMap<usize, Chunk>,
 }
 
 /// What of a piece is read at a time.

@@ -15,15 +15,15 @@ const SMALL_PAGE_BYTES: usize = 64 << 10;
 pub fn zeros(elements: usize) -> Vec<f32> {
     // Of memory that the kernel has zeroed already, and nobody has touched.
     let mut values = vec![0.0; elements];
-    ask_for_large_pages(values.as_mut_ptr(), elements);
+    ask_for_large_pages(values.as_mut_ptr().cast(), elements * size_of::<f32>());
     values
 }
 
 /// A copy of these values, one after the other.
 pub fn copied(parts: &[&[f32]]) -> Vec<f32> {
     let elements = parts.iter().map(|part| part.len()).sum();
-    let mut values = Vec::with_capacity(elements);
-    ask_for_large_pages(values.as_mut_ptr(), elements);
+    let mut values: Vec<f32> = Vec::with_capacity(elements);
+    ask_for_large_pages(values.as_mut_ptr().cast(), elements * size_of::<f32>());
     parts.iter().for_each(|part| values.extend_from_slice(part));
     values
 }
@@ -43,8 +43,8 @@ pub fn give_back<T: Copy>(mut values: Vec<T>) {
 }
 
 /// Lets the kernel back a part of the heap with large pages; it may have none, or not want to.
-fn ask_for_large_pages(start: *mut f32, elements: usize) {
-    let (first, bytes) = (start.cast::<u8>().align_offset(PAGE_BYTES), elements * size_of::<f32>());
+pub(crate) fn ask_for_large_pages(start: *mut u8, bytes: usize) {
+    let first = start.align_offset(PAGE_BYTES);
     let length = bytes.saturating_sub(first) / PAGE_BYTES * PAGE_BYTES;
     if length > 0 {
         // SAFETY: the range lies within one allocation, and advice on pages changes nothing that a program sees.

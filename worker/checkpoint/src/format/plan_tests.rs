@@ -54,14 +54,16 @@ proptest! {
             let wanted = wanted(&layout, 0, std::slice::from_ref(&needed));
             let copies = plan(extents.clone(), &wanted).unwrap();
             let reads = by_chunk(&copies, |_| chunk * 4);
-            let mut arrays = vec![vec![0.0; needed.len()]];
+            let mut arrays = [vec![0.0; needed.len()]];
             let mut filled = 0;
             for (&(piece, number), fills) in &reads {
                 let start = (number * chunk * 4) as usize;
                 let bytes = &pieces[piece][start..pieces[piece].len().min(start + chunk as usize * 4)];
                 prop_assert!(!fills.is_empty());
                 for fill in fills {
-                    fill.run(bytes, &mut arrays).unwrap();
+                    let (a, b) = bytes.split_at(bytes.len() / 3);
+                    let segments = [a, &[], b].map(Bytes::copy_from_slice);
+                    gather(&segments, &fill.from, &mut arrays[fill.array][fill.to.clone()]).unwrap();
                     filled += fill.to.len();
                 }
             }
@@ -105,8 +107,10 @@ fn ranges_follow_each_other_in_what_is_handed_over() {
 
 #[test]
 fn a_chunk_that_is_too_short_is_an_error() {
-    let fill = Fill { from: 0..8, array: 0, to: 0..2 };
-    assert!(fill.run(&[0; 7], &mut [vec![0.0; 2]]).is_err());
-    assert!(fill.run(&[0; 8], &mut [vec![0.0; 1]]).is_err());
-    assert!(fill.run(&[0; 8], &mut []).is_err());
+    let chunk = |bytes: usize| [Bytes::from(vec![0; bytes])];
+    assert!(gather(&chunk(7), &(0..8), &mut [0.0; 2]).is_err());
+    assert!(gather(&chunk(8), &(0..8), &mut [0.0; 1]).is_err());
+    assert!(gather(&chunk(8), &(4..12), &mut [0.0; 2]).is_err());
+    assert!(gather(&[], &(0..4), &mut [0.0; 1]).is_err());
+    assert!(gather(&chunk(8), &(0..8), &mut [0.0; 2]).is_ok());
 }
