@@ -4,7 +4,7 @@
 //! # Invariants
 //! 1. One generation, one ring: who tells of another is not believed.
 //! 2. A step that is on record already is not recorded again.
-//! 3. Steps come out in order, each once, as the dead coordinator would have recorded them.
+//! 3. Steps come out in order, each once, as the dead coordinator would have recorded them; none that the next ring does again.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -94,11 +94,16 @@ impl Past {
         self.recorded.is_some_and(|recorded| step <= recorded) || own.into_iter().any(known)
     }
 
-    /// The ledger as the dead coordinator had it, and the steps that were complete and are not on record yet.
+    /// The ledger as the dead coordinator had it, and the steps up to `start`, from which the next ring starts, that were
+    /// complete and are not on record yet. Those after it will be done again: everybody who had them is gone.
     ///
     /// # Errors
     /// Where the reports do not fit together.
-    pub fn replay(self, micro_batches: u32) -> Result<(Option<Ledger>, Vec<StepRecord>), Disagreement> {
+    pub fn replay(
+        self,
+        micro_batches: u32,
+        start: u64,
+    ) -> Result<(Option<Ledger>, Vec<StepRecord>), Disagreement> {
         let (mut ledger, mut records) = (None::<Ledger>, Vec::new());
         for Told { ring, mut reports, .. } in self.rings.into_values() {
             let mut next = match ledger.take() {
@@ -112,6 +117,7 @@ impl Past {
             }
             ledger = Some(next);
         }
+        records.retain(|record| record.step <= start);
         if let Some(recorded) = self.recorded {
             records.retain(|record| record.step > recorded);
             ledger = ledger.map(|ledger| ledger.recorded(recorded));
@@ -190,7 +196,7 @@ mod tests {
             let mut past = Past::new(recorded);
             tell(&mut past, 5, &ring(3, 0), 1..=5);
             tell(&mut past, 8, &ring(3, 0), 1..=4);
-            let (ledger, records) = past.replay(M).unwrap();
+            let (ledger, records) = past.replay(M, 5).unwrap();
             assert_eq!(steps(&records), expected.into_iter().map(|step| (step, 3)).collect::<Vec<_>>());
             // Step 5 is known of one rank; the next ring, which starts from it, shows that all have it.
             let mut next = ledger.unwrap().reformed(ring(9, 5)).unwrap();
@@ -203,11 +209,25 @@ mod tests {
     fn steps_of_a_ring_whose_other_rank_is_gone_come_with_the_next_ring() {
         let mut past = Past::new(Some(1));
         tell(&mut past, 5, &ring(3, 0), 1..=3);
-        let (ledger, records) = past.replay(M).unwrap();
+        let (ledger, records) = past.replay(M, 5).unwrap();
         assert!(records.is_empty());
         let mut next = ledger.unwrap().reformed(ring(9, 3)).unwrap();
         let records = next.report(WorkerId(5), report(9, 4, 0)).unwrap();
         assert_eq!(steps(&records), [(2, 3), (3, 3)], "step 1 is on record");
+    }
+
+    #[test]
+    fn steps_that_the_next_ring_does_again_are_not_recorded() {
+        for (start, expected) in [(1, vec![]), (2, vec![2]), (3, vec![2, 3]), (9, vec![2, 3])] {
+            let mut past = Past::new(Some(1));
+            tell(&mut past, 5, &ring(3, 0), 1..=3);
+            tell(&mut past, 8, &ring(3, 0), 1..=3);
+            let (ledger, records) = past.replay(M, start).unwrap();
+            assert_eq!(steps(&records), expected.into_iter().map(|step| (step, 3)).collect::<Vec<_>>());
+            let mut next = ledger.unwrap().reformed(ring(9, start)).unwrap();
+            let records = next.report(WorkerId(8), report(9, start + 1, 1)).unwrap();
+            assert!(records.is_empty(), "{start}: {records:?}");
+        }
     }
 
     #[test]
@@ -217,7 +237,7 @@ mod tests {
             tell(&mut past, worker, &ring(3, 0), 1..=if worker == 5 { 3 } else { 2 });
             tell(&mut past, worker, &ring(4, 3), 4..=5);
         }
-        let (ledger, records) = past.replay(M).unwrap();
+        let (ledger, records) = past.replay(M, 5).unwrap();
         assert_eq!(steps(&records), [(3, 3), (4, 4), (5, 4)]);
         assert!(ledger.unwrap().may_hold(WorkerId(5), 5));
     }

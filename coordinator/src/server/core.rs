@@ -411,7 +411,7 @@ impl Core {
 
     /// Gives a ring to its members.
     async fn form(&mut self, formation: Formation) -> Result<(), Ending> {
-        self.settle_past().await?;
+        self.settle_past(formation.step).await?;
         let places = formation.places.len();
         self.tell_all(&FromCoordinator::Form(formation.clone()))
             .map_err(|error| Ending::Over(untold(places, &error)))?;

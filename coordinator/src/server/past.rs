@@ -72,11 +72,11 @@ impl Core {
         membership::Event::Returned(worker, holding)
     }
 
-    /// Before the first ring: the ledger goes on where the dead coordinator's ended.
-    pub(super) async fn settle_past(&mut self) -> Result<(), Ending> {
+    /// Before the first ring, which starts from this step: the ledger goes on where the dead coordinator's ended.
+    pub(super) async fn settle_past(&mut self, start: u64) -> Result<(), Ending> {
         let Some(TakeOver { since, past }) = self.take_over.take() else { return Ok(()) };
         let (ledger, records) = past
-            .replay(self.config.membership.micro_batches)
+            .replay(self.config.membership.micro_batches, start)
             .map_err(|error| Ending::Over(failed(&error)))?;
         self.ledger = ledger;
         for record in records {

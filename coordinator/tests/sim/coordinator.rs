@@ -389,7 +389,7 @@ impl Sim {
     }
 
     fn form(&mut self, formation: Formation) {
-        if let Err(disagreement) = self.settle_past() {
+        if let Err(disagreement) = self.settle_past(formation.step) {
             return self.disagree(&disagreement);
         }
         let members: Vec<WorkerId> = self.coordinator.links.iter().copied().collect();
@@ -419,9 +419,9 @@ impl Sim {
         }
     }
 
-    fn settle_past(&mut self) -> Result<(), Disagreement> {
+    fn settle_past(&mut self, start: u64) -> Result<(), Disagreement> {
         let Some(past) = self.coordinator.past.take() else { return Ok(()) };
-        let (ledger, records) = past.replay(self.setup.micro_batches)?;
+        let (ledger, records) = past.replay(self.setup.micro_batches, start)?;
         self.coordinator.ledger = ledger;
         records.into_iter().for_each(|record| self.commit(record));
         Ok(())
