@@ -52,3 +52,40 @@ fn at_the_worst_moments_of_a_divided_optimizer() {
 fn at_the_worst_moments_of_state_that_is_divided_altogether() {
     one_dies("full", false);
 }
+
+/// Each sharding among one to four workers, and who dies when, by a dozen seeds.
+#[test]
+fn a_dozen_aimed_deaths_leave_no_trace() {
+    let bench = Bench::new();
+    let output = aimed(&bench).args(["--seeds", "12"]).output().unwrap();
+    let (said, errors) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "{said}\n{errors}");
+    assert_eq!(said.matches("16 steps with the same bits").count(), 12, "{said}");
+    for workers in 1..=4 {
+        for shard in ["none", "optimizer", "full"] {
+            assert!(said.contains(&format!("{workers} workers, shard {shard}, ")), "{said}");
+        }
+    }
+}
+
+/// The undisturbed run is made to go wrong, and those that are held against it are right.
+#[test]
+fn a_difference_is_seen() {
+    let bench = Bench::new();
+    let chaos =
+        aimed(&bench).args(["--seed", "3", "--seeds", "1"]).env("MATTOCK_FAULTS", "wrong:0:6").output();
+    let output = chaos.unwrap();
+    let errors = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(3), "{errors}");
+    assert!(errors.contains("seed 3: step 6 is Step"), "{errors}");
+}
+
+fn aimed(bench: &Bench) -> std::process::Command {
+    let mut command = bench.command();
+    command.args(["chaos", "recipe.toml", "--aimed", "--delay", "30", "--set", "train.steps=16"]);
+    command
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}

@@ -28,6 +28,9 @@ const QUEUE_MAX: usize = 1024;
 /// Heartbeats within a timeout.
 const HEARTBEATS: u32 = 8;
 
+/// It is waited for this part of a timeout until a connection has ended on which no welcome came.
+const FAREWELL: u32 = 8;
+
 /// Timeouts after which a coordinator that says nothing is gone, whoever may come: training does not need it meanwhile, a launcher
 /// that supervises one gives it up sooner, and connections end for good later.
 const SILENCE: u32 = 3;
@@ -307,7 +310,8 @@ impl Passport {
         self.worker
     }
 
-    /// Comes back to the coordinator at `address`, which must answer within `patience`.
+    /// Comes back to the coordinator at `address`, which must answer the call within `patience`, and welcome this worker within a
+    /// timeout.
     ///
     /// # Errors
     /// See [`JoinError`].
@@ -342,10 +346,15 @@ impl Meeting {
         let Self { runtime, endpoint, config, address, worker, limit } = self;
         let (connection, send, receive, welcome) = runtime.block_on(async {
             let connection = connect(&endpoint, config, address, patience).await?;
-            let (mut send, mut receive) = open(&connection, patience).await?;
-            stream::send(&mut send, &greeting, patience).await?;
-            let welcome: FromCoordinator = stream::receive(&mut receive, patience).await?;
-            Ok::<_, JoinError>((connection, send, receive, welcome))
+            match introduce(&connection, &greeting, limit).await {
+                Ok((send, receive, welcome)) => Ok((connection, send, receive, welcome)),
+                Err(error) => {
+                    // It must hear that this connection is gone, or it takes the next one for a second of the same worker.
+                    connection.close(0u32.into(), b"no welcome came");
+                    let _ = timeout(limit / FAREWELL, endpoint.wait_idle()).await;
+                    Err(JoinError::from(error))
+                }
+            }
         })?;
         let (run, recipe, settings, under_way, incarnation) = match welcome {
             FromCoordinator::Welcome { run, recipe, settings, under_way, incarnation } => {
@@ -390,6 +399,19 @@ impl Meeting {
             thread,
         })
     }
+}
+
+/// Says who it is, and hears what comes of it. Who has answered the call lives, however much there is to do: its welcome may take as
+/// long as any message, for whoever hung up before it came would be lost to it.
+async fn introduce(
+    connection: &Connection,
+    greeting: &FromWorker,
+    limit: Duration,
+) -> Result<(SendStream, RecvStream, FromCoordinator), StreamError> {
+    let (mut send, mut receive) = open(connection, limit).await?;
+    stream::send(&mut send, greeting, limit).await?;
+    let welcome = stream::receive(&mut receive, limit).await?;
+    Ok((send, receive, welcome))
 }
 
 /// The connection's thread: reports and heartbeats out, messages in.

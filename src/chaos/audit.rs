@@ -3,6 +3,7 @@
 //! What is compared must be there: an event that lacks it is no agreement.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use mattock_worker::trainer::SHARDS_LOST;
 use serde_json::Value;
@@ -40,6 +41,45 @@ pub struct Flip {
     pub step: u64,
 }
 
+/// When a worker dies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Moment {
+    /// Some time after the step is done, killed from outside.
+    Any,
+    /// When some of its buckets have been sent to be summed, and others have not.
+    Buckets,
+    /// When all have been summed, and the step is not committed.
+    Summed,
+    /// When the step is committed, and not written.
+    Committed,
+    /// While it is written.
+    Updating,
+}
+
+/// A worker that dies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Death {
+    /// Which: one of the first workers.
+    pub worker: u64,
+    /// In this step.
+    pub step: u64,
+    /// When.
+    pub moment: Moment,
+}
+
+impl fmt::Display for Death {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { worker, step, moment } = self;
+        match moment {
+            Moment::Any => write!(f, "worker {worker} is killed after step {step}"),
+            Moment::Buckets => write!(f, "worker {worker} dies in step {step}, between its buckets"),
+            Moment::Summed => write!(f, "worker {worker} dies in step {step}, summed and not committed"),
+            Moment::Committed => write!(f, "worker {worker} dies in step {step}, committed and not written"),
+            Moment::Updating => write!(f, "worker {worker} dies in step {step}, while it is written"),
+        }
+    }
+}
+
 /// What was done to a run.
 #[derive(Debug, Clone, Default)]
 pub struct Harm {
@@ -49,6 +89,10 @@ pub struct Harm {
     pub all_died: bool,
     /// A bit that flipped, which must be found.
     pub flip: Option<Flip>,
+    /// The only death there is to be.
+    pub death: Option<Death>,
+    /// Whoever was struck, others have all that it had.
+    pub held: bool,
 }
 
 /// What nothing happened to.
@@ -102,11 +146,12 @@ impl Reference {
         let restores = of_kind(events, "run_started").count().saturating_sub(1);
         // Where state is divided, all holders of a part may be struck at once.
         let part_lost = of_kind(events, "ring_recalled").any(|event| event.to_string().contains(SHARDS_LOST));
-        if restores > 0 && !harm.all_died && !part_lost {
+        if restores > 0 && (harm.held || !harm.all_died && !part_lost) {
             return Err("the state was read from storage although workers had it".to_owned());
         }
         same_processes(events, &harm.struck)?;
         found(events, harm.flip)?;
+        harm.death.map_or(Ok(()), |death| died(events, death))?;
         let ms =
             |event: &Value| ["hold_ms", "form_ms", "transfer_ms", "step_ms"].map(|key| event[key].as_f64());
         let recoveries = of_kind(events, "recovered").map(|event| ms(event).into_iter().flatten().sum());
@@ -198,6 +243,31 @@ fn found(events: &[Value], flip: Option<Flip>) -> Result<(), String> {
     match named == want {
         true => Ok(()),
         false => Err(format!("quarantined were (worker, steps done) {named:?}, memory failed of {want:?}")),
+    }
+}
+
+/// This worker was lost, not before its time, and no other.
+fn died(events: &[Value], death: Death) -> Result<(), String> {
+    let lost: Vec<Option<u64>> =
+        of_kind(events, "worker_lost").map(|event| event["worker"].as_u64()).collect();
+    if lost != [Some(death.worker)] {
+        return Err(format!("lost were {lost:?}, and it was to be that {death}"));
+    }
+    let before = events.iter().take_while(|event| event["event"] != "worker_lost");
+    let step =
+        before.filter(|event| event["event"] == "step").filter_map(|step| step["step"].as_u64()).last();
+    let (step, own) = (step.unwrap_or(0), death.step);
+    // Reports of the step before may be under way, and that of its own step only where it is committed.
+    let (from, to) = match death.moment {
+        Moment::Any => (own, u64::MAX),
+        Moment::Buckets | Moment::Summed => (own.saturating_sub(2), own - 1),
+        Moment::Committed | Moment::Updating => (own.saturating_sub(2), own),
+    };
+    // Where it went back to a checkpoint, the steps are gone from the record that come after that.
+    let went_back = of_kind(events, "run_started").count() > 1;
+    match (step >= from || went_back) && step <= to {
+        true => Ok(()),
+        false => Err(format!("it was to be that {death}, and step {step} was the newest")),
     }
 }
 

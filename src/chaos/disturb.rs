@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
-use super::audit::{Flip, Harm, workers};
+use super::audit::{Death, Flip, Harm, workers};
 use super::events::{Events, of_kind};
 use super::schedule::{Fault, Kind};
 use super::stop::Stop;
@@ -34,6 +34,32 @@ pub struct Plan {
     pub limit: Duration,
 }
 
+/// What a worker does to itself.
+#[derive(Debug, Clone, Copy)]
+pub enum Planted {
+    /// A bit of its memory flips.
+    Flip(Flip),
+    /// It dies at a moment of a step, which is not [`Moment::Any`](super::audit::Moment::Any).
+    Death(Death),
+}
+
+impl Planted {
+    /// As processes are told.
+    fn fault(&self) -> String {
+        match self {
+            Self::Flip(Flip { worker, step }) => format!("flip:{worker}:{step}"),
+            Self::Death(Death { worker, step, moment }) => {
+                format!("{}:{worker}:{step}", format!("{moment:?}").to_lowercase())
+            }
+        }
+    }
+
+    fn worker(&self) -> u64 {
+        let (Self::Flip(Flip { worker, .. }) | Self::Death(Death { worker, .. })) = self;
+        *worker
+    }
+}
+
 /// What came of a run.
 #[derive(Debug)]
 pub struct Ended {
@@ -47,12 +73,13 @@ pub struct Ended {
     pub said: Vec<String>,
 }
 
-/// Runs `train` under a schedule, to its end.
+/// Runs `train` under a schedule, to its end. What its processes do to themselves is planted in them: a bit that flips, a death at a
+/// moment of a step.
 ///
 /// # Errors
 /// Where a process cannot be started, its events cannot be read, it does not end in time, or `stop` says so.
-pub fn disturb(plan: &Plan, faults: &[Fault], flip: Option<Flip>, stop: &Stop) -> io::Result<Ended> {
-    let mut run = Disturbed::start(plan, flip)?;
+pub fn disturb(plan: &Plan, faults: &[Fault], planted: &[Planted], stop: &Stop) -> io::Result<Ended> {
+    let mut run = Disturbed::start(plan, planted)?;
     let mut faults = faults.iter().peekable();
     let until = Instant::now() + plan.limit;
     let status = loop {
@@ -74,7 +101,7 @@ pub fn disturb(plan: &Plan, faults: &[Fault], flip: Option<Flip>, stop: &Stop) -
     };
     run.events.read()?;
     let (events, struck) = (run.events.all().to_vec(), std::mem::take(&mut run.struck));
-    let harm = Harm { struck, all_died: run.all_died, flip };
+    let harm = Harm { struck, all_died: run.all_died, ..Harm::default() };
     Ok(Ended { status, events, harm, said: std::mem::take(&mut run.said) })
 }
 
@@ -91,11 +118,12 @@ struct Disturbed<'a> {
 }
 
 impl<'a> Disturbed<'a> {
-    fn start(plan: &'a Plan, flip: Option<Flip>) -> io::Result<Self> {
+    fn start(plan: &'a Plan, planted: &[Planted]) -> io::Result<Self> {
         let errors = std::fs::File::create(plan.out.with_extension("log"))?;
         let mut command = Command::new(&plan.program);
-        if let Some(Flip { worker, step }) = flip {
-            command.env("MATTOCK_FAULTS", format!("flip:{worker}:{step}"));
+        if !planted.is_empty() {
+            let faults: Vec<String> = planted.iter().map(Planted::fault).collect();
+            command.env("MATTOCK_FAULTS", faults.join(","));
         }
         let train = command
             .arg("train")
@@ -106,8 +134,8 @@ impl<'a> Disturbed<'a> {
             .stderr(errors)
             .spawn()?;
         let events = Events::of(&plan.out);
-        let struck = flip.iter().map(|flip| flip.worker).collect();
-        let said = flip.iter().map(|flip| format!("{flip:?}")).collect();
+        let struck = planted.iter().map(Planted::worker).collect();
+        let said = planted.iter().map(|planted| format!("{planted:?}")).collect();
         let (joined, paused) = (Vec::new(), Vec::new());
         Ok(Self { plan, train, joined, events, struck, paused, all_died: false, said })
     }

@@ -11,12 +11,16 @@
 //! 3. A worker to which nothing happened is the same process from the first step to the last.
 //! 4. Nothing is read from storage, unless all workers were gone at once.
 //! 5. A worker whose memory failed is named before anything of it counts, and no other is.
+//! 6. A worker that was to die at a moment has died there, and no other is lost.
+//!
+//! [`aimed`] draws one death at the worst moments of a step, and the kind of run that it happens to.
 //!
 //! [`divided`] cuts the ways between hosts instead, which are network namespaces, and heals them before and after the timeout;
 //! what heals before it costs no ring.
 //!
 //! Deliberately absent: a coordinator that comes back after another took over.
 
+pub mod aimed;
 pub mod audit;
 pub mod disturb;
 pub mod divided;

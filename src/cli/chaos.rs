@@ -12,8 +12,9 @@ use clap::Args;
 use mattock_worker::plan::Shard;
 
 use super::recipe::RecipeFile;
-use crate::chaos::audit::{Flip, Reference, Report};
-use crate::chaos::disturb::{Ended, Plan, disturb, log_of};
+use crate::chaos::aimed::{Aim, Fixed, STEPS_MIN, aim, kill};
+use crate::chaos::audit::{Flip, Harm, Moment, Reference, Report};
+use crate::chaos::disturb::{Ended, Plan, Planted, disturb, log_of};
 use crate::chaos::divided::{self, divide};
 use crate::chaos::events::of_kind;
 use crate::chaos::hosts::Hosts;
@@ -24,11 +25,18 @@ use crate::exit::{EXIT_CODES, Exit, Failure};
 use crate::launch;
 use crate::recipe::Resolved;
 
+/// Worker processes of a run, where nothing else is said.
+const WORKERS: u32 = 3;
+/// Why this program makes nobody fail from within.
+const RELEASED: &str =
+    "this program was built without debug assertions: use one that `cargo build` makes, without --release";
+
 const EXAMPLES: &str = "\
 Examples:
   mattock chaos configs/quickstart.toml --set train.steps=100 --set elastic.timeout=2s
   mattock chaos configs/quickstart.toml --seed 17 --seeds 1      (the same faults again)
   mattock chaos configs/quickstart.toml --partitions --set elastic.timeout=4s      (as root)
+  mattock chaos configs/quickstart.toml --aimed --seeds 12 --set train.steps=20
 
 With --partitions each worker, and the coordinator, has a host of its own, a network namespace of this machine. Ways between
 them are cut, in one direction or both: half of them heal within the timeout, which must cost no ring, half after it. A run
@@ -37,6 +45,12 @@ has as many steps as that takes, whatever the recipe says.
 With --corrupt a bit of one worker's memory flips, early in each run, before its other faults: it must be named before anything of
 it counts. Three workers are needed, for a majority says who is right, and a program built with debug assertions (`cargo build`,
 not `cargo build --release`): others cannot be made to fail so.
+
+With --aimed one worker dies in each run, and nothing else happens: at the worst moments of a step, which are between its buckets,
+between their sums and the commit, after the commit, and while the step is written; or at any time. The seed draws who, in which step,
+and what kind of run it is, as far as --workers, --set parallel.shard= and --set parallel.buddies= do not say it: all kinds are held
+against one undisturbed run. A dozen seeds divide the state in each way among one to four workers, sixty do so at each moment. That, too,
+takes a program built with debug assertions.
 
 Held against the undisturbed run are every step's loss and state hash, the micro-batches that each step counted, the end, and which
 processes there were.
@@ -49,9 +63,9 @@ pub struct ChaosArgs {
     /// The recipe.
     #[command(flatten)]
     pub recipe: RecipeFile,
-    /// Worker processes of each run
-    #[arg(long, value_name = "N", default_value = "3")]
-    pub workers: NonZeroU32,
+    /// Worker processes of each run; 3, or with --aimed as many as the seed draws
+    #[arg(long, value_name = "N")]
+    pub workers: Option<NonZeroU32>,
     /// The first seed; each is a schedule of faults
     #[arg(long, value_name = "SEED", default_value = "1")]
     pub seed: u64,
@@ -67,6 +81,9 @@ pub struct ChaosArgs {
     /// Flip a bit of a worker's memory in each run, too; only builds with debug assertions can
     #[arg(long, conflicts_with = "partitions")]
     pub corrupt: bool,
+    /// Let one worker die at a moment of a step in each run, whose kind the seed draws, too; only builds with debug assertions can
+    #[arg(long, conflicts_with_all = ["partitions", "corrupt"])]
+    pub aimed: bool,
     /// Faults strike up to so many milliseconds after a step
     #[arg(long, value_name = "MS", default_value = "300")]
     pub delay: u64,
@@ -99,27 +116,28 @@ pub fn run(args: &ChaosArgs, out: &mut impl Write) -> Result<Exit, Failure> {
     if args.corrupt {
         args.may_corrupt(&recipe)?;
     }
-    let plan = |name: &str| Plan {
+    if args.aimed {
+        args.may_aim(&recipe)?;
+    }
+    let plan = |name: &str, aim: Option<&Aim>| Plan {
         program: program.clone(),
-        train: args.train(),
+        train: args.train(aim),
         out: args.out.join(name),
         timeout: recipe.plan.elastic.timeout,
         limit: Duration::from_secs(args.limit),
     };
-    let undisturbed = end_of(&plan("undisturbed"), &[], None, &stop)?.events;
+    let undisturbed = end_of(&plan("undisturbed", None), &Trouble::default(), &stop)?.events;
     let reference = Reference::of(&undisturbed, recipe.plan.batch.micro_batches()).map_err(failed)?;
-    say(format!("undisturbed: {} steps on {} workers", recipe.plan.steps, args.workers))?;
+    say(format!("undisturbed: {} steps on {} workers", recipe.plan.steps, args.workers()))?;
     for seed in args.seed..args.seed + u64::from(args.seeds.get()) {
-        let plan = plan(&format!("seed-{seed}"));
-        let flip = args.corrupt.then(|| flip(seed, u64::from(args.workers.get())));
-        let limits = Limits {
-            steps: recipe.plan.steps,
-            first: flip.map_or(1, |flip| flip.step),
-            faults: args.faults,
-            delay_max: Duration::from_millis(args.delay),
-        };
-        let held = end_of(&plan, &schedule(seed, limits), flip, &stop).and_then(|ended| {
-            let report = reference.audit(&ended.events, &ended.harm);
+        let aim = args.aimed.then(|| aim(seed, args.fixed(&recipe), recipe.plan.steps));
+        if let Some(aim) = &aim {
+            say(format!("seed {seed}: {aim}"))?;
+        }
+        let plan = plan(&format!("seed-{seed}"), aim.as_ref());
+        let trouble = args.trouble(seed, aim.as_ref(), recipe.plan.steps);
+        let held = end_of(&plan, &trouble, &stop).and_then(|ended| {
+            let report = reference.audit(&ended.events, &trouble.harm(ended.harm));
             report.map_err(|error| failed(format!("{error}\n  {}", ended.said.join("\n  "))))
         });
         match held {
@@ -134,6 +152,29 @@ pub fn run(args: &ChaosArgs, out: &mut impl Write) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
+/// What a seed does to a run.
+#[derive(Debug, Default)]
+struct Trouble {
+    faults: Vec<Fault>,
+    flip: Option<Flip>,
+    aim: Option<Aim>,
+}
+
+impl Trouble {
+    /// What of it the run's own processes do to themselves.
+    fn planted(&self) -> Vec<Planted> {
+        let death = self.aim.map(|aim| aim.death).filter(|death| death.moment != Moment::Any);
+        self.flip.map(Planted::Flip).into_iter().chain(death.map(Planted::Death)).collect()
+    }
+
+    /// All that was done to a run, after what was done to its processes.
+    fn harm(&self, done: Harm) -> Harm {
+        let (death, held) = (self.aim.map(|aim| aim.death), self.aim.is_some_and(|aim| aim.is_held()));
+        let all_died = done.all_died || self.aim.is_some_and(|aim| aim.workers == 1);
+        Harm { all_died, flip: self.flip, death, held, ..done }
+    }
+}
+
 /// The same with hosts whose ways to each other are cut.
 fn run_divided(
     args: &ChaosArgs,
@@ -145,7 +186,7 @@ fn run_divided(
     if let Some(obstacle) = Hosts::obstacle() {
         return Err(Failure::bad_input(anyhow!("--partitions: {obstacle}")));
     }
-    let workers = args.workers.get() as usize;
+    let workers = args.workers() as usize;
     let plan = |name: &str| divided::Plan {
         program: program.to_owned(),
         recipe: recipe.text.clone(),
@@ -194,11 +235,51 @@ impl ChaosArgs {
         file.resolve_for_run()
     }
 
+    fn workers(&self) -> u32 {
+        self.workers.map_or(WORKERS, NonZeroU32::get)
+    }
+
+    /// What a seed does not draw.
+    fn fixed(&self, recipe: &Resolved) -> Fixed {
+        let is_set = |key: &str| self.recipe.sets.iter().any(|set| set.trim_start().starts_with(key));
+        let parallel = &recipe.plan.parallel;
+        Fixed {
+            shard: is_set("parallel.shard").then_some(parallel.shard),
+            buddies: is_set("parallel.buddies").then_some(parallel.buddies),
+            workers: self.workers.map(NonZeroU32::get),
+        }
+    }
+
+    /// What this seed does to a run of so many steps.
+    fn trouble(&self, seed: u64, aim: Option<&Aim>, steps: u64) -> Trouble {
+        let delay_max = Duration::from_millis(self.delay);
+        if let Some(aim) = aim {
+            let faults = kill(seed, aim, delay_max).into_iter().collect();
+            return Trouble { faults, flip: None, aim: Some(*aim) };
+        }
+        let flip = self.corrupt.then(|| flip(seed, self.workers().into()));
+        let first = flip.map_or(1, |flip| flip.step);
+        let limits = Limits { steps, first, faults: self.faults, delay_max };
+        Trouble { faults: schedule(seed, limits), flip, aim: None }
+    }
+
+    /// Refuses where nobody would die at the moment that is aimed at.
+    fn may_aim(&self, recipe: &Resolved) -> Result<(), Failure> {
+        let obstacle = if !cfg!(debug_assertions) {
+            RELEASED.to_owned()
+        } else if recipe.plan.steps < STEPS_MIN {
+            format!("needs {STEPS_MIN} steps: add --set train.steps={STEPS_MIN}")
+        } else {
+            return Ok(());
+        };
+        Err(Failure::bad_input(anyhow!("--aimed: {obstacle}")))
+    }
+
     /// Refuses where a bit that flips would not be found, or never flips.
     fn may_corrupt(&self, recipe: &Resolved) -> Result<(), Failure> {
         let obstacle = if !cfg!(debug_assertions) {
-            "this program was built without debug assertions: use one that `cargo build` makes, without --release".to_owned()
-        } else if self.workers.get() < 3 {
+            RELEASED.to_owned()
+        } else if self.workers() < 3 {
             "needs three workers, or nobody can say who is right: add --workers 3".to_owned()
         } else if recipe.plan.parallel.shard != Shard::None {
             "needs parallel.shard = \"none\": of a state that is divided nobody else has the same".to_owned()
@@ -211,19 +292,21 @@ impl ChaosArgs {
     }
 
     /// What `train` is given, but for the folder.
-    fn train(&self) -> Vec<OsString> {
+    fn train(&self, aim: Option<&Aim>) -> Vec<OsString> {
         let mut train: Vec<OsString> = vec![self.recipe.recipe.clone().into()];
-        train.extend(["--device".into(), "cpu".into(), "--workers".into(), self.workers.to_string().into()]);
-        for set in &self.recipe.sets {
+        let workers = aim.map_or_else(|| self.workers(), |aim| aim.workers).to_string();
+        train.extend(["--device".into(), "cpu".into(), "--workers".into(), workers.into()]);
+        let drawn = aim.map(Aim::sets).into_iter().flatten();
+        for set in self.recipe.sets.iter().cloned().chain(drawn) {
             train.extend(["--set".into(), set.into()]);
         }
         train
     }
 }
 
-/// Runs a run under these faults, which must end well.
-fn end_of(plan: &Plan, faults: &[Fault], flip: Option<Flip>, stop: &Stop) -> Result<Ended, Failure> {
-    let ended = disturb(plan, faults, flip, stop).map_err(ended_early)?;
+/// Runs a run under this, which must end well.
+fn end_of(plan: &Plan, trouble: &Trouble, stop: &Stop) -> Result<Ended, Failure> {
+    let ended = disturb(plan, &trouble.faults, &trouble.planted(), stop).map_err(ended_early)?;
     match ended.status.success() {
         true => Ok(ended),
         false => Err(failed(format!("train ended with {}\n  {}", ended.status, ended.said.join("\n  ")))),

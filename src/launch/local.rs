@@ -106,6 +106,9 @@ enum Seen {
     WorkerLost {
         worker: u64,
     },
+    WorkerLeft {
+        worker: u64,
+    },
     Superseded,
     ScaleRequested {
         wanted: u32,
@@ -308,23 +311,30 @@ impl<'a> Supervisor<'a> {
                 (0..self.run.workers.get()).for_each(|number| self.start_worker(number));
             }
             Ok(Seen::WorkerJoined { worker, host, pid }) => {
-                if host.is_none_or(|host| host == host::name()) {
-                    self.workers.joined(pid, worker);
-                }
+                self.workers.joined(pid, host.is_none_or(|host| host == host::name()), worker);
             }
             Ok(Seen::RunStarted { resumed_from }) => {
                 self.successor.recorded(resumed_from);
                 self.deadline = self.deadline.filter(|_| self.stopped);
             }
             Ok(Seen::Superseded) => self.successor.give_up(),
-            Ok(Seen::WorkerLost { worker }) => self.kill_worker(worker),
+            Ok(Seen::WorkerLost { worker }) => {
+                self.kill_worker(worker);
+                self.gone(worker);
+            }
+            Ok(Seen::WorkerLeft { worker }) => self.gone(worker),
             Ok(Seen::ScaleRequested { wanted, there }) => self.scale_to(wanted, there).await,
             Ok(Seen::Step { step, ranks }) => {
                 self.successor.recorded(step);
                 self.scale.stepped(ranks.len() as u32);
                 self.workers.stepped(&ranks.into_iter().map(|rank| rank.worker).collect());
             }
-            Ok(Seen::RunEnding) => self.over = true,
+            Ok(Seen::RunEnding) => {
+                self.over = true;
+                if !self.workers.has_any() {
+                    self.wait_at_most(self.run.deadlines.exit);
+                }
+            }
             Ok(Seen::RunEnded) => self.told_end = true,
             Ok(Seen::Listening(_) | Seen::Other) | Err(_) => {}
         }
@@ -370,6 +380,14 @@ impl<'a> Supervisor<'a> {
         self.workers.process_of(worker).into_iter().for_each(kill);
     }
 
+    /// A worker takes part no more. Where it was the last, the run is about to end.
+    fn gone(&mut self, worker: u64) {
+        self.workers.gone(worker);
+        if self.workers.all_gone() && !self.has_others() && self.coordinator.is_none() {
+            self.wait_at_most(self.run.deadlines.exit);
+        }
+    }
+
     fn said(&mut self, role: Role, line: String) {
         if role == Role::Coordinator && self.listening.is_none() {
             self.last_words.push_back(line);
@@ -409,7 +427,7 @@ impl<'a> Supervisor<'a> {
                 self.tell(json!({ "exited": exited })).await;
                 if replaced {
                     self.start_worker(number);
-                } else if left == 0 && !self.has_others() && self.coordinator.is_none() {
+                } else if self.workers.all_gone() && !self.has_others() && self.coordinator.is_none() {
                     self.wait_at_most(self.run.deadlines.exit);
                 }
             }

@@ -17,6 +17,8 @@ const FRUITLESS_MAX: u32 = 3;
 pub(super) struct Slots {
     respawn: bool,
     slots: Vec<Slot>,
+    /// Workers that were started elsewhere, and take part.
+    others: BTreeSet<u64>,
 }
 
 #[derive(Default)]
@@ -40,7 +42,7 @@ struct Running {
 impl Slots {
     /// Empty places.
     pub(super) fn new(count: u32, respawn: bool) -> Self {
-        Self { respawn, slots: (0..count).map(|_| Slot::default()).collect() }
+        Self { respawn, slots: (0..count).map(|_| Slot::default()).collect(), others: BTreeSet::new() }
     }
 
     /// A process takes a place.
@@ -81,12 +83,23 @@ impl Slots {
         }
     }
 
-    /// A process has joined the run.
-    pub(super) fn joined(&mut self, pid: u32, worker: u64) {
+    /// A process has joined the run, of this host or of another.
+    pub(super) fn joined(&mut self, pid: u32, is_here: bool, worker: u64) {
         let mut running = self.slots.iter_mut().filter_map(|slot| slot.running.as_mut());
-        if let Some(running) = running.find(|running| running.pid == pid) {
-            running.worker = Some(worker);
+        match running.find(|running| is_here && running.pid == pid) {
+            Some(running) => running.worker = Some(worker),
+            None => drop(self.others.insert(worker)),
         }
+    }
+
+    /// A worker is lost, or has left.
+    pub(super) fn gone(&mut self, worker: u64) {
+        self.others.remove(&worker);
+    }
+
+    /// Whether nobody is left who could go on: no process of these places, and no worker that was started elsewhere.
+    pub(super) fn all_gone(&self) -> bool {
+        !self.has_any() && self.others.is_empty()
     }
 
     /// These workers have done a step together.
@@ -176,14 +189,14 @@ mod tests {
         let mut slots = Slots::new(1, true);
         for pid in 1..=10 {
             fill(&mut slots, pid);
-            slots.joined(pid, u64::from(pid) + 100);
+            slots.joined(pid, true, u64::from(pid) + 100);
             assert_eq!(slots.process_of(u64::from(pid) + 100), Some(pid));
             slots.stepped(&BTreeSet::from([u64::from(pid) + 100, 7]));
             assert!(slots.ended(0, ExitStatus::from_raw(DEAD)), "process {pid}");
         }
         let tries = (11..).take_while(|&pid| {
             fill(&mut slots, pid);
-            slots.joined(pid, 7);
+            slots.joined(pid, true, 7);
             slots.stepped(&BTreeSet::from([8]));
             slots.ended(0, ExitStatus::from_raw(DEAD))
         });
@@ -194,7 +207,7 @@ mod tests {
     async fn places_are_opened_where_none_is_empty_and_the_dismissed_stay_empty() {
         let mut slots = Slots::new(1, true);
         fill(&mut slots, 1);
-        slots.joined(1, 5);
+        slots.joined(1, true, 5);
         assert_eq!(slots.open(), 1);
         slots.dismiss(0);
         assert!(!slots.ended(0, ExitStatus::from_raw(DEAD)));
@@ -205,10 +218,27 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn who_was_started_elsewhere_is_left_when_all_of_here_are_gone() {
+        let mut slots = Slots::new(1, true);
+        fill(&mut slots, 1);
+        // The same number, on another host; and a process of this one that nobody here has started.
+        slots.joined(1, false, 6);
+        slots.joined(2, true, 7);
+        assert_eq!((slots.process_of(6), slots.starting().count()), (None, 1));
+        slots.joined(1, true, 5);
+        slots.ended(0, ExitStatus::from_raw(DEAD));
+        slots.gone(5);
+        slots.gone(6);
+        assert!(!slots.all_gone(), "worker 7 goes on");
+        slots.gone(7);
+        assert!(slots.all_gone());
+    }
+
+    #[tokio::test]
     async fn an_id_is_that_of_the_process_that_has_it_now() {
         let mut slots = Slots::new(1, true);
         fill(&mut slots, 1);
-        slots.joined(1, 5);
+        slots.joined(1, true, 5);
         slots.ended(0, ExitStatus::from_raw(DEAD));
         fill(&mut slots, 2);
         assert_eq!(slots.process_of(5), None);

@@ -221,6 +221,22 @@ async fn a_coordinator_that_outlives_the_workers_is_killed() {
     assert_eq!(ended.killed, Some("the coordinator did not end after the last worker"));
 }
 
+/// All workers of here have left, and one that was started elsewhere goes on, for longer than the end of a run takes.
+#[tokio::test]
+async fn a_run_that_others_go_on_with_is_not_ended() {
+    let deadlines = Deadlines { exit: SHORT, ..PATIENT };
+    let joined = r#"echo '{"event":"worker_joined","worker":7,"host":"another","pid":1}'"#;
+    let later = format!("sleep {}", 3.0 * SHORT.as_secs_f32());
+    let told = format!("{LISTENS}; {joined}; until_told '*exited*'; {later}");
+    let coordinator = format!("{told}; echo '{{\"event\":\"run_ended\"}}'");
+    let ended = supervise(&coordinator, &["exit 0"], deadlines, NEVER).await.ended.unwrap();
+    assert!(ended.killed.is_none() && ended.coordinator.success(), "{ended:?}");
+    // Nobody is left when that one is gone, too.
+    let lost = r#"echo '{"event":"worker_lost","worker":7}'; exec sleep 600"#;
+    let ended = supervise(&format!("{told}; {lost}"), &["exit 0"], deadlines, NEVER).await.ended.unwrap();
+    assert_eq!(ended.killed, Some("the coordinator did not end after the last worker"));
+}
+
 #[tokio::test]
 async fn a_coordinator_that_ends_before_it_listens_is_reported_with_its_last_words() {
     let outcome = supervise("echo no such data >&2; exit 2", &["exit 0"], PATIENT, NEVER).await;

@@ -55,6 +55,8 @@ enum Standing {
 #[derive(Debug, Clone)]
 struct Worker {
     candidate: Candidate,
+    /// A coordinator before this one has let it in.
+    came_back: bool,
     heard: Instant,
     standing: Standing,
     /// How far its training is, once it has said so.
@@ -338,7 +340,7 @@ impl Registry {
         }
         let (heard, standing) = (self.now, Standing::Loading);
         let (progress, finish, gone, leaving) = (None, None, None, None);
-        let worker = Worker { candidate, heard, standing, progress, finish, gone, leaving };
+        let worker = Worker { candidate, came_back, heard, standing, progress, finish, gone, leaving };
         self.workers.insert(id, worker);
         actions.push(Action::Admit(id));
     }

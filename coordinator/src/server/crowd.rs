@@ -9,7 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::timeout;
 
 use crate::event::Event;
 use crate::ids::WorkerId;
@@ -87,11 +88,36 @@ impl Drop for Stranger {
 pub(super) struct Inside {
     workers_max: usize,
     workers: Mutex<BTreeSet<WorkerId>>,
+    /// A seat is free again.
+    left: Notify,
 }
 
 impl Inside {
     pub(super) fn new(workers_max: usize) -> Arc<Self> {
-        Arc::new(Self { workers_max, workers: Mutex::default() })
+        Arc::new(Self { workers_max, workers: Mutex::default(), left: Notify::new() })
+    }
+
+    /// Lets a worker in that is back; where its last connection has not ended yet, once it has, for so long at most.
+    pub(super) async fn enter_again(
+        self: &Arc<Self>,
+        worker: WorkerId,
+        patience: Duration,
+    ) -> Result<Seat, String> {
+        let free = async {
+            loop {
+                let left = self.left.notified();
+                tokio::pin!(left);
+                // Before looking, so that no leave is missed.
+                left.as_mut().enable();
+                if !lock(&self.workers).contains(&worker) {
+                    return;
+                }
+                left.await;
+            }
+        };
+        // Whether it is: that is looked at next.
+        let _ = timeout(patience, free).await;
+        self.enter(worker)
     }
 
     /// Lets a worker in, or says why not.
@@ -117,6 +143,7 @@ pub(super) struct Seat {
 impl Drop for Seat {
     fn drop(&mut self) {
         lock(&self.inside.workers).remove(&self.worker);
+        self.inside.left.notify_waiters();
     }
 }
 
@@ -189,6 +216,21 @@ mod tests {
         drop(seat);
         let _seats = [inside.enter(WorkerId(1)).unwrap(), inside.enter(WorkerId(2)).unwrap()];
         assert!(inside.enter(WorkerId(3)).is_err());
+    }
+
+    #[tokio::test]
+    async fn who_is_back_waits_for_the_end_of_its_last_connection() {
+        let inside = Inside::new(2);
+        let seat = inside.enter(WorkerId(1)).unwrap();
+        let refused = inside.enter_again(WorkerId(1), Duration::from_millis(1)).await;
+        assert!(refused.unwrap_err().contains("already"));
+        let again = Arc::clone(&inside);
+        let waiting =
+            tokio::spawn(async move { again.enter_again(WorkerId(1), Duration::from_secs(3600)).await });
+        tokio::task::yield_now().await;
+        drop(seat);
+        assert!(waiting.await.unwrap().is_ok());
+        assert!(inside.enter_again(WorkerId(1), Duration::from_secs(3600)).await.is_ok(), "it is free");
     }
 
     #[test]

@@ -188,7 +188,11 @@ impl Door {
         if let Some(objection) = objection(greeting.about()) {
             return Err(format!("{worker}: {objection}"));
         }
-        let seat = self.inside.enter(worker)?;
+        let seat = match &greeting {
+            Greeting::Hello(_) => self.inside.enter(worker),
+            // It has hung up before, and that may not have been noticed here.
+            Greeting::Return(_) => self.inside.enter_again(worker, self.limit / 2).await,
+        }?;
         Ok(Some(Guest { worker, greeting, connection: connection.clone(), send, receive, _seat: seat }))
     }
 

@@ -167,6 +167,49 @@ fn memory_that_fails_is_found_and_nothing_else_is() {
 }
 
 #[test]
+fn who_was_to_die_has_died_at_its_moment_and_no_other() {
+    let lost = |worker: u64| json!({ "event": "worker_lost", "worker": worker });
+    let dies = |step, moment| Harm { death: Some(Death { worker: 1, step, moment }), ..struck(&[1]) };
+    let before = with(&[lost(1)]);
+    let mut after = good();
+    after.insert(5, lost(1));
+    for (events, harm) in [
+        (&before, dies(1, Moment::Any)),
+        (&before, dies(2, Moment::Buckets)),
+        (&before, dies(3, Moment::Summed)),
+        (&before, dies(1, Moment::Committed)),
+        (&after, dies(2, Moment::Updating)),
+    ] {
+        audit(events, &harm).unwrap();
+    }
+    for (events, harm, what) in [
+        (&good(), dies(2, Moment::Buckets), "lost were []"),
+        (&with(&[lost(0)]), dies(2, Moment::Buckets), "lost were [Some(0)]"),
+        (&with(&[lost(1), lost(0)]), dies(2, Moment::Buckets), "lost were [Some(1), Some(0)]"),
+        (&before, dies(2, Moment::Any), "worker 1 is killed after step 2, and step 1 was the newest"),
+        (&before, dies(1, Moment::Summed), "step 1 was the newest"),
+        (&after, dies(2, Moment::Buckets), "step 2 was the newest"),
+        (&after, dies(1, Moment::Updating), "step 2 was the newest"),
+        (&before, dies(4, Moment::Committed), "step 1 was the newest"),
+    ] {
+        let error = audit(events, &harm).unwrap_err();
+        assert!(error.contains(what), "{error}, wanted {what}");
+    }
+    // Steps that were done again are not on record before the loss.
+    let all_died = Harm { all_died: true, ..dies(9, Moment::Summed) };
+    audit(&with(&[lost(1), started()]), &all_died).unwrap();
+}
+
+#[test]
+fn what_others_hold_is_not_read_from_storage() {
+    let recalled = json!({ "event": "ring_recalled", "reason": format!("worker 1: {SHARDS_LOST}") });
+    let events = with(&[recalled, started()]);
+    assert!(audit(&events, &struck(&[1])).is_ok());
+    let held = Harm { held: true, ..struck(&[1]) };
+    assert!(audit(&events, &held).unwrap_err().contains("from storage"));
+}
+
+#[test]
 fn a_reference_is_whole() {
     for (events, what) in [
         (vec![ended("b")], "no steps"),

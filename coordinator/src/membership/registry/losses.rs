@@ -101,8 +101,14 @@ impl Registry {
             worker.gone.get_or_insert_with(|| cause.to_owned());
             return;
         }
+        // Who has hung up before it said what it holds may still come back with it, as one who has not come yet.
+        let comes_again =
+            self.returning.is_some() && worker.came_back && worker.standing == Standing::Loading;
         let member = self.is_member(id);
         self.workers.remove(&id);
+        if comes_again {
+            return;
+        }
         self.out.insert(id);
         if member {
             self.stale = Some(Stale { reason: format!("{id} was lost: {cause}"), ..Stale::default() });

@@ -65,6 +65,27 @@ fn when_all_of_the_last_ring_are_back_it_goes_on_as_after_a_recall() {
     assert_eq!(shares, [(2, vec![3, 4, 5, 6, 7]), (1, vec![0, 1, 2])], "ranks are as they were");
 }
 
+/// It hung up, for its welcome was long in coming, and calls again.
+#[test]
+fn who_hung_up_before_it_said_what_it_holds_may_come_back_once_more() {
+    let (mut run, last) = (Run::taken_over(2, 2), ring(7, 4, &[1, 2]));
+    run.back(1, &last, holding(4, &[], None));
+    assert_eq!(run.step(Event::CameBack(WorkerId(2), candidate(2))), [Action::Admit(WorkerId(2))]);
+    assert_eq!(run.step(Event::Lost(WorkerId(2), "it hung up".into())), []);
+    assert!(run.registry.awaits_returns(), "it may come yet");
+    let actions = run.back(2, &last, holding(4, &[], None));
+    assert_eq!(actions[0], Action::Admit(WorkerId(2)));
+    assert_eq!(formed(&actions).3.len(), 2);
+    // One that has said it, and one who is new, are lost.
+    let mut run = Run::taken_over(3, 3);
+    run.back(1, &ring(7, 4, &[1, 2, 3]), holding(4, &[], None));
+    run.join(8);
+    for id in [1, 8] {
+        let actions = run.step(Event::Lost(WorkerId(id), "gone".into()));
+        assert!(matches!(&actions[..], [Action::Lose(..)]), "{actions:?}");
+    }
+}
+
 #[test]
 fn the_newest_ring_that_anybody_tells_of_is_waited_for() {
     let mut run = Run::taken_over(3, 3);
