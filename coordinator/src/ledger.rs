@@ -90,7 +90,7 @@ impl Ledger {
         let mut waiting = std::mem::take(&mut self.waiting);
         waiting.retain(|record| record.step <= formation.step);
         for (&step, reports) in self.open.range(..=formation.step) {
-            waiting.extend(self.settle(step, reports.values().cloned().collect())?);
+            waiting.extend(self.settle(step, reports)?);
         }
         Ok(Self { waiting, ..Self::new(self.micro_batches, formation) })
     }
@@ -177,7 +177,7 @@ impl Ledger {
             return Ok(Vec::new());
         }
         let record = match is_complete {
-            true => self.settle(step, self.open[&step].values().cloned().collect()),
+            true => self.settle(step, &self.open[&step]),
             false => Ok(None),
         };
         self.disputed = record.is_err();
@@ -193,15 +193,19 @@ impl Ledger {
         Ok(records)
     }
 
-    fn settle(&self, step: u64, reports: Vec<StepReport>) -> Result<Option<StepRecord>, Disagreement> {
-        let Some(first) = reports.first().cloned() else { return Ok(None) };
+    fn settle(
+        &self,
+        step: u64,
+        reports: &BTreeMap<u32, StepReport>,
+    ) -> Result<Option<StepRecord>, Disagreement> {
+        let Some(first) = reports.values().next() else { return Ok(None) };
         let same = |report: &&StepReport| {
             (report.hash_before, report.state_hash) == (first.hash_before, first.state_hash)
                 && report.loss.to_bits() == first.loss.to_bits()
         };
-        if let Some(odd) = reports.iter().find(|report| !same(report)) {
+        if let Some(odd) = reports.values().find(|report| !same(report)) {
             let hash = |report: &StepReport| report.state_hash.unwrap_or(report.hash_before);
-            let (rank, got, want) = (odd.rank, hash(odd), hash(&first));
+            let (rank, got, want) = (odd.rank, hash(odd), hash(first));
             return Err(Disagreement::Hash { step, rank, got, other: first.rank, want });
         }
         let ranks = self.ranks(step, reports);
@@ -229,24 +233,22 @@ impl Ledger {
     }
 
     /// All ranks' parts: as reported, or as assigned where there is no report.
-    fn ranks(&self, step: u64, reports: Vec<StepReport>) -> Vec<RankRecord> {
-        let counts = reports.iter().map(|report| report.counts.clone()).find(|counts| !counts.is_empty());
-        let had = |rank: u32, place: &Place| match &counts {
+    fn ranks(&self, step: u64, reports: &BTreeMap<u32, StepReport>) -> Vec<RankRecord> {
+        let counts = reports.values().map(|report| &report.counts).find(|counts| !counts.is_empty());
+        let had = |rank: u32, place: &Place| match counts {
             Some(counts) => stretch(counts, rank).collect(),
             None => place.share(self.formation.step, step.saturating_sub(1)).to_vec(),
         };
-        let mut reports: BTreeMap<u32, StepReport> =
-            reports.into_iter().map(|report| (report.rank, report)).collect();
-        let part = |(rank, place): (u32, &Place)| match reports.remove(&rank) {
+        let part = |(rank, place): (u32, &Place)| match reports.get(&rank) {
             Some(report) => RankRecord {
                 rank,
                 worker: place.worker.0,
-                micro_batches: report.micro_batches,
+                micro_batches: report.micro_batches.clone(),
                 tx_bytes: report.tx_bytes,
                 rx_bytes: report.rx_bytes,
-                held: report.held.into_iter().collect(),
-                sent: report.sent.into_iter().collect(),
-                seconds: report.seconds.into_iter().collect(),
+                held: report.held.iter().cloned().collect(),
+                sent: report.sent.iter().cloned().collect(),
+                seconds: report.seconds.iter().cloned().collect(),
             },
             None => RankRecord {
                 rank,
@@ -293,6 +295,16 @@ mod tests {
         };
         let places = vec![place(5, vec![0, 1], vec![1]), place(8, vec![2], vec![0, 2])];
         Formation { generation, step, source: None, places }
+    }
+
+    #[test]
+    fn a_ring_has_settled_once_all_have_done_a_step_together() {
+        let mut ledger = ledger();
+        tell(&mut ledger, report(0, 10, &[1])).unwrap();
+        assert!(!ledger.has_settled(), "one of two has told");
+        tell(&mut ledger, report(1, 10, &[0, 2])).unwrap();
+        assert!(ledger.has_settled());
+        assert!(!ledger.reformed(formation(3, 1)).unwrap().has_settled(), "the next ring has done none");
     }
 
     /// From the worker that has the rank.

@@ -1,5 +1,7 @@
 //! A worker's memory, line by line, each with the place in the code that allocates it.
 
+use std::collections::BTreeSet;
+
 use mattock_exact::{BLOCK, packed_bytes};
 use serde::Serialize;
 
@@ -64,8 +66,8 @@ struct Sizes {
     /// The largest bucket, and the rank's largest part of one.
     bucket: u64,
     part: u64,
-    /// The largest two buckets that follow each other.
-    pair: u64,
+    /// Of all lengths that buckets have, the largest three together.
+    lengths: u64,
     world: u64,
 }
 
@@ -106,18 +108,18 @@ pub(super) fn fullest(outline: &Outline, plan: &Plan, world: u32) -> (Vec<Line>,
     let map = ShardMap::new(buckets, world);
     let totals = map.totals();
     let divided = plan.parallel.shard != Shard::None;
-    let length = |bucket: usize| buckets.get(bucket).map_or(0, |range| range.len() as u64);
     let bucket = largest(&outline.space);
-    let pair = (0..buckets.len()).map(|at| length(at) + length(at + 1)).max().unwrap_or(0);
+    let lengths: BTreeSet<u64> = buckets.iter().map(|range| range.len() as u64).collect();
+    let lengths = lengths.into_iter().rev().take(3).sum();
     let all = outline.space.len() as u64;
     let of_rank = |rank: u32| {
         if !divided {
-            return Sizes { all, own: all, before: 0, bucket, part: bucket, pair, world: world.into() };
+            return Sizes { all, own: all, before: 0, bucket, part: bucket, lengths, world: world.into() };
         }
         let copies = plan.parallel.buddies && world > 1;
         let before = if copies { totals[((rank + world - 1) % world) as usize] as u64 } else { 0 };
         let part = map.parts(rank).iter().map(ExactSizeIterator::len).max().unwrap_or(0) as u64;
-        Sizes { all, own: totals[rank as usize] as u64, before, bucket, part, pair, world: world.into() }
+        Sizes { all, own: totals[rank as usize] as u64, before, bucket, part, lengths, world: world.into() }
     };
     // All ranks of undivided state are alike.
     let ranks = if divided { world } else { 1 };
@@ -253,17 +255,20 @@ fn sums(lines: &mut Lines, sizes: &Sizes, sum: Sum, bits: Bits) {
 
 /// Sums that leave with every micro-batch: `ShardSum` of `sum/sharded.rs`.
 fn sums_of_rounds(lines: &mut Lines, sizes: &Sizes, bits: Bits) {
-    let &Sizes { all, own, bucket, part, pair, .. } = sizes;
+    let &Sizes { all, own, lengths, world, .. } = sizes;
     let packed = |elements: u64| packed_bytes(elements as usize, bits) as u64;
     // `ShardSum::sums` and `bounds`.
     lines.host(Kind::Buffers, "own sums", 4 * own);
     lines.host(Kind::Buffers, "bounds of sums", 8 * all / BLOCK as u64);
-    // `UnderWay`: a bucket travels, while the next one is rounded; `ShardSum::spare` keeps two that have landed.
-    let four = pair + 2 * bucket;
-    let words = if bits == Bits::B32 { 0 } else { 4 * four };
-    lines.host(Kind::Buffers, "words of four blocks", words + packed(four) + 8 * four / BLOCK as u64);
+    // `UnderWay`, and `ShardSum::spare`: one of each length.
+    let words = if bits == Bits::B32 { 0 } else { 4 * lengths };
+    lines.host(Kind::Buffers, "words of a block", words + packed(lengths) + 8 * lengths / BLOCK as u64);
     // Their `Flight::output`.
-    lines.host(Kind::Buffers, "words, as they arrive", 4 * packed(part));
+    lines.host(
+        Kind::Buffers,
+        "words, as they arrive",
+        packed(lengths.div_ceil(world).next_multiple_of(BLOCK as u64)),
+    );
 }
 
 /// `State::exponents` and `Trainer::exponents`.

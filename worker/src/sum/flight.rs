@@ -22,6 +22,11 @@ impl<R: Reduction> Flight<R> {
         &self.input
     }
 
+    /// Whether nobody else holds on to the input, as links do until its last bytes are known to have arrived.
+    pub(super) fn is_free(&self) -> bool {
+        Arc::strong_count(&self.input) == 1
+    }
+
     /// The input, to be added to. A link may still hold on to that of a broken exchange; it is copied then.
     pub(super) fn input_mut(&mut self) -> &mut [R::Element] {
         self.pending = None;

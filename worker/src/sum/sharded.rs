@@ -41,8 +41,8 @@ pub(crate) struct ShardSum {
 /// A sum with such a bound fits 32 bits.
 const NARROW_MAX: u64 = i32::MAX as u64;
 
-/// Buffers that are kept: of two lengths, or of buckets that follow each other.
-const SPARE_MAX: usize = 2;
+/// Buffers that are kept: of several lengths, or where links still hold on to some.
+const SPARE_MAX: usize = 3;
 
 /// A bucket whose words and bounds travel.
 struct UnderWay {
@@ -90,7 +90,8 @@ impl ShardSum {
         self.bounds.resize(blocks, 0);
     }
 
-    /// Sends a bucket's gradient on its way, or nothing where this rank has no micro-batch; then takes in the one before it.
+    /// Takes in the bucket that is under way, which has had the time in which this one was computed; then sends this one's gradient, or
+    /// nothing where this rank has no micro-batch, from the same memory.
     pub(crate) fn exchange(
         &mut self,
         target: Target<'_>,
@@ -99,6 +100,7 @@ impl ShardSum {
         key: u64,
     ) -> Result<(), CollectiveError> {
         let Target { group, bucket, range, lens, own } = target;
+        self.end_round(group, own)?;
         let blocks = blocks_of(range);
         let (mut accumulator, mut wire) = self.buffers(blocks.len());
         if let Some(gradient) = gradient {
@@ -111,13 +113,15 @@ impl ShardSum {
         let bounds = accumulator.bounds().iter().map(|&bound| u32::try_from(bound).unwrap_or(u32::MAX));
         let bounds = Buffer::from(bounds.collect::<Vec<u32>>());
         let bounds = group.all_reduce::<SaturatingSum>(bounds.into(), Buffer::default());
-        let before = self.under_way.replace(UnderWay { bucket, blocks, accumulator, wire, bounds });
-        before.map_or(Ok(()), |before| self.land(group, own, before))
+        self.under_way = Some(UnderWay { bucket, blocks, accumulator, wire, bounds });
+        Ok(())
     }
 
     /// Empty ones, for so many blocks.
     fn buffers(&mut self, blocks: usize) -> (Accumulator, Wire) {
-        let fits = |(accumulator, _): &(Accumulator, Wire)| accumulator.bounds().len() == blocks;
+        let fits = |(accumulator, wire): &(Accumulator, Wire)| {
+            accumulator.bounds().len() == blocks && wire.is_free()
+        };
         match self.spare.iter().position(fits) {
             Some(at) => {
                 let (mut accumulator, mut wire) = self.spare.swap_remove(at);

@@ -17,6 +17,7 @@ pub(super) enum Wire {
 
 /// A flight whose elements are packed words: bytes, to whoever fills and reads it.
 pub(super) trait PackedFlight: Send {
+    fn is_free(&self) -> bool;
     fn input_mut(&mut self) -> &mut [u8];
     fn send(&mut self, group: &Group, lens: Option<&[usize]>);
     fn wait(&mut self) -> Result<&[u8], CollectiveError>;
@@ -24,6 +25,10 @@ pub(super) trait PackedFlight: Send {
 }
 
 impl<R: Reduction> PackedFlight for Flight<R> {
+    fn is_free(&self) -> bool {
+        Flight::is_free(self)
+    }
+
     fn input_mut(&mut self) -> &mut [u8] {
         bytemuck::cast_slice_mut(Flight::input_mut(self))
     }
@@ -52,6 +57,14 @@ impl Wire {
             Bits::B8 => packed::<Sum<u8>>(words, bits),
         };
         Self::Packed { bits, words: vec![0; words], flight }
+    }
+
+    /// Whether what was sent last can be written over without a copy.
+    pub(super) fn is_free(&self) -> bool {
+        match self {
+            Self::Whole(flight) => flight.is_free(),
+            Self::Packed { flight, .. } => flight.is_free(),
+        }
     }
 
     /// This rank's words.
