@@ -11,9 +11,10 @@ use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use object_store::{GetOptions, GetResultPayload, ObjectStore};
 
+use crate::buffers::Buffers;
 use crate::flaw::Flaw;
 use crate::format::manifest::{Manifest, PieceInfo, as_ranges};
-use crate::format::plan::{Extent, Fill, Reads, Wanted, by_chunk, gather, plan, wanted};
+use crate::format::plan::{Extent, Fill, Reads, Wanted, by_chunk, place, plan, wanted};
 use crate::format::safetensors::{HeaderError, HeaderReader, difference, extents};
 use crate::format::{CONFIG, Digest, EXPONENTS, Kind, MANIFEST, RECIPE, TOKENIZER, exponents, step_folder};
 use crate::layout::Layout;
@@ -60,9 +61,14 @@ impl From<Flaw> for ReadError {
 pub(crate) struct Checkpoint<'a> {
     pub(crate) store: &'a Store,
     pub(crate) manifest: &'a Manifest,
+    buffers: Buffers,
 }
 
-impl Checkpoint<'_> {
+impl<'a> Checkpoint<'a> {
+    pub(crate) fn new(store: &'a Store, manifest: &'a Manifest) -> Self {
+        Self { store, manifest, buffers: Buffers::default() }
+    }
+
     /// The small files.
     pub(crate) async fn files(&self) -> Result<Files, ReadError> {
         let config_json = self.small(self.need(CONFIG)?).await?;
@@ -148,12 +154,12 @@ impl Checkpoint<'_> {
             return Err(Flaw::Size { piece: info.name.clone(), want: info.bytes, got }.into());
         }
         let mut sound = Ok(());
-        let mut look = |bytes: &Bytes| match header.as_mut().map(|reader| reader.push(bytes)) {
+        self.stream(info, |chunk| match header.as_mut().map(|reader| reader.push(chunk)) {
             Some(Ok(None)) | None => {}
             Some(Ok(Some(_))) => header = None,
             Some(Err(error)) => (sound, header) = (Err(error), None),
-        };
-        self.stream(info, |chunk| chunk.iter().for_each(&mut look)).await?;
+        })
+        .await?;
         sound.map_err(|error| self.judge(&info.name, error, true))
     }
 
@@ -189,17 +195,15 @@ impl Checkpoint<'_> {
     async fn header(
         &self,
         info: &PieceInfo,
-    ) -> Result<(safetensors::tensor::Metadata, u64, Chunk), ReadError> {
+    ) -> Result<(safetensors::tensor::Metadata, u64, Bytes), ReadError> {
         let mut header = HeaderReader::new(info.bytes);
         let mut first = None;
         for number in 0..info.bytes.div_ceil(chunk_bytes(info)) {
             let chunk = self.chunk(info, number).await?;
-            let first = first.get_or_insert_with(|| chunk.clone());
-            for bytes in &chunk {
-                let read = header.push(bytes).map_err(|error| self.judge(&info.name, error, true))?;
-                if let Some((metadata, start)) = read {
-                    return Ok((metadata, start, std::mem::take(first)));
-                }
+            let read = header.push(&chunk).map_err(|error| self.judge(&info.name, error, true))?;
+            let first = first.get_or_insert(chunk);
+            if let Some((metadata, start)) = read {
+                return Ok((metadata, start, first.clone()));
             }
         }
         let why = "ends within its header".to_owned();
@@ -274,12 +278,12 @@ impl Checkpoint<'_> {
 
     async fn whole(&self, info: &PieceInfo) -> Result<Vec<u8>, ReadError> {
         let mut whole = Vec::new();
-        self.stream(info, |chunk| chunk.iter().for_each(|bytes| whole.extend_from_slice(bytes))).await?;
+        self.stream(info, |chunk| whole.extend_from_slice(chunk)).await?;
         Ok(whole)
     }
 
     /// Hands a piece's chunks to `take` in order; errors if in the end its bytes are not those of the manifest.
-    async fn stream(&self, info: &PieceInfo, mut take: impl FnMut(&[Bytes])) -> Result<(), ReadError> {
+    async fn stream(&self, info: &PieceInfo, mut take: impl FnMut(&[u8])) -> Result<(), ReadError> {
         let chunk_bytes = chunk_bytes(info);
         let mut digest =
             Digest::new(info.bytes, info.chunks.as_ref().map_or(u64::MAX, |chunks| chunks.bytes));
@@ -287,7 +291,7 @@ impl Checkpoint<'_> {
         let mut chunks =
             futures::stream::iter(numbers.map(|n| self.unchecked(info, n))).buffered(CHUNKS_IN_FLIGHT);
         while let Some(chunk) = chunks.try_next().await? {
-            chunk.iter().for_each(|bytes| digest.update(bytes));
+            digest.update(&chunk);
             take(&chunk);
         }
         let found = digest.finish(info.name.clone(), info.holds.clone());
@@ -298,7 +302,7 @@ impl Checkpoint<'_> {
     }
 
     /// One chunk; checked, if there is a hash for it.
-    async fn chunk(&self, info: &PieceInfo, number: u64) -> Result<Chunk, ReadError> {
+    async fn chunk(&self, info: &PieceInfo, number: u64) -> Result<Bytes, ReadError> {
         self.chunk_with(info, number, |_| Ok(())).await
     }
 
@@ -307,8 +311,8 @@ impl Checkpoint<'_> {
         &self,
         info: &PieceInfo,
         number: u64,
-        take: impl FnOnce(&[Bytes]) -> Result<(), String> + Send + 'static,
-    ) -> Result<Chunk, ReadError> {
+        take: impl FnOnce(&[u8]) -> Result<(), String> + Send + 'static,
+    ) -> Result<Bytes, ReadError> {
         let chunk = self.unchecked(info, number).await?;
         let want = match &info.chunks {
             Some(chunks) => usize::try_from(number).ok().and_then(|number| chunks.blake3.get(number)),
@@ -317,7 +321,7 @@ impl Checkpoint<'_> {
         let want = want.cloned();
         // Beside the thread that receives, which would be the limit.
         let work = tokio::task::spawn_blocking(move || {
-            let sound = want.is_none_or(|want| hash(&chunk).to_hex().as_str() == want);
+            let sound = want.is_none_or(|want| blake3::hash(&chunk).to_hex().as_str() == want);
             sound.then(|| take(&chunk).map(|()| chunk))
         });
         match work.await {
@@ -344,14 +348,14 @@ impl Checkpoint<'_> {
         Ok(true)
     }
 
-    async fn unchecked(&self, info: &PieceInfo, number: u64) -> Result<Chunk, ReadError> {
+    async fn unchecked(&self, info: &PieceInfo, number: u64) -> Result<Bytes, ReadError> {
         let (name, path) = self.place(info);
         let start = number * chunk_bytes(info);
         let range = start..(start + chunk_bytes(info)).min(info.bytes);
         let bytes = range.end - range.start;
-        let read = segments(self.store.inner(), &path, range).await;
+        let read = together(self.store.inner(), &path, range, &self.buffers).await;
         match read.map_err(|error| self.store.error("read", &name, error)) {
-            Ok(chunk) if chunk.iter().map(|bytes| bytes.len() as u64).sum::<u64>() == bytes => Ok(chunk),
+            Ok(chunk) if chunk.len() as u64 == bytes => Ok(chunk),
             Err(error) if error.is_missing() => Err(Flaw::Missing { piece: info.name.clone() }.into()),
             read => match self.store.size(&name).await? {
                 Some(got) if got != info.bytes => {
@@ -371,9 +375,6 @@ impl Checkpoint<'_> {
         (name, path)
     }
 }
-
-/// Bytes of a piece, as they arrived: not joined, which would be a copy.
-type Chunk = Vec<Bytes>;
 
 /// Bytes of a chunk, and the elements that they are.
 type Part = (Range<usize>, Stretch);
@@ -399,33 +400,37 @@ fn divide(reads: Reads, mut room: Vec<Stretch>) -> Option<Vec<Read>> {
     Some(reads.collect())
 }
 
-fn fill_all(chunk: &[Bytes], parts: Vec<Part>) -> Result<(), String> {
-    parts.into_iter().try_for_each(|(from, mut to)| gather(chunk, &from, to.values()))
-}
-
-fn hash(chunk: &[Bytes]) -> blake3::Hash {
-    let mut hasher = blake3::Hasher::new();
-    for bytes in chunk {
-        hasher.update(bytes);
-    }
-    hasher.finalize()
+fn fill_all(chunk: &[u8], parts: Vec<Part>) -> Result<(), String> {
+    parts.into_iter().try_for_each(|(from, mut to)| place(chunk, &from, to.values()))
 }
 
 fn content(info: &PieceInfo, why: String) -> ReadError {
     Flaw::Content { piece: info.name.clone(), why }.into()
 }
 
-/// A range of an object, as it arrives.
-async fn segments(
+/// A range of an object, in one piece: what came in many is copied into a buffer that is used again, for a client whose own are held on
+/// to makes new ones all the time.
+async fn together(
     store: &dyn ObjectStore,
     path: &object_store::path::Path,
     range: Range<u64>,
-) -> object_store::Result<Chunk> {
+    buffers: &Buffers,
+) -> object_store::Result<Bytes> {
+    let wanted = (range.end - range.start) as usize;
     let read = store.get_opts(path, GetOptions { range: Some(range.into()), ..Default::default() }).await?;
-    match read.payload {
-        GetResultPayload::Stream(stream) => stream.try_collect().await,
-        GetResultPayload::File(..) => Ok(vec![read.bytes().await?]),
+    let GetResultPayload::Stream(mut stream) = read.payload else { return read.bytes().await };
+    let Some(first) = stream.try_next().await? else { return Ok(Bytes::new()) };
+    if first.len() >= wanted {
+        return Ok(first);
     }
+    let mut lent = buffers.lend(wanted);
+    let before = lent.buffer.len();
+    lent.buffer.extend_from_slice(&first);
+    drop(first);
+    while let Some(bytes) = stream.try_next().await? {
+        lent.buffer.extend_from_slice(&bytes);
+    }
+    Ok(lent.bytes().slice(before..))
 }
 
 /// What the headers of files of tensors tell.
@@ -433,7 +438,7 @@ async fn segments(
 struct Headers {
     extents: Vec<Extent>,
     /// First chunks by piece, which were read on the way.
-    chunks: HashMap<usize, Chunk>,
+    chunks: HashMap<usize, Bytes>,
 }
 
 /// What of a piece is read at a time.

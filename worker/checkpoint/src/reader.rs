@@ -211,7 +211,7 @@ async fn newest<T>(
 ) -> Result<(T, Vec<Unusable>), LoadError> {
     let mut skipped = listing.unusable;
     for Summary { step, url, manifest } in listing.complete {
-        match read(Checkpoint { store, manifest: &manifest }).await {
+        match read(Checkpoint::new(store, &manifest)).await {
             Ok(loaded) => {
                 skipped.retain(|other| other.step > step);
                 skipped.sort_by_key(|other| std::cmp::Reverse(other.step));
@@ -232,7 +232,7 @@ async fn one<T>(
 ) -> Result<T, LoadError> {
     let newest = listing.complete.first().map(|newest| newest.step);
     let bad = match listing.complete.iter().find(|summary| summary.step == step) {
-        Some(Summary { url, manifest, .. }) => match read(Checkpoint { store, manifest }).await {
+        Some(Summary { url, manifest, .. }) => match read(Checkpoint::new(store, manifest)).await {
             Ok(loaded) => return Ok(loaded),
             Err(error) => Unusable { step, flaw: flaw_or_stop(url, error)?, url: url.clone() },
         },
@@ -242,7 +242,7 @@ async fn one<T>(
         },
     };
     for Summary { manifest, .. } in listing.complete.iter().filter(|other| other.step != step) {
-        if read(Checkpoint { store, manifest }).await.is_ok() {
+        if read(Checkpoint::new(store, manifest)).await.is_ok() {
             return Err(LoadError::Bad { bad, newest_good: Some(manifest.step) });
         }
     }

@@ -39,7 +39,7 @@ pub(crate) async fn copy_unchanged(
     let Some(found) = hash_unless_new(&candidates, piece, tuning) else { return Ok(None) };
     let there = candidates.into_iter().find(|there| there.blake3 == found.blake3);
     let Some(there) = there else { return Ok(None) };
-    let checkpoint = Checkpoint { store, manifest: last };
+    let checkpoint = Checkpoint::new(store, last);
     match control.race(checkpoint.seems_sound(there, attempt.step)).await? {
         Ok(true) => {}
         Ok(false) | Err(_) => return Ok(None),

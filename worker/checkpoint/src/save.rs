@@ -165,7 +165,7 @@ async fn look(store: &Store, attempt: &Attempt, control: &Control) -> Result<Fou
         return Ok(Found::Nothing);
     };
     if let Ok(manifest) = Manifest::decode(&bytes) {
-        let checkpoint = Checkpoint { store, manifest: &manifest };
+        let checkpoint = Checkpoint::new(store, &manifest);
         if is_of(&manifest, attempt) && control.race(flaws(&checkpoint)).await??.is_empty() {
             return Ok(Found::Same(manifest));
         }

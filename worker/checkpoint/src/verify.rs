@@ -42,7 +42,7 @@ async fn verdicts(store: &Store, listing: Listing, step: Option<u64>) -> Result<
     let mut verdicts = Vec::new();
     for Summary { step, url, manifest } in listing.complete {
         if asked_for(step) {
-            let flaws = flaws(&Checkpoint { store, manifest: &manifest }).await?;
+            let flaws = flaws(&Checkpoint::new(store, &manifest)).await?;
             verdicts.push(Verdict { step, url, bytes: manifest.bytes(), flaws });
         }
     }

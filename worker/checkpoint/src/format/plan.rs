@@ -11,8 +11,6 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use bytes::Bytes;
-
 use crate::layout::Layout;
 use crate::slices::{common, normal};
 
@@ -132,24 +130,13 @@ pub(crate) fn by_chunk(copies: &[Copy], chunk_bytes: impl Fn(usize) -> u64) -> R
     reads
 }
 
-/// Copies bytes of a chunk, which arrived in these segments, to the elements that they are; errors if it is shorter than it
-/// should be.
-pub(crate) fn gather(chunk: &[Bytes], from: &Range<usize>, to: &mut [f32]) -> Result<(), String> {
-    let mut room: &mut [u8] = bytemuck::cast_slice_mut(to);
+/// Copies bytes of a chunk to the elements that they are; errors if it is shorter than it should be.
+pub(crate) fn place(chunk: &[u8], from: &Range<usize>, to: &mut [f32]) -> Result<(), String> {
+    let room: &mut [u8] = bytemuck::cast_slice_mut(to);
     if room.len() != from.len() {
         return Err(format!("{} bytes for {} of elements", from.len(), room.len()));
     }
-    let mut skip = from.start;
-    for segment in chunk {
-        let bytes = segment.get(skip..).unwrap_or_default();
-        skip = skip.saturating_sub(segment.len());
-        let (now, rest) = room.split_at_mut(bytes.len().min(room.len()));
-        now.copy_from_slice(&bytes[..now.len()]);
-        room = rest;
-    }
-    if !room.is_empty() {
-        return Err("a chunk ends too early".to_owned());
-    }
+    room.copy_from_slice(chunk.get(from.clone()).ok_or("a chunk ends too early")?);
     if cfg!(target_endian = "big") {
         to.iter_mut().for_each(|element| *element = f32::from_bits(element.to_bits().swap_bytes()));
     }

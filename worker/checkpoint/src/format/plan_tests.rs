@@ -61,9 +61,7 @@ proptest! {
                 let bytes = &pieces[piece][start..pieces[piece].len().min(start + chunk as usize * 4)];
                 prop_assert!(!fills.is_empty());
                 for fill in fills {
-                    let (a, b) = bytes.split_at(bytes.len() / 3);
-                    let segments = [a, &[], b].map(Bytes::copy_from_slice);
-                    gather(&segments, &fill.from, &mut arrays[fill.array][fill.to.clone()]).unwrap();
+                    place(bytes, &fill.from, &mut arrays[fill.array][fill.to.clone()]).unwrap();
                     filled += fill.to.len();
                 }
             }
@@ -107,10 +105,10 @@ fn ranges_follow_each_other_in_what_is_handed_over() {
 
 #[test]
 fn a_chunk_that_is_too_short_is_an_error() {
-    let chunk = |bytes: usize| [Bytes::from(vec![0; bytes])];
-    assert!(gather(&chunk(7), &(0..8), &mut [0.0; 2]).is_err());
-    assert!(gather(&chunk(8), &(0..8), &mut [0.0; 1]).is_err());
-    assert!(gather(&chunk(8), &(4..12), &mut [0.0; 2]).is_err());
-    assert!(gather(&[], &(0..4), &mut [0.0; 1]).is_err());
-    assert!(gather(&chunk(8), &(0..8), &mut [0.0; 2]).is_ok());
+    let chunk = |bytes: usize| vec![0; bytes];
+    assert!(place(&chunk(7), &(0..8), &mut [0.0; 2]).is_err());
+    assert!(place(&chunk(8), &(0..8), &mut [0.0; 1]).is_err());
+    assert!(place(&chunk(8), &(4..12), &mut [0.0; 2]).is_err());
+    assert!(place(&[], &(0..4), &mut [0.0; 1]).is_err());
+    assert!(place(&chunk(8), &(0..8), &mut [0.0; 2]).is_ok());
 }

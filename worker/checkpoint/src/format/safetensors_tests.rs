@@ -1,9 +1,8 @@
 //! Tests of [`super`].
 
-use bytes::Bytes;
 use proptest::prelude::*;
 
-use super::super::plan::{by_chunk, gather, plan, wanted as wanted_of};
+use super::super::plan::{by_chunk, place, plan, wanted as wanted_of};
 use super::*;
 
 /// Two tensors of one array of 8, with a gap of two between them.
@@ -35,7 +34,7 @@ fn read(file: &[u8], wanted: Vec<TensorMeta>, chunk: usize) -> Result<Vec<f32>, 
         let mut arrays = vec![vec![0.0; 8]];
         for fill in by_chunk(&copies, |_| 1 << 20).values().flatten() {
             let to = &mut arrays[fill.array][fill.to.clone()];
-            gather(&[Bytes::copy_from_slice(file)], &fill.from, to).map_err(HeaderError::Malformed)?;
+            place(file, &fill.from, to).map_err(HeaderError::Malformed)?;
         }
         return Ok(arrays.remove(0));
     }
