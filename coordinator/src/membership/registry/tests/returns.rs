@@ -87,6 +87,19 @@ fn who_hung_up_before_it_said_what_it_holds_may_come_back_once_more() {
 }
 
 #[test]
+fn what_it_means_that_one_leaves_is_known_when_all_are_back() {
+    for (min_workers, stops) in [(2, false), (3, true)] {
+        let (mut run, last) = (Run::taken_over_with(min_workers, 3, 3), ring(7, 4, &[1, 2, 3]));
+        run.back(1, &last, holding(4, &[], None));
+        run.back(3, &last, holding(4, &[], None));
+        assert_eq!(run.leaving(3), []);
+        assert!(run.registry.awaits_returns() && !run.registry.stop);
+        run.back(2, &last, holding(4, &[], None));
+        assert_eq!(run.registry.stop, stops, "with {min_workers} at least");
+    }
+}
+
+#[test]
 fn the_newest_ring_that_anybody_tells_of_is_waited_for() {
     let mut run = Run::taken_over(3, 3);
     run.back(1, &ring(6, 4, &[1, 2, 3]), holding(4, &[], None));
