@@ -260,7 +260,7 @@ fn sums_of_rounds(lines: &mut Lines, sizes: &Sizes, bits: Bits) {
     // `ShardSum::sums` and `bounds`.
     lines.host(Kind::Buffers, "own sums", 4 * own);
     lines.host(Kind::Buffers, "bounds of sums", 8 * all / BLOCK as u64);
-    // `UnderWay`, and `ShardSum::spare`: one of each length.
+    // `UnderWay`, and `ShardSum::spare`: one of each length; links may hold on to one more for a moment.
     let words = if bits == Bits::B32 { 0 } else { 4 * lengths };
     lines.host(Kind::Buffers, "words of a block", words + packed(lengths) + 8 * lengths / BLOCK as u64);
     // Their `Flight::output`.

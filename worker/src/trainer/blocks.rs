@@ -12,6 +12,8 @@
 //! 1. All ranks make the same exchanges in the same order, also those that have no micro-batch.
 //! 2. At most two blocks' parameters are there at a time: those that are computed with, on the device, and those that come.
 
+use burn::module::Module;
+use burn::tensor::backend::Backend;
 use burn::tensor::{ElementConversion, Tensor};
 use mattock_collectives::{Buffer, CollectiveError, Group, Pending};
 use mattock_kernels::TrainBackend;
@@ -105,42 +107,34 @@ impl<B: TrainBackend, T: Task> Round<'_, B, T> {
         }
     }
 
-    /// Waits for a block's parameters.
-    fn arrived(&mut self, pending: Pending<Buffer<f32>>) -> Result<Buffer<f32>, StepError> {
+    /// Waits for a block's parameters, which `put_in` takes if they are used.
+    fn arrive(
+        &mut self,
+        pending: Pending<Buffer<f32>>,
+        put_in: impl FnOnce(&mut Self, &[f32]),
+    ) -> Result<(), StepError> {
         self.gate.wait();
         self.clock.enter(Phase::Exchange);
         let parameters = pending.wait()?;
         self.gate.proceed()?;
         self.clock.enter(Phase::Compute);
-        Ok(parameters)
-    }
-
-    fn used(&mut self, parameters: Buffer<f32>) {
+        if self.batch.is_some() {
+            put_in(self, &parameters);
+        }
         if self.gathers.spare.len() < SPARE_MAX {
             self.gathers.spare.push(parameters);
         }
-    }
-
-    /// Waits for a block's parameters, and puts them in if they are used.
-    fn arrive(&mut self, block: usize, pending: Pending<Buffer<f32>>) -> Result<(), StepError> {
-        let parameters = self.arrived(pending)?;
-        if self.batch.is_some() {
-            let module = self.blocks[block].take();
-            self.blocks[block] = module.map(|module| attach(module, &parameters, self.device));
-        }
-        self.used(parameters);
         Ok(())
     }
 
-    /// Waits for the parameters of a block without a graph, and puts them in if they are used.
+    /// The same, for a block that is to have a graph.
+    fn arrive_outer(&mut self, block: usize, pending: Pending<Buffer<f32>>) -> Result<(), StepError> {
+        self.arrive(pending, |round, parameters| fill(&mut round.blocks[block], parameters, round.device))
+    }
+
+    /// The same, for a block that is to have none.
     fn arrive_inner(&mut self, block: usize, pending: Pending<Buffer<f32>>) -> Result<(), StepError> {
-        let parameters = self.arrived(pending)?;
-        if self.batch.is_some() {
-            let module = self.inner[block].take();
-            self.inner[block] = module.map(|module| attach(module, &parameters, self.device));
-        }
-        self.used(parameters);
-        Ok(())
+        self.arrive(pending, |round, parameters| fill(&mut round.inner[block], parameters, round.device))
     }
 
     /// Runs a block without a graph, if this rank has a micro-batch, and gives its parameters up.
@@ -189,7 +183,7 @@ impl<B: TrainBackend, T: Task> Round<'_, B, T> {
         // That of the last block becomes the leaves of its graph.
         inputs.pop();
         let last = self.blocks.len() - 1;
-        self.arrive(last, coming)?;
+        self.arrive_outer(last, coming)?;
         let (Some((batch, pass)), Some(module)) = (&self.batch, &self.blocks[last]) else { return Ok(None) };
         let input = input.map(Carry::leaves_of);
         match self.task.forward(module, input.clone(), batch, *pass) {
@@ -218,7 +212,7 @@ impl<B: TrainBackend, T: Task> Round<'_, B, T> {
             let again = coming.is_some();
             let leaves = if again { inputs.pop().map(Carry::leaves_of) } else { last.take() };
             if let Some(pending) = coming.take() {
-                self.arrive(block, pending)?;
+                self.arrive_outer(block, pending)?;
             }
             coming = block.checked_sub(1).map(|next| self.gathers.begin(next));
             if again {
@@ -263,6 +257,11 @@ impl<B: TrainBackend, T: Task> Round<'_, B, T> {
             Output::Loss(_) => None,
         }
     }
+}
+
+/// Puts parameters into a module.
+fn fill<B: Backend, M: Module<B>>(module: &mut Option<M>, parameters: &[f32], device: &B::Device) {
+    *module = module.take().map(|module| attach(module, parameters, device));
 }
 
 fn value<B: TrainBackend>(loss: &Tensor<B, 1>) -> f32 {

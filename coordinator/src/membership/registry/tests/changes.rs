@@ -413,3 +413,17 @@ fn who_was_lost_or_has_left_comes_back_as_another_only() {
     }
     assert_eq!(run.join(4), [Action::Admit(WorkerId(4))]);
 }
+
+#[test]
+fn who_is_not_of_the_ring_calls_nobody_of_it_lost() {
+    let mut run = Run::training();
+    run.join(2);
+    run.broken(0, None);
+    assert_eq!(run.phase(), Phase::Recalling);
+    let before = format!("{:?}", run.registry.workers);
+    assert_eq!(run.broken(2, Some(1)), []);
+    // Only the time at which the newcomer was heard of is another, and here it is the same.
+    assert_eq!(format!("{:?}", run.registry.workers), before);
+    run.broken(1, Some(0));
+    assert_ne!(format!("{:?}", run.registry.workers), before, "what a member says is heard");
+}

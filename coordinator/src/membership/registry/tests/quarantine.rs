@@ -97,3 +97,15 @@ fn the_majority_is_one_of_the_ring_that_is_over() {
     let actions = run.held(1, with_hash(4, &[], 8, 5));
     assert!(matches!(&actions[..], [Action::End(Outcome::Failed, _)]), "{actions:?}");
 }
+
+#[test]
+fn where_nobody_trains_a_disagreement_is_no_news() {
+    let mut run = Run::new(2, 2);
+    assert_eq!(run.step(Event::Disagreed("they differ".into())), []);
+    (0..2).for_each(|id| drop(run.join(id)));
+    (0..2).for_each(|id| drop(run.ready(id, Some(0))));
+    assert_eq!(run.phase(), Phase::Forming);
+    assert_eq!(run.step(Event::Disagreed("they differ".into())), []);
+    (0..2).for_each(|id| drop(run.linked(id)));
+    assert_eq!((run.phase(), run.step(Event::Tick)), (Phase::Running, vec![]), "nobody is recalled for it");
+}
