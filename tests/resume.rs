@@ -36,17 +36,32 @@ fn resumed_on_another_number_of_workers_it_ends_with_the_same_bits() {
     }
 }
 
+/// Some divisions of a state among workers; with `MATTOCK_ALL_DIVISIONS` set all of up to four.
+fn divisions(some: [(&'static str, u32); 3]) -> Vec<(&'static str, u32)> {
+    match std::env::var_os("MATTOCK_ALL_DIVISIONS") {
+        Some(_) => ["none", "optimizer", "full"]
+            .into_iter()
+            .flat_map(|shard| (1..=4).map(move |n| (shard, n)))
+            .collect(),
+        None => some.to_vec(),
+    }
+}
+
 #[test]
 fn what_was_saved_in_one_division_goes_on_in_any_other() {
     let bench = Bench::new();
     let whole = bench.train("whole", &["--workers", "1"]).done().hash();
-    for (saved, workers) in [("none", "2"), ("optimizer", "3"), ("full", "3")] {
-        let shard = |shard: &str| format!("parallel.shard={shard}");
-        bench.train(saved, &["--workers", workers, "--set", &shard(saved)]).done();
-        for (resumed, workers) in [("none", "3"), ("optimizer", "2"), ("full", "4")] {
-            let arguments = ["--workers", workers, "--resume=4", "--set", &shard(resumed)];
-            let run = bench.train(saved, &arguments).done();
-            assert_eq!(run.hash(), whole, "saved as {saved}, resumed as {resumed} on {workers}");
+    let run = |out: &str, (shard, workers): (&str, u32), resume: &[&str]| {
+        let (workers, shard) = (workers.to_string(), format!("parallel.shard={shard}"));
+        let arguments = ["--workers", &workers, "--set", &shard];
+        bench.train(out, &[&arguments, resume].concat()).done()
+    };
+    for saved in divisions([("none", 2), ("optimizer", 3), ("full", 3)]) {
+        let out = format!("{}-{}", saved.0, saved.1);
+        run(&out, saved, &[]);
+        for resumed in divisions([("none", 3), ("optimizer", 2), ("full", 4)]) {
+            let hash = run(&out, resumed, &["--resume=4"]).hash();
+            assert_eq!(hash, whole, "saved as {saved:?}, resumed as {resumed:?}");
         }
     }
 }

@@ -231,7 +231,7 @@ impl<'a> Follower<'a> {
     fn start(&mut self, number: u32) -> Result<(), LaunchError> {
         let Some(token) = &self.token else { return Ok(()) };
         let mut program = (self.run.worker)(number).with_env(TOKEN_VARIABLE, token);
-        for (name, value) in worker_environment(self.run.workers) {
+        if let Some((name, value)) = worker_environment(self.run.workers) {
             program = program.with_env(name, value);
         }
         let role = Role::Worker(number);

@@ -345,7 +345,7 @@ impl<'a> Supervisor<'a> {
         let role = Role::Worker(number);
         let mut program = (self.run.worker)(number, listening);
         let workers = NonZeroU32::new(self.workers.count()).unwrap_or(self.run.workers);
-        for (name, value) in worker_environment(workers) {
+        if let Some((name, value)) = worker_environment(workers) {
             program = program.with_env(name, value);
         }
         match start(role, Speaks::Coordinator, &program, &self.notices, self.kill.subscribe()) {

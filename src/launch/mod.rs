@@ -43,10 +43,6 @@ const PARENT: &str = "MATTOCK_PARENT";
 pub const SECRET_VARIABLE: &str = "MATTOCK_RUN_SECRET";
 /// How many threads a worker computes with.
 const THREADS: &str = "RAYON_NUM_THREADS";
-/// How many milliseconds the allocator waits before it gives memory back to the system.
-const PURGE_DELAY: &str = "MIMALLOC_PURGE_DELAY";
-/// Longer than a step: training asks for the same buffers again in each, and every page given back is cleared anew.
-const PURGE_DELAY_MS: &str = "60000";
 
 /// To be called first thing by a program that [`LocalRun`] starts: from here on the kernel kills this
 /// process when its parent dies. Does nothing in a process that was started otherwise.
@@ -132,11 +128,9 @@ pub fn reasons_to_leave() -> io::Result<std::sync::mpsc::Receiver<String>> {
     Ok(reasons)
 }
 
-/// What the environment of each of `workers` says of threads and memory; what the user has set is left alone.
-fn worker_environment(workers: NonZeroU32) -> impl Iterator<Item = (&'static str, String)> {
-    let wanted =
-        [(THREADS, threads_per_worker(workers).to_string()), (PURGE_DELAY, PURGE_DELAY_MS.to_owned())];
-    wanted.into_iter().filter(|(name, _)| std::env::var_os(name).is_none())
+/// How many threads each of `workers` computes with, for its environment; nothing where the user has said.
+fn worker_environment(workers: NonZeroU32) -> Option<(&'static str, String)> {
+    std::env::var_os(THREADS).is_none().then(|| (THREADS, threads_per_worker(workers).to_string()))
 }
 
 /// Threads that each of `workers` computes with on this machine.

@@ -67,10 +67,10 @@ impl<B: TrainBackend, T: Task> Model<'_, B, T> {
                 let from = from.map(|(above, mut gradients)| above.gradients(&mut gradients));
                 gradients = output.zip(from).and_then(|(output, from)| output.backward(from));
             }
-            scratch.clear();
             scratch.resize(self.lengths[index], 0.0);
-            if let Some(gradients) = &mut gradients {
-                collect_gradients(&self.blocks[index], gradients, scratch);
+            match &mut gradients {
+                Some(gradients) => collect_gradients(&self.blocks[index], gradients, scratch),
+                None => scratch.fill(0.0),
             }
             sink(index, scratch);
             above = input;

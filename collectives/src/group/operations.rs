@@ -27,6 +27,18 @@ impl Group {
         }
     }
 
+    /// A copy of these elements, in that memory.
+    pub fn buffer_of<E: Element>(&self, elements: &[E]) -> Buffer<E> {
+        let engine = match &self.way {
+            Way::Host { engine, .. } => Some(engine),
+            Way::Ring { shortcut, .. } => shortcut.as_ref().and_then(Shortcut::engine),
+        };
+        let Some(engine) = engine else { return elements.to_vec().into() };
+        let mut buffer = engine.scratch(elements.len());
+        buffer.copy_from_slice(elements);
+        buffer
+    }
+
     /// Reduces the inputs of all ranks, element by element; everybody receives the result, the same bits.
     ///
     /// Integers come to the same whatever carries the group. Floats are added in an order that depends on how many ranks there

@@ -179,14 +179,23 @@ impl Engine {
     }
 
     /// Reduces bytes of the own segment into their place in the output block by block: as it must be in place, and as it is best
-    /// where the results go past the caches.
-    fn fold_by_blocks(&self, fold: Fold, call: &mut Call<'_>, range: Range<usize>) -> Result<(), Fault> {
+    /// where the results go past the caches. They are left in `slot` as well, where there is one, which stays in the caches.
+    fn fold_by_blocks(
+        &self,
+        fold: Fold,
+        call: &mut Call<'_>,
+        range: Range<usize>,
+        mut slot: Option<&mut [u8]>,
+    ) -> Result<(), Fault> {
         let (own, total) = (self.ring.rank().0, call.payload.total_bytes as usize);
         let mut scratch = Block([0; BLOCK_BYTES]);
         let bytes = whole_elements(BLOCK_BYTES, fold.element_bytes);
         for start in range.clone().step_by(bytes) {
             let block = start..range.end.min(start + bytes);
-            let reduced = &mut scratch.0[..block.len()];
+            let reduced = match &mut slot {
+                Some(slot) => &mut slot[block.start - range.start..block.end - range.start],
+                None => &mut scratch.0[..block.len()],
+            };
             let source = |rank, range| self.input(call.op, call.input(), rank, range);
             self.fold(fold, own, block.clone(), reduced, source)?;
             self.copy(total, reduced, &mut call.output[block]);
@@ -213,7 +222,7 @@ impl Engine {
                 }
                 (Collective::ReduceScatter, Some(fold)) if call.input.is_none() => {
                     self.announce(turn, call, places)?;
-                    self.fold_by_blocks(fold, call, self.bytes_of(call, self.ring.rank().0))?;
+                    self.fold_by_blocks(fold, call, self.bytes_of(call, self.ring.rank().0), None)?;
                     let (sent, received) = self.exchanged(call);
                     self.count(turn, call, sent, received);
                     self.leave(turn)
@@ -350,8 +359,9 @@ impl Engine {
         Ok(staged.as_mut().expect("it was put there"))
     }
 
-    /// Reduces the own segment chunk by chunk, and copies everybody else's a little later. The others find a chunk in the
-    /// output, if that lies in the arena; else in one of a few slots.
+    /// Reduces the own segment chunk by chunk, and copies everybody else's a little later. The others find a chunk in one of a
+    /// few slots, which stay in the caches; or in the output, if that lies in the arena, where it may stay there, too, or where so
+    /// many slots are wanted that they would not.
     fn all_reduce(
         &self,
         turn: &mut Turn,
@@ -365,11 +375,11 @@ impl Engine {
         let lag = self.lag();
         let slots = 2 * lag + 2;
         let mut slots = match call.output_at {
-            Some(offset) => {
+            Some(offset) if !self.is_in_slots(total) => {
                 places.result = offset + segment.start;
                 None
             }
-            None => {
+            _ => {
                 let region = self.stage(staged, slots * self.chunk_bytes)?;
                 (places.result, places.slots) = (region.offset(), slots);
                 Some(region)
@@ -388,14 +398,12 @@ impl Engine {
                     let source = |rank, range| self.input(call.op, input, rank, range);
                     self.fold(fold, own, chunk.clone(), &mut call.output[chunk], source)?;
                 }
-                (None, _) => self.fold_by_blocks(fold, call, chunk)?,
                 // Whoever has come as far as this step has done with what the slot held before.
-                (Some(region), _) => {
-                    let start = step % places.slots * self.chunk_bytes;
-                    let slot = &mut region.as_mut_slice()[start..start + chunk.len()];
-                    let source = |rank, range| self.input(call.op, call.input(), rank, range);
-                    self.fold(fold, own, chunk.clone(), slot, source)?;
-                    self.copy(total, slot, &mut call.output[chunk]);
+                (slots, _) => {
+                    let start = step % places.slots.max(1) * self.chunk_bytes;
+                    let slot =
+                        slots.as_mut().map(|region| &mut region.as_mut_slice()[start..start + chunk.len()]);
+                    self.fold_by_blocks(fold, call, chunk, slot)?;
                 }
             }
             if let Some(step) = step.checked_sub(lag) {

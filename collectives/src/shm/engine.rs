@@ -327,6 +327,12 @@ impl Engine {
         2 * total * self.peers.len() > self.cache_bytes
     }
 
+    /// Whether others read results of that size out of slots, also where they could read them from the output: so these are
+    /// never read from memory.
+    pub(super) fn is_in_slots(&self, total: usize) -> bool {
+        self.is_past_caches(total) && !self.crowded
+    }
+
     /// Copies a part of a result of `total` bytes.
     pub(super) fn copy(&self, total: usize, from: &[u8], to: &mut [u8]) {
         if self.is_past_caches(total) { copy_past_caches(from, to) } else { to.copy_from_slice(from) }

@@ -10,6 +10,7 @@ use std::ops::Range;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use object_store::{GetOptions, GetResultPayload, ObjectStore};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::buffers::Buffers;
 use crate::flaw::Flaw;
@@ -18,7 +19,6 @@ use crate::format::plan::{Extent, Fill, Reads, Wanted, by_chunk, place, plan, wa
 use crate::format::safetensors::{HeaderError, HeaderReader, difference, extents};
 use crate::format::{CONFIG, Digest, EXPONENTS, Kind, MANIFEST, RECIPE, TOKENIZER, exponents, step_folder};
 use crate::layout::Layout;
-use crate::room::zeros;
 use crate::slices::{common, normal};
 use crate::snapshot::Files;
 use crate::store::Store;
@@ -27,8 +27,11 @@ use crate::stretch::{Filling, Stretch};
 
 /// Bytes of one request, and of a chunk that is hashed by itself.
 pub(crate) const CHUNK_BYTES: u64 = 8 << 20;
-/// Requests under way; with [`CHUNK_BYTES`] the bound on memory beside the arrays.
+/// Requests under way of a checkpoint, whatever is read of it at the same time; with [`FIRST_CHUNKS_KEPT`] and
+/// [`CHUNK_BYTES`] the bound on memory beside the arrays.
 const CHUNKS_IN_FLIGHT: usize = 4;
+/// First chunks of files that are kept once the header is read, of each kind; of other files they are read again.
+const FIRST_CHUNKS_KEPT: usize = 4;
 /// Chunks that are read of a piece before it is used again.
 const SAMPLE_CHUNKS: u64 = 4;
 /// The longest `config.json`, tokenizer or recipe that is read.
@@ -62,11 +65,20 @@ pub(crate) struct Checkpoint<'a> {
     pub(crate) store: &'a Store,
     pub(crate) manifest: &'a Manifest,
     buffers: Buffers,
+    /// Whoever holds a chunk that is not in its place has one of these permits.
+    requests: Semaphore,
+}
+
+/// A state's arrays: parameters and both moments, of the ranges that were asked for, and exponents.
+pub(crate) struct Tensors {
+    pub(crate) params: Vec<f32>,
+    pub(crate) moments: [Vec<f32>; 2],
+    pub(crate) exponents: Vec<i16>,
 }
 
 impl<'a> Checkpoint<'a> {
     pub(crate) fn new(store: &'a Store, manifest: &'a Manifest) -> Self {
-        Self { store, manifest, buffers: Buffers::default() }
+        Self { store, manifest, buffers: Buffers::default(), requests: Semaphore::new(CHUNKS_IN_FLIGHT) }
     }
 
     /// The small files.
@@ -82,23 +94,39 @@ impl<'a> Checkpoint<'a> {
         Ok(Files { config_json, tokenizer_json, recipe_toml })
     }
 
+    /// Parameters and moments of these ranges, which are read at the same time, and exponents.
+    pub(crate) async fn tensors(
+        &self,
+        layout: &Layout,
+        params: &[Range<usize>],
+        moments: &[Range<usize>],
+    ) -> Result<Tensors, ReadError> {
+        self.of_model(layout).await?;
+        let (mut params, moments) = tokio::try_join!(
+            self.arrays(Kind::Weights, layout, params),
+            self.arrays(Kind::Moments, layout, moments)
+        )?;
+        let moments = moments.try_into().expect("two arrays of moments");
+        Ok(Tensors { params: params.remove(0), moments, exponents: self.exponents(layout).await? })
+    }
+
     /// Parameters of these ranges.
     pub(crate) async fn params(
         &self,
         layout: &Layout,
         ranges: &[Range<usize>],
     ) -> Result<Vec<f32>, ReadError> {
+        self.of_model(layout).await?;
         Ok(self.arrays(Kind::Weights, layout, ranges).await?.remove(0))
     }
 
-    /// First and second moments of these ranges.
-    pub(crate) async fn moments(
-        &self,
-        layout: &Layout,
-        ranges: &[Range<usize>],
-    ) -> Result<[Vec<f32>; 2], ReadError> {
-        let arrays = self.arrays(Kind::Moments, layout, ranges).await?;
-        Ok(arrays.try_into().expect("two arrays of moments"))
+    async fn of_model(&self, layout: &Layout) -> Result<(), ReadError> {
+        if self.manifest.model == layout.fingerprint() {
+            return Ok(());
+        }
+        let difference = self.difference(layout).await?;
+        let elsewhere = || "its tensors lie elsewhere in the flat space".to_owned();
+        Err(ReadError::OtherModel(difference.unwrap_or_else(elsewhere)))
     }
 
     /// Elements of the parameters, or of both moments: as many arrays as the kind has, of these ranges' elements.
@@ -108,23 +136,18 @@ impl<'a> Checkpoint<'a> {
         layout: &Layout,
         ranges: &[Range<usize>],
     ) -> Result<Vec<Vec<f32>>, ReadError> {
-        if self.manifest.model != layout.fingerprint() {
-            let difference = self.difference(layout).await?;
-            let elsewhere = || "its tensors lie elsewhere in the flat space".to_owned();
-            return Err(ReadError::OtherModel(difference.unwrap_or_else(elsewhere)));
-        }
         let ranges = normal(ranges.to_vec());
         let arrays = kind.suffixes().len();
         let wanted: Vec<Wanted> = (0..arrays).flat_map(|array| wanted(layout, array, &ranges)).collect();
-        let mut headers = Headers::default();
-        for piece in self.pieces_with(kind, &ranges) {
-            self.open(piece, kind, layout, &mut headers).await?;
-        }
+        let mut headers = self.headers(kind, layout, &ranges).await?;
         let content = |why| Flaw::Content { piece: MANIFEST.into(), why: format!("{}: {why}", kind.stem()) };
         let copies = plan(std::mem::take(&mut headers.extents), &wanted).map_err(content)?;
         let reads = by_chunk(&copies, |piece| chunk_bytes(&self.manifest.pieces[piece]));
         let elements = ranges.iter().map(Range::len).sum();
-        let (filling, room): (Vec<_>, Vec<_>) = (0..arrays).map(|_| Filling::new(zeros(elements))).unzip();
+        // In small pages, which are filled as soon as they are made. Large ones cost a virtual machine four times that where its host
+        // has taken memory back.
+        let empty = || Filling::new(vec![0.0; elements]);
+        let (filling, room): (Vec<_>, Vec<_>) = (0..arrays).map(|_| empty()).unzip();
         let reads = divide(reads, room).ok_or_else(|| content("elements have two places".to_owned()))?;
         self.fill(reads, headers).await?;
         let filled = filling.into_iter().map(|array| array.done().expect("all of them are filled"));
@@ -132,7 +155,7 @@ impl<'a> Checkpoint<'a> {
     }
 
     /// Block exponents.
-    pub(crate) async fn exponents(&self, layout: &Layout) -> Result<Vec<i16>, ReadError> {
+    async fn exponents(&self, layout: &Layout) -> Result<Vec<i16>, ReadError> {
         let info = self.need(EXPONENTS)?;
         let most = (exponents::HEADER_BYTES + layout.elements() * size_of::<i16>()) as u64;
         let content = |why| Flaw::Content { piece: EXPONENTS.into(), why };
@@ -175,20 +198,29 @@ impl<'a> Checkpoint<'a> {
         found.map(|(piece, _)| piece).collect()
     }
 
-    /// Reads the header of a file of tensors.
-    async fn open(
+    /// Reads the headers of the files that hold any of these elements, several at a time.
+    async fn headers(
         &self,
-        piece: usize,
         kind: Kind,
         layout: &Layout,
-        headers: &mut Headers,
-    ) -> Result<(), ReadError> {
-        let info = &self.manifest.pieces[piece];
-        let (metadata, start, chunk) = self.header(info).await?;
-        let extents = extents(&metadata, start, (piece, kind), layout);
-        headers.extents.extend(extents.map_err(|error| self.judge(&info.name, error, true))?);
-        headers.chunks.insert(piece, chunk);
-        Ok(())
+        ranges: &[Range<usize>],
+    ) -> Result<Headers, ReadError> {
+        let opened = self.pieces_with(kind, ranges).into_iter().map(async |piece| {
+            let info = &self.manifest.pieces[piece];
+            let (metadata, start, chunk) = self.header(info).await?;
+            let extents = extents(&metadata, start, (piece, kind), layout);
+            let extents = extents.map_err(|error| self.judge(&info.name, error, true))?;
+            Ok::<_, ReadError>((piece, extents, chunk))
+        });
+        let mut opened = futures::stream::iter(opened).buffered(CHUNKS_IN_FLIGHT);
+        let mut headers = Headers::default();
+        while let Some((piece, extents, chunk)) = opened.try_next().await? {
+            headers.extents.extend(extents);
+            if headers.chunks.len() < FIRST_CHUNKS_KEPT {
+                headers.chunks.insert(piece, chunk);
+            }
+        }
+        Ok(headers)
     }
 
     /// A file's header, where its data begin, and the file's first chunk.
@@ -288,9 +320,12 @@ impl<'a> Checkpoint<'a> {
         let mut digest =
             Digest::new(info.bytes, info.chunks.as_ref().map_or(u64::MAX, |chunks| chunks.bytes));
         let numbers = 0..info.bytes.div_ceil(chunk_bytes);
-        let mut chunks =
-            futures::stream::iter(numbers.map(|n| self.unchecked(info, n))).buffered(CHUNKS_IN_FLIGHT);
-        while let Some(chunk) = chunks.try_next().await? {
+        let chunks = numbers.map(async |number| {
+            let permit = self.permit().await;
+            Ok::<_, ReadError>((self.unchecked(info, number).await?, permit))
+        });
+        let mut chunks = futures::stream::iter(chunks).buffered(CHUNKS_IN_FLIGHT);
+        while let Some((chunk, _permit)) = chunks.try_next().await? {
             digest.update(&chunk);
             take(&chunk);
         }
@@ -313,6 +348,7 @@ impl<'a> Checkpoint<'a> {
         number: u64,
         take: impl FnOnce(&[u8]) -> Result<(), String> + Send + 'static,
     ) -> Result<Bytes, ReadError> {
+        let _permit = self.permit().await;
         let chunk = self.unchecked(info, number).await?;
         let want = match &info.chunks {
             Some(chunks) => usize::try_from(number).ok().and_then(|number| chunks.blake3.get(number)),
@@ -346,6 +382,11 @@ impl<'a> Checkpoint<'a> {
             }
         }
         Ok(true)
+    }
+
+    /// Waits until another chunk may be read.
+    async fn permit(&self) -> SemaphorePermit<'_> {
+        self.requests.acquire().await.expect("nobody closes it")
     }
 
     async fn unchecked(&self, info: &PieceInfo, number: u64) -> Result<Bytes, ReadError> {
@@ -437,7 +478,7 @@ async fn together(
 #[derive(Default)]
 struct Headers {
     extents: Vec<Extent>,
-    /// First chunks by piece, which were read on the way.
+    /// First chunks by piece, which were read on the way; of some.
     chunks: HashMap<usize, Bytes>,
 }
 

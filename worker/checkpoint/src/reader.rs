@@ -15,7 +15,7 @@ use crate::format::step_folder;
 use crate::layout::Layout;
 use crate::listing::{Listing, Summary, list_store};
 use crate::location::{Location, Patience};
-use crate::read::{Checkpoint, ReadError};
+use crate::read::{Checkpoint, ReadError, Tensors};
 use crate::snapshot::Files;
 use crate::store::Store;
 use crate::store_error::StoreError;
@@ -145,9 +145,8 @@ pub fn load_ranges(
     block_on(async || {
         pick(location, which, async |checkpoint: Checkpoint<'_>| {
             let head = head_of(&checkpoint).await?;
-            let params = checkpoint.params(layout, params).await?;
-            let [m, v] = checkpoint.moments(layout, moments).await?;
-            let exponents = checkpoint.exponents(layout).await?;
+            let Tensors { params, moments: [m, v], exponents } =
+                checkpoint.tensors(layout, params, moments).await?;
             Ok(Loaded { head, params, m, v, exponents })
         })
         .await

@@ -16,7 +16,7 @@ use mattock_exact::BLOCK;
 
 use crate::task::Task;
 
-pub(crate) use self::visit::{attach, collect_gradients, release, values, without_graph};
+pub(crate) use self::visit::{attach, attach_shared, collect_gradients, release, values, without_graph};
 
 /// One parameter tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{Tensor, TensorData, TensorPrimitive};
+use burn::tensor::{AllocationProperty, Bytes, DType, Tensor, TensorData, TensorPrimitive};
 
 /// Names and shapes of a module's float parameters.
 pub(super) fn shapes<B: Backend, M: Module<B>>(module: &M, prefix: &str) -> Vec<(String, Vec<usize>)> {
@@ -22,11 +22,26 @@ pub(crate) fn values<B: Backend, M: Module<B>>(module: &M) -> Vec<f32> {
     visitor.values
 }
 
-/// The module with parameters taken from `flat` in order, as leaves of a new graph where the backend keeps one.
+/// The module with parameters copied from `flat` in order, as leaves of a new graph where the backend keeps one.
 ///
-/// `flat` is `[n]` with at least as many elements as the module has parameters; the parameters become views of it.
+/// `flat` is `[n]` with at least as many elements as the module has parameters; the parameters become views of the copy.
 pub(crate) fn attach<B: Backend, M: Module<B>>(module: M, flat: &[f32], device: &B::Device) -> M {
-    let flat = Tensor::<B, 1>::from_data(TensorData::new(flat.to_vec(), [flat.len()]), device);
+    attach_data(module, TensorData::new(flat.to_vec(), [flat.len()]), device)
+}
+
+/// The same without a copy, where the device computes in this memory: `flat` is dropped once nobody has the parameters any more.
+pub(crate) fn attach_shared<B: Backend, M: Module<B>>(
+    module: M,
+    flat: bytes::Bytes,
+    device: &B::Device,
+) -> M {
+    let elements = flat.len() / size_of::<f32>();
+    let flat = Bytes::from_shared(flat, AllocationProperty::Native);
+    attach_data(module, TensorData::from_bytes(flat, [elements], DType::F32), device)
+}
+
+fn attach_data<B: Backend, M: Module<B>>(module: M, flat: TensorData, device: &B::Device) -> M {
+    let flat = Tensor::<B, 1>::from_data(flat, device);
     module.map(&mut Attach { flat, offset: 0 })
 }
 
@@ -45,13 +60,15 @@ pub(crate) fn without_graph<B: AutodiffBackend, M: Module<B>, I: Module<B::Inner
     inner.map(&mut inners)
 }
 
-/// Writes the gradients of a module's parameters into `out`, one after the other; zeros where there is none.
+/// Fills `out` with the gradients of a module's parameters, one after the other; zeros where there is none, and behind them.
 pub(crate) fn collect_gradients<B: AutodiffBackend, M: Module<B>>(
     module: &M,
     gradients: &mut B::Gradients,
     out: &mut [f32],
 ) {
-    module.visit(&mut Gradients::<B> { gradients, out, offset: 0 });
+    let mut visitor = Gradients::<B> { gradients, out, offset: 0 };
+    module.visit(&mut visitor);
+    visitor.out[visitor.offset..].fill(0.0);
 }
 
 struct Shapes {

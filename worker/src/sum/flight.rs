@@ -49,9 +49,7 @@ impl<R: Reduction> Flight<R> {
     /// Moves the buffers, once, to where peers on this host read them without a copy.
     fn share(&mut self, group: &Group, output: bool) {
         if !self.input.is_shared() {
-            let mut shared = group.buffer(self.input.len());
-            shared.copy_from_slice(&self.input);
-            self.input = Arc::new(shared);
+            self.input = Arc::new(group.buffer_of(&self.input));
         }
         if output && !self.output.is_shared() {
             self.output = group.buffer(self.input.len());

@@ -10,18 +10,21 @@
 //!
 //! # Invariants
 //! 1. All ranks make the same exchanges in the same order, also those that have no micro-batch.
-//! 2. At most two blocks' parameters are there at a time: those that are computed with, on the device, and those that come.
+//! 2. At most two blocks' parameters are there at a time: those that are computed with, where they came if the device computes
+//!    in this memory, and those that come.
 
 use burn::module::Module;
 use burn::tensor::backend::Backend;
 use burn::tensor::{ElementConversion, Tensor};
+use bytes::Bytes;
 use mattock_collectives::{Buffer, CollectiveError, Group, Pending};
 use mattock_kernels::TrainBackend;
 
 use super::StepError;
+use super::room::Room;
 use crate::gate::Gate;
 use crate::gradients::Inner;
-use crate::params::{attach, collect_gradients, release};
+use crate::params::{attach_shared, collect_gradients, release};
 use crate::partition::Stretches;
 use crate::phases::{Clock, Phase};
 use crate::task::{Carry, Output, Pass, Task};
@@ -33,20 +36,14 @@ pub(super) struct Gathers<'g> {
     pub(super) own: &'g Stretches,
     /// By bucket: how many elements each rank has.
     pub(super) lens: &'g [Vec<usize>],
-    /// Buffers of blocks that were used.
-    pub(super) spare: &'g mut Vec<Buffer<f32>>,
+    /// Where the parameters of blocks come.
+    pub(super) room: &'g Room,
 }
-
-/// Buffers that are kept: as many as are in use at a time.
-const SPARE_MAX: usize = 1;
 
 impl Gathers<'_> {
     fn begin(&mut self, bucket: usize) -> Pending<Buffer<f32>> {
-        let own = &self.parameters[self.own.within(bucket)];
-        let mut input = self.group.buffer(own.len());
-        input.copy_from_slice(own);
-        let output = self.spare.pop().unwrap_or_default();
-        self.group.all_gather_uneven(input.into(), &self.lens[bucket], output)
+        let input = self.group.buffer_of(&self.parameters[self.own.within(bucket)]);
+        self.group.all_gather_uneven(input.into(), &self.lens[bucket], self.room.take())
     }
 }
 
@@ -111,18 +108,16 @@ impl<B: TrainBackend, T: Task> Round<'_, B, T> {
     fn arrive(
         &mut self,
         pending: Pending<Buffer<f32>>,
-        put_in: impl FnOnce(&mut Self, &[f32]),
+        put_in: impl FnOnce(&mut Self, Bytes),
     ) -> Result<(), StepError> {
         self.gate.wait();
         self.clock.enter(Phase::Exchange);
         let parameters = pending.wait()?;
         self.gate.proceed()?;
         self.clock.enter(Phase::Compute);
+        let parameters = self.gathers.room.lend(parameters);
         if self.batch.is_some() {
-            put_in(self, &parameters);
-        }
-        if self.gathers.spare.len() < SPARE_MAX {
-            self.gathers.spare.push(parameters);
+            put_in(self, parameters);
         }
         Ok(())
     }
@@ -221,20 +216,14 @@ impl<B: TrainBackend, T: Task> Round<'_, B, T> {
             above = leaves;
             self.gate.proceed()?;
             self.clock.enter(Phase::Round);
-            let gradient = match (&mut gradients, &self.blocks[block], self.batch.is_some()) {
-                (Some(gradients), Some(module), true) => {
-                    scratch.clear();
-                    scratch.resize(lengths[block], 0.0);
-                    collect_gradients(module, gradients, scratch);
-                    Some(&scratch[..])
+            let gradient = self.batch.is_some().then(|| {
+                scratch.resize(lengths[block], 0.0);
+                match (&mut gradients, &self.blocks[block]) {
+                    (Some(gradients), Some(module)) => collect_gradients(module, gradients, scratch),
+                    _ => scratch.fill(0.0),
                 }
-                (None, _, true) => {
-                    scratch.clear();
-                    scratch.resize(lengths[block], 0.0);
-                    Some(&scratch[..])
-                }
-                _ => None,
-            };
+                &scratch[..]
+            });
             self.gate.wait();
             sink(block, gradient)?;
             self.leave(block);
@@ -260,8 +249,8 @@ impl<B: TrainBackend, T: Task> Round<'_, B, T> {
 }
 
 /// Puts parameters into a module.
-fn fill<B: Backend, M: Module<B>>(module: &mut Option<M>, parameters: &[f32], device: &B::Device) {
-    *module = module.take().map(|module| attach(module, parameters, device));
+fn fill<B: Backend, M: Module<B>>(module: &mut Option<M>, parameters: Bytes, device: &B::Device) {
+    *module = module.take().map(|module| attach_shared(module, parameters, device));
 }
 
 fn value<B: TrainBackend>(loss: &Tensor<B, 1>) -> f32 {

@@ -18,6 +18,7 @@ mod blocks;
 mod error;
 mod former;
 mod regroup;
+mod room;
 mod rounds;
 mod sharding;
 #[cfg(test)]

@@ -79,7 +79,7 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
             death,
             ..
         } = self;
-        let Some(Sharding { seat: Some(seat), spare, .. }) = sharding else {
+        let Some(Sharding { seat: Some(seat), room, .. }) = sharding else {
             unreachable!("a ring with sharded state begins with a regroup");
         };
         let mut blocks: Vec<Option<T::Block<B>>> =
@@ -88,7 +88,7 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
             task: *task,
             batch,
             device,
-            gathers: Gathers { group, parameters: &state.parameters, own, lens: &seat.lens, spare },
+            gathers: Gathers { group, parameters: &state.parameters, own, lens: &seat.lens, room },
             gate,
             clock,
             blocks: &mut blocks,
@@ -156,14 +156,14 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
         batch: Option<T::Batch>,
     ) -> Result<Option<f32>, StepError> {
         let Self { task, state, own, sharding, device, inner, clock, .. } = self;
-        let Some(Sharding { seat: Some(seat), spare, .. }) = sharding else {
+        let Some(Sharding { seat: Some(seat), room, .. }) = sharding else {
             unreachable!("a ring with sharded state begins with a regroup");
         };
         let round: Round<'_, B, T> = Round {
             task: *task,
             batch: batch.map(|batch| (batch, Pass::Evaluate)),
             device,
-            gathers: Gathers { group, parameters: &state.parameters, own, lens: &seat.lens, spare },
+            gathers: Gathers { group, parameters: &state.parameters, own, lens: &seat.lens, room },
             gate,
             clock,
             // Nothing keeps a graph here.

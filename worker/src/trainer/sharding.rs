@@ -19,6 +19,7 @@ use mattock_kernels::TrainBackend;
 
 use super::Trainer;
 use super::former::Former;
+use super::room::Room;
 use crate::commit::{Ballot, ShardVote};
 use crate::gate::Gate;
 use crate::params::release;
@@ -47,8 +48,8 @@ pub(super) struct Sharding {
     replica: Vec<Buffer<f32>>,
     /// The own part of them, on its way.
     inputs: Vec<Arc<Buffer<f32>>>,
-    /// Buffers for parameters of single blocks.
-    pub(super) spare: Vec<Buffer<f32>>,
+    /// For parameters of single blocks.
+    pub(super) room: Room,
     /// The total of the last commit; empty before the first.
     pub(super) total: Vec<u32>,
 }
@@ -102,7 +103,7 @@ impl Sharding {
             own_hash: 0,
             replica: buckets.iter().map(|_| Buffer::default()).collect(),
             inputs: buckets.iter().map(|_| Arc::default()).collect(),
-            spare: Vec::new(),
+            room: Room::default(),
             total: Vec::new(),
         }
     }
@@ -144,11 +145,9 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
         let mut gathers = Vec::with_capacity(inputs.len());
         for (bucket, (input, output)) in inputs.iter_mut().zip(&mut *replica).enumerate() {
             let own = &self.state.parameters[self.own.within(bucket)];
-            if input.len() != own.len() || Arc::get_mut(input).is_none() {
-                *input = Arc::new(group.buffer(own.len()));
-            }
-            if let Some(input) = Arc::get_mut(input) {
-                input.copy_from_slice(own);
+            match Arc::get_mut(input) {
+                Some(input) if input.len() == own.len() => input.copy_from_slice(own),
+                _ => *input = Arc::new(group.buffer_of(own)),
             }
             let output = std::mem::take(output);
             gathers.push(group.all_gather_uneven(Arc::clone(input), &seat.lens[bucket], output));
@@ -212,7 +211,7 @@ impl<B: TrainBackend, T: Task> Trainer<'_, B, T> {
         if let Some(copy) = &mut sharding.copy {
             give_back(std::mem::take(&mut copy.gradient));
         }
-        sharding.spare.clear();
+        sharding.room = Room::default();
         sharding.replica.iter_mut().for_each(|bucket| *bucket = Buffer::default());
         sharding.inputs.iter_mut().for_each(|input| *input = Arc::default());
     }
