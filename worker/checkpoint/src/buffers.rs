@@ -9,7 +9,7 @@ use crate::folder::{ALIGNMENT, align};
 use crate::room::ask_for_large_pages;
 
 /// Buffers that came back are kept, so many at most: as many as a load has under way.
-const KEPT_MAX: usize = 4;
+const KEPT_MAX: usize = 8;
 
 /// Buffers that wait to be used again, as long as the store that reads into them is open.
 #[derive(Debug, Clone, Default)]

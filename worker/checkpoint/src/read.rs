@@ -27,9 +27,11 @@ use crate::stretch::{Filling, Stretch};
 
 /// Bytes of one request, and of a chunk that is hashed by itself.
 pub(crate) const CHUNK_BYTES: u64 = 8 << 20;
-/// Requests under way of a checkpoint, whatever is read of it at the same time; with [`FIRST_CHUNKS_KEPT`] and
-/// [`CHUNK_BYTES`] the bound on memory beside the arrays.
+/// Requests under way of a checkpoint, whatever is read of it at the same time; with the next two and [`CHUNK_BYTES`] the bound on
+/// memory beside the arrays.
 const CHUNKS_IN_FLIGHT: usize = 4;
+/// Chunks that are checked and put in their places meanwhile, of each kind.
+const CHUNKS_CHECKED: usize = 2;
 /// First chunks of files that are kept once the header is read, of each kind; of other files they are read again.
 const FIRST_CHUNKS_KEPT: usize = 4;
 /// Chunks that are read of a piece before it is used again.
@@ -65,7 +67,7 @@ pub(crate) struct Checkpoint<'a> {
     pub(crate) store: &'a Store,
     pub(crate) manifest: &'a Manifest,
     buffers: Buffers,
-    /// Whoever holds a chunk that is not in its place has one of these permits.
+    /// Whoever reads a chunk has one of these permits.
     requests: Semaphore,
 }
 
@@ -268,7 +270,7 @@ impl<'a> Checkpoint<'a> {
                 }
             }
         });
-        let mut chunks = futures::stream::iter(chunks).buffer_unordered(CHUNKS_IN_FLIGHT);
+        let mut chunks = futures::stream::iter(chunks).buffer_unordered(CHUNKS_IN_FLIGHT + CHUNKS_CHECKED);
         while chunks.try_next().await?.is_some() {}
         let mut pieces: BTreeMap<usize, BTreeMap<u64, Vec<Part>>> = BTreeMap::new();
         whole.into_iter().for_each(|Read { piece, number, parts }| {
@@ -348,8 +350,9 @@ impl<'a> Checkpoint<'a> {
         number: u64,
         take: impl FnOnce(&[u8]) -> Result<(), String> + Send + 'static,
     ) -> Result<Bytes, ReadError> {
-        let _permit = self.permit().await;
+        let permit = self.permit().await;
         let chunk = self.unchecked(info, number).await?;
+        drop(permit);
         let want = match &info.chunks {
             Some(chunks) => usize::try_from(number).ok().and_then(|number| chunks.blake3.get(number)),
             None => Some(&info.blake3).filter(|_| is_checked_by_chunk(info)),
