@@ -570,4 +570,18 @@ mod tests {
             Err(Disagreement::TooFarApart(99_999))
         );
     }
+
+    #[test]
+    fn a_step_whose_hash_nobody_has_told_is_not_shown() {
+        let mut ledger = ledger();
+        assert_eq!(tell(&mut ledger, divided(1, 0, 5)), Ok(vec![]));
+        assert_eq!(tell(&mut ledger, divided(1, 1, 5)), Ok(vec![]));
+        // The one after the next says nothing of it.
+        assert_eq!(tell(&mut ledger, divided(3, 0, 7)), Ok(vec![]));
+        let shown = tell(&mut ledger, divided(2, 0, 6)).unwrap();
+        assert_eq!(
+            shown.iter().map(|record| (record.step, &record.state_hash[..])).collect::<Vec<_>>(),
+            [(1, "0000000000000006")]
+        );
+    }
 }

@@ -82,3 +82,12 @@ fn who_is_lost_while_it_reads_is_not_waited_for() {
     run.ready(1, Some(3));
     assert_eq!(workers(&run.lost(0)), [1]);
 }
+
+#[test]
+fn nobody_waits_for_a_replacement_where_all_have_all_of_the_state() {
+    let mut run = Run::train(1, 3);
+    run.step(Event::Replaced);
+    run.lost(1);
+    run.held(0, Holding::at(4));
+    assert_eq!(workers(&run.held(2, Holding::at(4))), [0, 2]);
+}

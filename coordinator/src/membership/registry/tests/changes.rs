@@ -427,3 +427,27 @@ fn who_is_not_of_the_ring_calls_nobody_of_it_lost() {
     run.broken(1, Some(0));
     assert_ne!(format!("{:?}", run.registry.workers), before, "what a member says is heard");
 }
+
+#[test]
+fn who_is_linked_in_an_older_ring_is_not_linked_in_this_one() {
+    let mut run = Run::train(1, 3);
+    run.lost(2);
+    run.held(0, Holding::at(4));
+    run.held(1, Holding::at(4));
+    assert_eq!(run.phase(), Phase::Forming);
+    assert_eq!(run.step(Event::Linked(WorkerId(0), 1)), []);
+    assert_eq!(run.linked(1), [], "worker 0 is awaited");
+    assert!(matches!(run.linked(0)[..], [Action::Start(_)]));
+}
+
+#[test]
+fn whoever_is_heard_of_has_to_answer_a_recall_in_time_all_the_same() {
+    let mut run = Run::train(1, 3);
+    let until = run.now + TIMEOUT;
+    run.lost(2);
+    run.now += TIMEOUT / 2;
+    [0, 1].map(|id| run.step(Event::Heard(WorkerId(id))));
+    run.now = until - Duration::from_nanos(1);
+    assert_eq!(run.step(Event::Tick), []);
+    assert_eq!(run.registry.deadline(), Some(until));
+}

@@ -116,3 +116,25 @@ fn after_the_end_nothing_is_decided() {
     assert_eq!(run.join(0), []);
     assert_eq!(run.registry.deadline(), None);
 }
+
+#[test]
+fn who_does_not_train_is_missed_though_it_says_that_it_is_done() {
+    let mut run = Run::training();
+    run.join(2);
+    run.step(Event::Finished(WorkerId(2), finish(1, None)));
+    run.now += TIMEOUT;
+    let events = [Event::Heard(WorkerId(0)), Event::Heard(WorkerId(1)), Event::Tick];
+    let actions: Vec<Action> = events.into_iter().flat_map(|event| run.step(event)).collect();
+    assert!(actions.iter().any(|action| matches!(action, Action::Lose(WorkerId(2), _))), "{actions:?}");
+}
+
+#[test]
+fn a_process_that_ends_early_does_not_matter_where_enough_others_have_joined() {
+    let mut run = Run::with_minimum(2, 2, 3);
+    run.join(0);
+    run.join(1);
+    let abandoned = Event::Abandoned { cause: "exit status 9".into(), bad_input: false, left: 2 };
+    assert_eq!(run.step(abandoned), []);
+    run.ready(0, Some(0));
+    assert_eq!(formed(&run.ready(1, Some(0))).3.len(), 2);
+}

@@ -109,3 +109,14 @@ fn where_nobody_trains_a_disagreement_is_no_news() {
     (0..2).for_each(|id| drop(run.linked(id)));
     assert_eq!((run.phase(), run.step(Event::Tick)), (Phase::Running, vec![]), "nobody is recalled for it");
 }
+
+#[test]
+fn without_a_majority_for_a_gradient_the_run_stops_too() {
+    let mut run = differing();
+    run.lost(0);
+    let audited = |audit| Holding { audit: Some(audit), ..with_hash(4, &[], 7, 5) };
+    run.held(1, audited(2));
+    let actions = run.held(2, audited(3));
+    let [Action::End(Outcome::Failed, reason)] = &actions[..] else { panic!("{actions:?}") };
+    assert!(reason.contains("no majority") && reason.contains("gradient"), "{reason}");
+}
