@@ -443,11 +443,15 @@ fn who_is_linked_in_an_older_ring_is_not_linked_in_this_one() {
 #[test]
 fn whoever_is_heard_of_has_to_answer_a_recall_in_time_all_the_same() {
     let mut run = Run::train(1, 3);
-    let until = run.now + TIMEOUT;
+    let begun = run.now;
+    run.now = begun + TIMEOUT / 2;
     run.lost(2);
-    run.now += TIMEOUT / 2;
-    [0, 1].map(|id| run.step(Event::Heard(WorkerId(id))));
-    run.now = until - Duration::from_nanos(1);
+    let until = run.now + TIMEOUT;
+    run.now = begun + TIMEOUT * 9 / 10;
+    for id in [0, 1] {
+        run.step(Event::Heard(WorkerId(id)));
+    }
+    run.now = begun + TIMEOUT;
     assert_eq!(run.step(Event::Tick), []);
     assert_eq!(run.registry.deadline(), Some(until));
 }
