@@ -325,7 +325,8 @@ fn who_comes_late_takes_part() {
         // Where there is little left to do, it comes too late.
         let comes_in_time = sim.setup.steps - sim.setup.start > 50;
         assert!(!comes_in_time || taken == (sim.ring_size() > size), "{:?}", sim.coordinator.end);
-        assert_eq!(sim.workers[&late].member.is_some(), taken);
+        let is_in = sim.workers[&late].member.is_some();
+        assert!(is_in == taken || taken && !comes_in_time, "{:?}", sim.coordinator.end);
         sim.settle()?;
         assert!(sim.has_completed(), "{:?}", sim.coordinator.end);
         Ok(())
@@ -393,7 +394,8 @@ fn coordinators_that_die_cost_no_worker() {
         }
         // Invariants see to it that nobody is called lost to whom nothing happened.
         let workers = sim.workers.len();
-        sim.run_until(Duration::from_secs(60), |sim| sim.phase() == Phase::Ended)?;
+        // Until all have come back to the last coordinator: a run that still waited for them would be given another worker.
+        sim.run_until(Duration::from_secs(120), |sim| sim.phase() == Phase::Ended)?;
         sim.settle()?;
         assert!(sim.has_completed(), "{:?}", sim.coordinator.end);
         assert_eq!(sim.workers.len(), workers, "somebody was replaced");
