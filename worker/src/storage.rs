@@ -65,6 +65,15 @@ pub enum StorageError {
         /// The step.
         step: u64,
     },
+    /// This worker's share of the last checkpoint could not be written.
+    #[error("cannot write the last checkpoint, {url}: {error}")]
+    Unwritten {
+        /// Where it would have been.
+        url: String,
+        /// Why.
+        #[source]
+        error: mattock_checkpoint::SaveError,
+    },
     /// The system refuses a thread.
     #[error("cannot start a thread to copy the state for a checkpoint: {0}")]
     Thread(std::io::Error),
@@ -375,10 +384,10 @@ impl Saver {
     ) -> Result<Vec<Outcome>, StorageError> {
         let mut outcomes = Vec::new();
         self.settle()?;
-        if !self.newest.is_some_and(|(_, share)| share.is_whole())
-            && !self.await_others(step, is_over, &mut outcomes)?
-        {
-            let Some(state) = state else { return Err(StorageError::Incomplete { step }) };
+        let is_whole = self.newest.is_some_and(|(_, share)| share.is_whole());
+        let ended = if is_whole { None } else { self.await_others(step, is_over, &mut outcomes)? };
+        if let Some(why) = ended {
+            let Some(state) = state else { return Err(why) };
             tracing::warn!(step, "the shares of others did not come: writing all of it");
             self.save(state.clone(), state_hash, Share::WHOLE, None)?;
             self.settle()?;
@@ -389,37 +398,37 @@ impl Saver {
         Ok(outcomes)
     }
 
-    /// Whether the checkpoint of this step got complete.
+    /// Why the checkpoint of this step did not get complete, if so.
     fn await_others(
         &mut self,
         step: u64,
         is_over: impl Fn() -> bool,
         outcomes: &mut Vec<Outcome>,
-    ) -> Result<bool, StorageError> {
+    ) -> Result<Option<StorageError>, StorageError> {
         let until = Instant::now() + LAST_CHECKPOINT_LIMIT;
         let mut others_until = until;
+        let incomplete = Some(StorageError::Incomplete { step });
         while Instant::now() < others_until.min(until) && !is_over() {
             for outcome in self.outcomes()? {
-                match &outcome {
-                    Outcome::Saved(saved) if saved.step == step => {
+                match outcome {
+                    Outcome::Saved(ref saved) if saved.step == step => {
                         outcomes.push(outcome);
-                        return Ok(true);
+                        return Ok(None);
                     }
-                    Outcome::Written { step: written, took, .. } if *written == step => {
-                        others_until = Instant::now() + OTHERS_LIMIT.max(*took * 2);
+                    // All of it is written instead where that can be, and told of then.
+                    Outcome::Failed { step: failed, url, error } if failed == step => {
+                        return Ok(Some(StorageError::Unwritten { url, error }));
                     }
-                    // All of it is written instead, and told of then.
-                    Outcome::Failed { step: failed, .. } | Outcome::Incomplete { step: failed, .. }
-                        if *failed == step =>
-                    {
-                        return Ok(false);
+                    Outcome::Incomplete { step: failed, .. } if failed == step => return Ok(incomplete),
+                    Outcome::Written { step: written, took, .. } if written == step => {
+                        others_until = Instant::now() + OTHERS_LIMIT.max(took * 2);
+                        outcomes.push(outcome);
                     }
-                    _ => {}
+                    outcome => outcomes.push(outcome),
                 }
-                outcomes.push(outcome);
             }
             std::thread::sleep(LOOK);
         }
-        Ok(false)
+        Ok(incomplete)
     }
 }

@@ -168,7 +168,9 @@ impl<B: TrainBackend, T: Task> Training<'_, B, T> {
                 // Who has a part of the state only cannot write it alone.
                 let whole = (!self.trainer.is_sharded()).then(|| self.trainer.state());
                 match saver.finish(step, whole, state_hash, over) {
-                    Err(StorageError::Incomplete { .. }) if over() => return Err(Interruption::Recalled),
+                    Err(StorageError::Incomplete { .. } | StorageError::Unwritten { .. }) if over() => {
+                        return Err(Interruption::Recalled);
+                    }
                     outcomes => outcomes.map_err(SessionError::from)?,
                 }
             }
